@@ -1,0 +1,1 @@
+"""Everything that two sandboxers share; imports nothing but generated protocol code."""

@@ -1,0 +1,1 @@
+"""The daemons: the Controller, the composition root, the CLI, and one package per isolation type."""
