@@ -6,7 +6,7 @@ PYTEST := $(PYTHON) -m pytest
 STAMP  := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-integration test-engine lint type proto bench critest clean
+.PHONY: help setup demo test test-unit test-integration test-engine lint type proto configs bench critest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,7 +41,10 @@ type: $(STAMP) ## check types, strictly
 	.venv/bin/mypy
 
 proto: $(STAMP) ## regenerate proto/gen from proto/*.proto
-	$(PYTHON) scripts/generate-proto
+	$(PYTHON) scripts/generate-protos
+
+configs: $(STAMP) ## rewrite configs/*.yaml from the dataclasses that they document
+	$(PYTHON) -c 'from common.config import document as d; from sandboxers.runc.config import RuncConfig as c; print(d(c), end="")' > configs/runc.yaml
 
 bench: $(STAMP) ## measure against stock shims in one run: results/*.json and a table (root)
 	$(PYTHON) tests/bench/run.py

@@ -83,36 +83,38 @@ def describe(config_class: type[Any]) -> Iterator[Described]:
 
 def document(config_class: type[Any]) -> str:
     """Return the YAML text that gives every key its default, with its meaning, type and bounds above it."""
-    lines = [f"# {line}" for line in _paragraph(config_class.__doc__ or "", 108)]
+    lines = _comment(config_class.__doc__ or "", "")
     _document_section(config_class, "", lines)
     return "\n".join(lines) + "\n"
 
 
 def _document_section(config_class: type[Any], indent: str, lines: list[str]) -> None:
     hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
+    for number, field in enumerate(dataclasses.fields(config_class)):
         hint = hints[field.name]
-        lines.append("")
+        if number or not indent:
+            lines.append("")
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
-            lines += [f"{indent}# {line}" for line in _paragraph(hint.__doc__ or "", 108 - len(indent))]
+            lines += _comment(hint.__doc__ or "", indent)
             lines.append(f"{indent}{field.name}:")
             _document_section(hint, indent + "  ", lines)
         else:
-            meaning = f"{field.metadata['meaning']} ({_kind(hint)}{_bounds(field)})"
-            lines += [f"{indent}# {line}" for line in _paragraph(meaning, 108 - len(indent))]
+            lines += _comment(field.metadata["meaning"], indent)
+            lines.append(f"{indent}# ({_kind(hint)}{_bounds(field)})")
             lines.append(f"{indent}{field.name}: {_flow(_default(field))}")
 
 
-def _paragraph(text: str, width: int) -> list[str]:
-    return textwrap.wrap(" ".join(text.split()), width)
+def _comment(text: str, indent: str) -> list[str]:
+    prefix = f"{indent}# "
+    return textwrap.wrap(" ".join(text.split()), 100, initial_indent=prefix, subsequent_indent=prefix)
 
 
 def _flow(value: Any) -> str:
     import json
 
-    # A JSON value is a YAML flow value. Numbers and plain words need no quotes in either.
-    return json.dumps(value) if not isinstance(value, enum.Enum) else str(value.value)
+    # A JSON value is a YAML flow value.
+    return str(value.value) if isinstance(value, enum.Enum) else json.dumps(value)
 
 
 def _walk(config_class: type[Any], prefix: str) -> Iterator[tuple[dataclasses.Field[Any], Any, str]]:
@@ -251,16 +253,17 @@ def _read_yaml(text: str, source: str) -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: set[str] = set()
             for key_node, _ in node.value:
-                if key_node.value in seen:
-                    line = key_node.start_mark.line + 1
-                    raise InvalidArgument(f"{source}: {key_node.value}: given twice, again in line {line}")
-                if isinstance(key_node.value, str):
-                    seen.add(key_node.value)
+                if isinstance(key := key_node.value, str):
+                    if key in seen:
+                        line = key_node.start_mark.line + 1
+                        raise InvalidArgument(f"{source}: {key}: given twice, again in line {line}")
+                    seen.add(key)
             return super().construct_mapping(node, deep)
 
     try:
         return yaml.load(text, UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise InvalidArgument(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
-    except RecursionError:
-        raise InvalidArgument(f"{source}: nested too deeply") from None
+    except InvalidArgument:
+        raise
+    except Exception as error:  # YAMLError, and what its constructors let through: `!!bool x` is a KeyError
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InvalidArgument(f"{source}: not valid YAML: {reason[:500]}") from error

@@ -95,7 +95,7 @@ def bound(**ids: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        # Not reset(token): a call that began inline and ended as a task leaves another context than it entered.
+        # Not reset(token): a call begun inline and ended as a task leaves another context than it entered.
         _ids.set(outer)
 
 
