@@ -1,0 +1,64 @@
+"""What a pidfd tells about a process: its exit status even for non-parents, its identity, its start."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+
+# struct pidfd_info, first published size (include/uapi/linux/pidfd.h): mask, cgroupid, pid, tgid, ppid,
+# eight ids, exit_code.
+_INFO = struct.Struct("=QQIII8Ii")
+_PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, 64 bytes)
+_INFO_PID = 1
+_INFO_EXIT = 8
+
+# The kernel does not know the request (ENOTTY, EINVAL), or the process is reaped and it kept nothing (ESRCH).
+_NO_ANSWER = frozenset({errno.ENOTTY, errno.EINVAL, errno.ESRCH, errno.EOPNOTSUPP})
+
+
+def exit_info(pidfd: int) -> int | None:
+    """Return the raw wait status of a process that someone (anyone) has reaped, else None.
+
+    None also means that the kernel keeps no such record (before Linux 6.15). Decode it with
+    `os.waitstatus_to_exitcode`. Source: pidfd_open(2), PIDFD_GET_INFO.
+    """
+    info = _get_info(pidfd, _INFO_EXIT)
+    return info[13] if info is not None and info[0] & _INFO_EXIT else None
+
+
+def parent_pid(pidfd: int) -> int | None:
+    """Return the parent's pid of a process that is alive or a zombie; None once reaped or when unknown."""
+    info = _get_info(pidfd, _INFO_PID)
+    return info[4] if info is not None and info[0] & _INFO_PID else None
+
+
+def _get_info(pidfd: int, mask: int) -> tuple[int, ...] | None:
+    request = _INFO.pack(mask, *([0] * 13))
+    try:
+        return _INFO.unpack(fcntl.ioctl(pidfd, _PIDFD_GET_INFO, request))
+    except OSError as error:
+        if error.errno in _NO_ANSWER:
+            return None
+        raise
+
+
+def pidfs_inode(pidfd: int) -> int:
+    """Return the inode number of a pidfd: unique per process and boot since Linux 6.9 (pidfs)."""
+    return os.fstat(pidfd).st_ino
+
+
+def start_time(pid: int) -> int:
+    """Return when `pid` started, in clock ticks since boot (proc_pid_stat(5), field 22).
+
+    Raises ProcessLookupError with the path when there is no such process.
+    """
+    path = f"/proc/{pid}/stat"
+    try:
+        with open(path, "rb") as file:
+            stat = file.read()
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), path) from None
+    # The command name is in parentheses and may itself hold spaces and parentheses.
+    return int(stat[stat.rindex(b")") + 2 :].split()[19])

@@ -1,0 +1,31 @@
+"""What a process is to the kernel: subreaper, and who stands at the other end of a socket."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import NamedTuple
+
+from common.linux import _libc
+
+_PR_SET_CHILD_SUBREAPER = 36
+_UCRED = struct.Struct("=iII")
+
+
+class PeerCredentials(NamedTuple):
+    """Who connected, as the kernel recorded it at connect time (unix(7), SO_PEERCRED)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def set_child_subreaper() -> None:
+    """Make this process the parent of its orphaned descendants (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def peer_credentials(sock: socket.socket) -> PeerCredentials:
+    """Return the credentials of the peer of a connected unix socket. Raises OSError for other sockets."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return PeerCredentials(*_UCRED.unpack(raw))

@@ -1,0 +1,25 @@
+"""The window size of a terminal."""
+
+from __future__ import annotations
+
+import termios
+
+
+def set_window_size(fd: int, width: int, height: int) -> None:
+    """Set the size in character cells of the terminal behind `fd` (either end of a pty).
+
+    Raises OSError when `fd` is no terminal. Source: ioctl_tty(2), TIOCSWINSZ.
+    """
+    try:
+        termios.tcsetwinsize(fd, (height, width))
+    except termios.error as error:
+        raise OSError(*error.args) from error
+
+
+def get_window_size(fd: int) -> tuple[int, int]:
+    """Return (width, height) in character cells. Raises OSError when `fd` is no terminal."""
+    try:
+        height, width = termios.tcgetwinsize(fd)
+    except termios.error as error:
+        raise OSError(*error.args) from error
+    return width, height

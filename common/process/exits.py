@@ -1,0 +1,232 @@
+"""The ends of processes: one callback per watched process, and no zombie left behind.
+
+The daemon is a child subreaper: besides its own children it inherits what OCI runtimes leave behind.
+One epoll descriptor carries the pidfds of all watches, so a watch costs a descriptor and a small object;
+nothing polls while nothing ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from common.errors import AlreadyExists, NotFound
+from common.linux import pidfd as pidfds
+
+UNKNOWN_EXIT_CODE = 255
+
+# A pidfd can become readable before the process is reparented to us (2-10 ms were seen), hence the quick
+# retries; a foreign parent may take its time to reap, hence the last one.
+_RETRY_DELAYS_S = (0.001, 0.002, 0.005, 0.010, 0.030, 0.060)
+_FOREIGN_REAP_LIMIT_S = 5.0
+
+# SIGCHLDs come in bursts (an OCI command, its helpers, the container): one sweep serves them all.
+_SWEEP_DELAY_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended.
+
+    `code` is 0..255, 128 + signal number when a signal ended it, 255 with `known=False` when nobody can
+    tell any more. `exited_at_ns` is the wall clock in ns since the epoch when the daemon noticed.
+    """
+
+    code: int
+    exited_at_ns: int
+    known: bool = True
+
+
+Callback = Callable[[ExitStatus], None]
+
+
+class Watch:
+    """A process whose end is awaited. Owns its pidfd until the callback ran or `cancel` was called."""
+
+    __slots__ = ("_attempt", "_callback", "_watcher", "pid", "pidfd")
+
+    def __init__(self, watcher: ExitWatcher, pid: int, pidfd: int, callback: Callback) -> None:
+        self._watcher = watcher
+        self._callback = callback
+        self._attempt = 0
+        self.pid = pid
+        self.pidfd = pidfd
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to exactly this process. Raises NotFound once it is gone."""
+        try:
+            if self.pidfd < 0:
+                raise ProcessLookupError
+            signal.pidfd_send_signal(self.pidfd, signum)
+        except ProcessLookupError:
+            raise NotFound(f"process {self.pid} has ended") from None
+
+    def cancel(self) -> None:
+        """Forget the process: no callback any more; if it is our child, the sweep reaps it later."""
+        self._watcher._forget(self)
+
+
+class ExitWatcher:
+    """Tells the end of processes to callbacks and reaps orphans. One per daemon, made inside its running loop.
+
+    Installs the handler of SIGCHLD, so it lives in the main thread.
+    """
+
+    __slots__ = ("_adoptions", "_by_fd", "_by_pid", "_epoll", "_loop", "_sweep_timer")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._by_fd: dict[int, Watch] = {}
+        self._by_pid: dict[int, Watch] = {}
+        self._adoptions = 0
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._epoll = select.epoll()
+        self._loop.add_reader(self._epoll.fileno(), self._on_ready)
+        self._loop.add_signal_handler(signal.SIGCHLD, self._sweep_soon)
+
+    @property
+    def watch_count(self) -> int:
+        """The number of processes whose end is awaited."""
+        return len(self._by_fd)
+
+    def watch(self, pid: int, callback: Callback, pidfd: int | None = None) -> Watch:
+        """Call `callback` once, from the event loop, when the process ends.
+
+        Works for children, for processes that will be reparented to us, and for those of other parents
+        (their exit code needs Linux 6.15, else it is unknown). Takes over `pidfd`, or opens one.
+        Raises NotFound when there is no such process, AlreadyExists when it is watched; a `pidfd` that
+        was passed stays the caller's then.
+        """
+        if pid in self._by_pid:
+            raise AlreadyExists(f"process {pid} is watched already")
+        if pidfd is None:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                raise NotFound(f"there is no process {pid}") from None
+        watch = Watch(self, pid, pidfd, callback)
+        self._epoll.register(pidfd, select.EPOLLIN)
+        self._by_fd[pidfd] = watch
+        self._by_pid[pid] = watch
+        return watch
+
+    @contextlib.contextmanager
+    def adoption(self) -> Iterator[None]:
+        """While open, leave unknown zombies alone: one may be the child that the caller is about to claim."""
+        self._adoptions += 1
+        try:
+            yield
+        finally:
+            self._adoptions -= 1
+            if not self._adoptions:
+                self._sweep_soon()
+
+    def close(self) -> None:
+        """Forget all watches and give SIGCHLD back; harmless when closed already."""
+        if self._epoll.closed:
+            return
+        for watch in list(self._by_fd.values()):
+            self._forget(watch)
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        self._loop.remove_signal_handler(signal.SIGCHLD)
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+
+    def _on_ready(self) -> None:
+        for fd, _events in self._epoll.poll(0):
+            # A callback of this very batch may have cancelled the watch.
+            watch = self._by_fd.get(fd)
+            if watch is not None:
+                self._collect(watch)
+
+    def _collect(self, watch: Watch) -> None:
+        if watch.pidfd < 0:
+            return
+        try:
+            result = os.waitid(os.P_PIDFD, watch.pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            raw = pidfds.exit_info(watch.pidfd)
+            if raw is not None:
+                self._complete(watch, _code_of_wait_status(raw))
+            else:
+                self._collect_later(watch)
+            return
+        if result is not None:
+            self._complete(watch, _code_of_siginfo(result))
+
+    def _collect_later(self, watch: Watch) -> None:
+        if watch._attempt == 0:
+            # Events 0 leaves only EPOLLHUP, which comes when somebody reaps the process; EPOLLIN would spin.
+            self._epoll.modify(watch.pidfd, 0)
+        if watch._attempt < len(_RETRY_DELAYS_S):
+            delay_s = _RETRY_DELAYS_S[watch._attempt]
+        elif watch._attempt == len(_RETRY_DELAYS_S) and pidfds.parent_pid(watch.pidfd) is not None:
+            delay_s = _FOREIGN_REAP_LIMIT_S
+        else:
+            self._complete(watch, None)
+            return
+        watch._attempt += 1
+        self._loop.call_later(delay_s, self._collect, watch)
+
+    def _complete(self, watch: Watch, code: int | None) -> None:
+        now_ns = time.time_ns()
+        self._forget(watch)
+        status = (
+            ExitStatus(UNKNOWN_EXIT_CODE, now_ns, known=False) if code is None else ExitStatus(code, now_ns)
+        )
+        watch._callback(status)
+
+    def _forget(self, watch: Watch) -> None:
+        if watch.pidfd < 0:
+            return
+        del self._by_fd[watch.pidfd]
+        del self._by_pid[watch.pid]
+        # A copy of the pidfd elsewhere (a spawned child, a descriptor store) would keep a closed one registered.
+        self._epoll.unregister(watch.pidfd)
+        os.close(watch.pidfd)
+        watch.pidfd = -1
+
+    def _sweep_soon(self) -> None:
+        if self._sweep_timer is None and not self._epoll.closed:
+            self._sweep_timer = self._loop.call_later(_SWEEP_DELAY_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweep_timer = None
+        while (zombie := _peek_zombie()) is not None:
+            watch = self._by_pid.get(zombie)
+            if watch is not None:
+                self._collect(watch)
+                if watch.pidfd >= 0:
+                    return
+            elif self._adoptions:
+                # The kernel would show the same zombie again; closing the adoption sweeps anew.
+                return
+            else:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOHANG)
+
+
+def _peek_zombie() -> int | None:
+    try:
+        result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return result.si_pid if result is not None else None
+
+
+def _code_of_siginfo(result: os.waitid_result) -> int:
+    if result.si_code == os.CLD_EXITED:
+        return result.si_status & 0xFF
+    return 128 + result.si_status
+
+
+def _code_of_wait_status(raw: int) -> int:
+    code = os.waitstatus_to_exitcode(raw)
+    return code if code >= 0 else 128 - code
