@@ -73,7 +73,7 @@ class Watch:
 
 
 class ExitWatcher:
-    """Tells the end of processes to callbacks and reaps orphans. One per daemon, made inside its running loop.
+    """Tells the end of processes to callbacks and reaps orphans. One per daemon, made inside its loop.
 
     Installs the handler of SIGCHLD, so it lives in the main thread.
     """
@@ -188,7 +188,7 @@ class ExitWatcher:
             return
         del self._by_fd[watch.pidfd]
         del self._by_pid[watch.pid]
-        # A copy of the pidfd elsewhere (a spawned child, a descriptor store) would keep a closed one registered.
+        # A copy of the pidfd elsewhere (a descriptor store) would keep a closed one registered.
         self._epoll.unregister(watch.pidfd)
         os.close(watch.pidfd)
         watch.pidfd = -1

@@ -1,8 +1,8 @@
 """Start programs from the event loop with exactly the descriptors, environment and directory they need.
 
-`subprocess.Popen` is used for its vfork path and its close_range. Measured against `os.posix_spawn` it costs
-20 us more CPU (80 against 60) and the same latency, and posix_spawn can neither close unknown descriptors nor change
-the directory. Its own reaping is switched off: `ExitWatcher` alone collects exits.
+`subprocess.Popen` is used for its vfork path and its close_range. Against `os.posix_spawn` it costs 20 us
+more CPU (80 against 60) at the same latency (measured with /bin/true), and posix_spawn can neither close
+unknown descriptors nor change the directory. Popen's own reaping is switched off: `ExitWatcher` alone collects exits.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Child:
         """Wait for the end; any number of callers may."""
         if self._status is not None:
             return self._status
-        waiter = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
             return await waiter
@@ -130,9 +130,7 @@ def spawn(
     except FileNotFoundError as error:
         if error.filename == cwd:
             raise NotFound(f"cannot start {argv[0]}: directory {cwd} does not exist") from error
-        raise NotFound(
-            f"cannot start {argv[0]}: not found; is it installed, and does the setting name it?"
-        ) from error
+        raise NotFound(f"cannot start {argv[0]}: there is no such program; is it installed?") from error
     except PermissionError as error:
         raise PermissionDenied(f"cannot start {argv[0]}: {error.strerror}") from error
     # Without this Popen would wait for the pid by itself at some later time and steal the status.
@@ -156,10 +154,10 @@ async def run(
 ) -> Completed:
     """Run a program to its end.
 
-    `stdout` and `stderr` may be `CAPTURE`: up to 1 MiB of each is kept, the rest is read and dropped. Output is
-    complete up to the program's exit; what a descendant writes later is not waited for. `input` is served from
-    memory as stdin. `started` is told the child right after its start. On timeout or cancellation the program is
-    killed. Raises DeadlineExceeded naming the command, and what `spawn` raises.
+    `stdout` and `stderr` may be `CAPTURE`: up to 1 MiB of each is kept, the rest is read and dropped. Output
+    is complete up to the program's exit; what a descendant writes later is not waited for. `input` is served
+    from memory as stdin. `started` is told the child right after its start. On timeout or cancellation the
+    program is killed. Raises DeadlineExceeded naming the command, and what `spawn` raises.
     """
     with contextlib.ExitStack() as stack:
         if input is not None:
