@@ -89,7 +89,7 @@ def _leaves_nothing_behind() -> Iterator[None]:
 def _leaks(before: _Holdings) -> list[str]:
     after = _holdings()
     return [
-        f"{kind[:-1]} {thing}"
+        f"{kind}: {thing}"
         for kind, old, new in zip(_Holdings._fields, before, after, strict=True)
         for thing in sorted(new - old)
     ]

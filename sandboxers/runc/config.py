@@ -88,7 +88,7 @@ class RuncConfig:
     )
     state_dir: str = option(
         "/run/sandboxd/runc",
-        "Where live state is kept. It must be on a tmpfs: the state describes processes, which end with the boot.",
+        "Where live state is kept: on a tmpfs, since it describes processes, which end with the boot.",
         check=absolute_path,
     )
     log: LogConfig = LogConfig()
