@@ -1,0 +1,402 @@
+"""The server: listeners, connections, and the calls that live no longer than their connection."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from google.protobuf.message import DecodeError, Message
+
+from common.ttrpc._calls import Call, CallContext, Method, PeerCredentials, Service, StreamMethod
+from common.ttrpc._connection import Connection, Role
+from common.ttrpc._errors import LocalProtocolError, StatusCode, StatusError
+from common.ttrpc._events import DataReceived, Event, RequestReceived, StreamRefused
+from common.ttrpc._frames import Frame, OversizedFrame, encode_frame
+from common.ttrpc._journal import Journal, NullJournal
+from common.ttrpc._socket import FrameSocket
+from common.ttrpc._state import StreamState
+from common.ttrpc._stream import ServerStream
+from proto.gen.ttrpc.request_pb2 import Response
+
+StatusOf = Callable[[Exception], tuple[int, str]]
+Authorize = Callable[[PeerCredentials], bool]
+
+QUEUE_LIMIT: Final = 16 << 20
+ACCEPTS_PER_WAKEUP: Final = 16
+ACCEPT_PAUSE_S: Final = 0.2
+MESSAGE_LIMIT: Final = 16 << 10  # characters of an error text: its frame stays small enough to be atomic
+
+_CREDENTIALS = struct.Struct("iII")
+_connection_ids = itertools.count(1)
+_null_journal = NullJournal()
+
+
+def default_status_of(error: Exception) -> tuple[int, str]:
+    """Map errors of handlers where the owner of the server did not say how."""
+    if isinstance(error, TimeoutError):
+        return StatusCode.DEADLINE_EXCEEDED, str(error) or "timed out"
+    return StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"
+
+
+class _Admitted(NamedTuple):
+    """An event and whom it concerns, found out while the frame was still in the socket."""
+
+    event: Event | None
+    service: Service | None = None
+    method: Method | StreamMethod | None = None
+    error: Exception | None = None
+
+
+class ServerConnection(FrameSocket):
+    """One accepted connection and the handlers bound to it."""
+
+    __slots__ = ("_calls", "_id", "_peer", "_server")
+
+    def __init__(self, server: Server, sock: socket.socket, peer: PeerCredentials | None) -> None:
+        super().__init__(sock, Connection(Role.SERVER), asyncio.get_running_loop(), server.queue_limit)
+        self._server = server
+        self._peer = peer
+        self._id = next(_connection_ids)
+        self._calls: dict[int, Call] | None = None  # those that wait, and all that stream
+
+    # ── a frame arrives ────────────────────────────────────────────────────────────────────────
+
+    def _examine(self, frame: Frame | OversizedFrame) -> _Admitted:
+        event = self._codec.receive_frame(frame)
+        if type(event) is RequestReceived:
+            service = self._server.services.get(event.request.service)
+            if service is None:
+                return _Admitted(event, error=_unimplemented(f"service {event.request.service}"))
+            method = service.methods.get(event.request.method)
+            if method is None:
+                name = f"method {event.request.method} of service {event.request.service}"
+                return _Admitted(event, error=_unimplemented(name))
+            error = self._admit(frame) if method.journaled else None
+            return _Admitted(event, service, method, error)
+        if type(event) is DataReceived:
+            call = self._call(event.stream_id)
+            if call is not None and call.journaled:
+                return _Admitted(event, error=self._admit(frame))
+        return _Admitted(event)
+
+    def _admit(self, frame: Frame | OversizedFrame) -> Exception | None:
+        assert isinstance(frame, Frame)
+        try:
+            self._server.journal.admitted(self._id, frame.stream_id, encode_frame(*frame))
+        except Exception as error:
+            return error
+        return None
+
+    def _act(self, examined: _Admitted) -> None:
+        event = examined.event
+        if type(event) is RequestReceived:
+            if examined.error is not None:
+                self._respond(event.stream_id, 0, None, examined.error)
+            else:
+                assert examined.service is not None
+                assert examined.method is not None
+                self._begin(event, examined.service, examined.method)
+        elif type(event) is DataReceived:
+            self._deliver(event, examined.error)
+        elif type(event) is StreamRefused:
+            self._refuse(event)
+
+    def _begin(self, event: RequestReceived, service: Service, method: Method | StreamMethod) -> None:
+        stream_id, request, state = event
+        deadline = None
+        if request.timeout_nano:
+            deadline = self._loop.time() + request.timeout_nano / 1e9
+        metadata = tuple((pair.key, pair.value) for pair in request.metadata) if request.metadata else ()
+        context = CallContext(
+            request.service, request.method, metadata, deadline, self._peer, self._id, stream_id
+        )
+        report = stream_id if method.journaled else 0
+        stream: ServerStream[Any] | None = None
+        argument: Any
+        if type(method) is StreamMethod:
+            if state is StreamState.UNARY:
+                text = f"{request.method} is a streaming method, the request is unary"
+                self._respond(stream_id, report, None, StatusError(StatusCode.INVALID_ARGUMENT, text))
+                return
+            argument = stream = ServerStream(self, stream_id, method.request)
+            # The payload cannot be told from no payload when it is empty: only a client that sends nothing
+            # else must have meant a message.
+            closed = state is StreamState.CLIENT_CLOSED
+            stream.deliver(request.payload if request.payload or closed else None, closed)
+        else:
+            try:
+                argument = method.request.FromString(request.payload)
+            except DecodeError:
+                text = f"the payload is no {method.request.DESCRIPTOR.full_name}"
+                self._respond(stream_id, report, None, StatusError(StatusCode.INVALID_ARGUMENT, text))
+                return
+        call = Call(context, method.journaled, stream, self._loop, self._finished)
+        if stream is not None:
+            self._keep(call)
+        try:
+            awaitable = method.handler(service.target, argument, context)
+        except Exception as error:
+            self._finished(call, None, error)
+            return
+        if not call.run(awaitable):
+            self._keep(call)
+            if self._closed:
+                self._server.lost(self, lingers=True)
+                call.cancel()
+
+    def _deliver(self, event: DataReceived, error: Exception | None) -> None:
+        call = self._call(event.stream_id)
+        if call is None or call.stream is None:
+            return
+        if error is None and not call.stream.deliver(event.payload, event.closed):
+            error = StatusError(
+                StatusCode.RESOURCE_EXHAUSTED, "the stream holds too much that was not received"
+            )
+        if error is not None:
+            self._respond(event.stream_id, event.stream_id if call.journaled else 0, None, error)
+            call.cancel()
+
+    def _refuse(self, refused: StreamRefused) -> None:
+        call = self._call(refused.stream_id)
+        ended = self._codec.stream_state(refused.stream_id) is StreamState.FINISHED
+        report = refused.stream_id if ended and call is not None and call.journaled else 0
+        self._write(self._codec.refuse(refused), report)
+        if ended and call is not None:
+            call.cancel()
+
+    # ── a call ends ────────────────────────────────────────────────────────────────────────────
+
+    def _finished(self, call: Call, result: Message | None, error: BaseException | None) -> None:
+        stream_id = call.context.stream_id
+        if self._calls is not None:
+            self._calls.pop(stream_id, None)
+            if not self._calls:
+                self._calls = None
+                if self._closed:
+                    self._server.forget(self)
+        if self._closed:
+            return
+        if self._codec.stream_state(stream_id) is StreamState.FINISHED:
+            return  # it was refused or overrun meanwhile and has its answer
+        report = stream_id if call.journaled else 0
+        if error is None and result is None and call.stream is not None:
+            self._write(self._codec.send_data(stream_id, None, close=True), report)
+        else:
+            self._respond(stream_id, report, result, error)
+
+    def _respond(
+        self, stream_id: int, report: int, result: Message | None, error: BaseException | None
+    ) -> None:
+        if error is None:
+            try:
+                if result is None:
+                    raise TypeError("the handler returned no message")
+                frame = self._codec.send_response(stream_id, Response(payload=result.SerializeToString()))
+            except LocalProtocolError as too_large:
+                error = StatusError(
+                    StatusCode.RESOURCE_EXHAUSTED, f"the response cannot be sent: {too_large}"
+                )
+            except Exception as unusable:
+                error = unusable
+        if error is not None:
+            code, text = self._server.status(error)
+            response = Response()
+            response.status.code = code
+            response.status.message = text
+            frame = self._codec.send_response(stream_id, response)
+        self._write(frame, report)
+
+    # ── bookkeeping ────────────────────────────────────────────────────────────────────────────
+
+    def _call(self, stream_id: int) -> Call | None:
+        return None if self._calls is None else self._calls.get(stream_id)
+
+    def _keep(self, call: Call) -> None:
+        if self._calls is None:
+            self._calls = {}
+        self._calls[call.context.stream_id] = call
+
+    def _partial(self, piece: memoryview) -> None:
+        if self._server.journal is not _null_journal:
+            self._server.journal.partial(self._id, bytes(piece))
+
+    def _sent(self, report: int) -> None:
+        self._server.journal.answered(self._id, report)
+
+    def _lost(self, reason: Exception | None) -> None:
+        self._server.journal.closed(self._id)
+        self._server.lost(self, lingers=self._calls is not None)
+        for call in list((self._calls or {}).values()):
+            call.cancel()
+
+    def close(self) -> None:
+        self._close(None)
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """The tasks of the handlers that wait."""
+        return [call.task for call in (self._calls or {}).values() if call.task is not None]
+
+
+class _Listener:
+    """A listening socket in the event loop."""
+
+    __slots__ = ("_loop", "_server", "_sock", "_timer")
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._server = server
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop.add_reader(sock, self._on_readable)
+
+    def _on_readable(self) -> None:
+        for _ in range(ACCEPTS_PER_WAKEUP):
+            try:
+                sock, _address = self._sock.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:  # that client is gone already
+                continue
+            except OSError:
+                # Out of descriptors or memory: the client stays in the backlog, and the loop must not spin on
+                # it.
+                self._loop.remove_reader(self._sock)
+                self._timer = self._loop.call_later(ACCEPT_PAUSE_S, self._resume)
+                return
+            self._server.accept(sock)
+
+    def _resume(self) -> None:
+        self._timer = None
+        self._loop.add_reader(self._sock, self._on_readable)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+
+
+class Server:
+    """Serves method tables on any number of listening sockets. Small when idle: one may exist per pod.
+
+    `status_of` maps what handlers raise to a code and a text (StatusError needs no mapping); `authorize`
+    decides by its credentials whether a peer may stay; `journal` is told of calls as `Journal` describes; a
+    connection whose peer leaves more than `queue_limit` bytes unread is closed.
+
+    A handler lives no longer than its connection: it is cancelled when that is lost, and when the call's
+    deadline passes. To close the server from inside a handler use `loop.call_soon(server.close)`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_authorize",
+        "_connections",
+        "_lingering",
+        "_listeners",
+        "_status_of",
+        "journal",
+        "queue_limit",
+        "services",
+    )
+
+    def __init__(
+        self,
+        services: Mapping[str, Service],
+        *,
+        status_of: StatusOf | None = None,
+        authorize: Authorize | None = None,
+        journal: Journal = _null_journal,
+        queue_limit: int = QUEUE_LIMIT,
+    ) -> None:
+        self.services = services
+        self.journal = journal
+        self.queue_limit = queue_limit
+        self._status_of = status_of or default_status_of
+        self._authorize = authorize
+        self._listeners: tuple[_Listener, ...] = ()
+        self._connections: dict[int, ServerConnection] = {}
+        self._lingering: dict[int, ServerConnection] = {}  # lost, but a cancelled handler has not ended yet
+
+    @property
+    def connection_count(self) -> int:
+        return len(self._connections)
+
+    def listen(self, sock: socket.socket) -> None:
+        """Accept connections on a bound, listening unix stream socket, which the server owns from now on."""
+        self._listeners += (_Listener(self, sock),)
+
+    def adopt(self, sock: socket.socket) -> None:
+        """Serve a connected unix stream socket, which the server owns from now on, without asking
+        `authorize`.
+        """
+        connection = ServerConnection(self, sock, peer_credentials(sock))
+        self._connections[id(connection)] = connection
+
+    def close(self) -> None:
+        """Close listeners and connections and cancel the handlers bound to them. Idempotent; listen again at
+        will.
+        """
+        listeners, self._listeners = self._listeners, ()
+        for listener in listeners:
+            listener.close()
+        for connection in list(self._connections.values()):
+            connection.close()
+
+    async def wait_closed(self) -> None:
+        """After `close`: return when the handlers that it cancelled have ended."""
+        while self._lingering:
+            await asyncio.wait([task for lost in self._lingering.values() for task in lost.tasks()])
+
+    # ── called by listeners and connections ────────────────────────────────────────────────────
+
+    def accept(self, sock: socket.socket) -> None:
+        try:
+            allowed = self._authorize is None or self._authorize(peer_credentials(sock))
+        except BaseException:
+            sock.close()
+            raise
+        if allowed:
+            self.adopt(sock)
+        else:
+            sock.close()
+
+    def lost(self, connection: ServerConnection, *, lingers: bool) -> None:
+        self._connections.pop(id(connection), None)
+        if lingers:
+            self._lingering[id(connection)] = connection
+
+    def forget(self, connection: ServerConnection) -> None:
+        self._lingering.pop(id(connection), None)
+
+    def status(self, error: BaseException) -> tuple[int, str]:
+        """Return the code and the text, fit for the wire, with which an error is answered."""
+        code: int
+        if isinstance(error, StatusError):
+            code, text = error.code, error.message
+        elif isinstance(error, asyncio.CancelledError):
+            code, text = StatusCode.CANCELLED, "the call was cancelled"
+        elif isinstance(error, Exception):
+            try:
+                code, text = self._status_of(error)
+            except Exception as fault:
+                code, text = default_status_of(fault)
+        else:
+            code, text = StatusCode.INTERNAL, type(error).__name__
+        # Texts may hold file names that are not UTF-8, which protobuf refuses.
+        text = text[:MESSAGE_LIMIT].encode("utf-8", "backslashreplace").decode()
+        return int(code) or int(StatusCode.UNKNOWN), text
+
+
+def peer_credentials(sock: socket.socket) -> PeerCredentials:
+    """Read SO_PEERCRED of a connected unix socket (unix(7))."""
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return PeerCredentials(*_CREDENTIALS.unpack(data))
+
+
+def _unimplemented(what: str) -> StatusError:
+    return StatusError(StatusCode.UNIMPLEMENTED, f"{what} is not offered here")
