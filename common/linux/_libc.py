@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -189,6 +188,8 @@ def run_in_own_thread(function: Callable[[], T]) -> T:
 
     Whatever the function changes about its own thread (unshare, setns, chdir after CLONE_FS) ends with it.
     """
+    import threading  # late: programs without threads load this module too
+
     results: list[T] = []
     errors: list[BaseException] = []
 

@@ -9,29 +9,30 @@ from dataclasses import dataclass
 from typing import Final
 
 from common.errors import InvalidArgument
-
-MS_RDONLY: Final = 0x1
-MS_NOSUID: Final = 0x2
-MS_NODEV: Final = 0x4
-MS_NOEXEC: Final = 0x8
-MS_SYNCHRONOUS: Final = 0x10
-MS_REMOUNT: Final = 0x20
-MS_MANDLOCK: Final = 0x40
-MS_DIRSYNC: Final = 0x80
-MS_NOSYMFOLLOW: Final = 0x100
-MS_NOATIME: Final = 0x400
-MS_NODIRATIME: Final = 0x800
-MS_BIND: Final = 0x1000
-MS_REC: Final = 0x4000
-MS_SILENT: Final = 0x8000
-MS_UNBINDABLE: Final = 1 << 17
-MS_PRIVATE: Final = 1 << 18
-MS_SLAVE: Final = 1 << 19
-MS_SHARED: Final = 1 << 20
-MS_RELATIME: Final = 1 << 21
-MS_I_VERSION: Final = 1 << 23
-MS_STRICTATIME: Final = 1 << 24
-MS_LAZYTIME: Final = 1 << 25
+from common.linux.flags import (
+    MS_BIND,
+    MS_DIRSYNC,
+    MS_I_VERSION,
+    MS_LAZYTIME,
+    MS_MANDLOCK,
+    MS_NOATIME,
+    MS_NODEV,
+    MS_NODIRATIME,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_NOSYMFOLLOW,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_RELATIME,
+    MS_REMOUNT,
+    MS_SHARED,
+    MS_SILENT,
+    MS_SLAVE,
+    MS_STRICTATIME,
+    MS_SYNCHRONOUS,
+    MS_UNBINDABLE,
+)
 
 # mount(8): option to (flags it sets, flags it clears).
 _FLAGS: Final[dict[str, tuple[int, int]]] = {

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from common.errors import InvalidArgument
 from common.linux import _libc
-from common.linux.mount_options import (
+from common.linux.flags import (
+    MNT_DETACH,
     MS_BIND,
     MS_NODEV,
     MS_NOEXEC,
@@ -18,6 +19,9 @@ from common.linux.mount_options import (
     MS_PRIVATE,
     MS_REC,
     MS_REMOUNT,
+    UMOUNT_NOFOLLOW,
+)
+from common.linux.mount_options import (
     MountSpec,
     ParsedOptions,
     compact_lowerdirs,
@@ -40,9 +44,6 @@ __all__ = [
     "unmount_all",
     "unmount_stack",
 ]
-
-MNT_DETACH = 2
-UMOUNT_NOFOLLOW = 8
 
 _MOUNT_ATTR_IDMAP = 0x100000
 # MOUNT_ATTR_* equal MS_* for ro, nosuid, nodev and noexec (include/uapi/linux/mount.h).

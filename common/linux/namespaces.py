@@ -10,8 +10,7 @@ from collections.abc import Collection, Mapping
 
 from common.errors import InvalidArgument
 from common.linux import _libc
-from common.linux.mount_options import MS_BIND
-from common.linux.mounts import MNT_DETACH, UMOUNT_NOFOLLOW
+from common.linux.flags import MNT_DETACH, MS_BIND, UMOUNT_NOFOLLOW
 from common.linux.sysctls import Kind, check_sysctls, namespace_of, write_sysctls
 
 __all__ = ["Kind", "create_pinned", "namespace_id", "owner_userns", "pin", "unpin"]

@@ -1,0 +1,192 @@
+"""The program that makes the namespaces of `pod_holder` from inside: single-threaded, run once, then gone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from typing import Any, NoReturn
+
+from common.errors import InvalidArgument
+from common.linux import _libc
+from common.linux.flags import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC
+from common.linux.namespaces import enter
+from common.linux.sysctls import write_sysctls
+
+_PACKET_BYTES = 64 * 1024
+_CLONE_FLAGS = {"ipc": _libc.CLONE_NEWIPC, "uts": _libc.CLONE_NEWUTS, "pid": _libc.CLONE_NEWPID}
+
+_PR_CAPBSET_READ = 23
+_PR_CAPBSET_DROP = 24
+_PR_SET_SECUREBITS = 28
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+# SECBIT_KEEP_CAPS_LOCKED, SECBIT_NO_SETUID_FIXUP and its lock, SECBIT_NOROOT and its lock (capabilities(7)).
+_SECUREBITS = 0x2F
+
+_UNPRIVILEGED_ID = 65535
+_MFD_EXEC = 0x10
+_INIT_NAME = "sandboxd-pod-init"
+# Newer kernels show it as the command name, of which they keep 15 bytes, after "memfd:".
+_FILE_NAME = "pod-init"
+
+
+def main() -> NoReturn:
+    """Serve one request that comes over stdin, then exit: 0 when the daemon confirmed, else 1."""
+    connection = socket.socket(fileno=0)
+    init = 0
+    try:
+        init = _serve(connection)
+        confirmed = bool(connection.recv(_PACKET_BYTES))
+    except InvalidArgument as error:
+        confirmed = False
+        _send(connection, {"invalid": str(error)})
+    except OSError as error:
+        confirmed = False
+        _send(
+            connection,
+            {"errno": error.errno or 0, "text": error.strerror or str(error), "path": error.filename},
+        )
+    if not confirmed and init:
+        os.kill(init, signal.SIGKILL)
+    os._exit(0 if confirmed else 1)
+
+
+def _serve(connection: socket.socket) -> int:
+    packet, fds, _, _ = socket.recv_fds(connection, _PACKET_BYTES, 1)
+    request: dict[str, Any] = json.loads(packet)
+    if fds:
+        _libc.setns(fds[0], _libc.CLONE_NEWUSER)
+        os.close(fds[0])
+    elif request["new_userns"]:
+        _libc.unshare(_libc.CLONE_NEWUSER)
+        _send(connection, {"step": "map"})
+        if not connection.recv(_PACKET_BYTES):
+            os._exit(1)
+    flags = 0
+    for kind in request["kinds"]:
+        flags |= _CLONE_FLAGS.get(kind, 0)
+    _libc.unshare(flags)
+    if request["netns_path"] and request["sysctls"]:
+        enter(request["netns_path"], _libc.CLONE_NEWNET)
+    if request["hostname"] is not None:
+        _libc.sethostname(request["hostname"])
+    _write_sysctls(request["sysctls"])
+    init = _start_init(bytes.fromhex(request["init"])) if request["init"] else 0
+    _send(connection, {"init": init})
+    return init
+
+
+def _write_sysctls(sysctls: dict[str, str]) -> None:
+    try:
+        write_sysctls(sysctls)
+    except PermissionError:
+        # Before Linux 6.0 the sysctls of an IPC namespace are the daemon's uid's to write, since then they
+        # belong to the root of the namespace's owner.
+        os.setresuid(0, 0, 0)
+        write_sysctls(sysctls)
+
+
+def _start_init(elf: bytes) -> int:
+    """Start PID 1 of the new PID namespace and return its pid as the host sees it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # Written while the disk quota, file limits and privileges are still those of the daemon.
+    executable = _executable(elf)
+    report_fd, error_fd = os.pipe()
+    pid = os.fork()
+    if not pid:
+        _become_init(executable, error_fd)
+    os.close(error_fd)
+    os.close(executable)
+    # The pipe closes by itself when the exec succeeds.
+    with open(report_fd, encoding="utf-8") as file:
+        report = file.read()
+    if report:
+        number, _, text = report.partition(" ")
+        raise OSError(int(number), f"starting the init of the PID namespace: {text}")
+    return pid
+
+
+def _executable(elf: bytes) -> int:
+    try:
+        fd = os.memfd_create(_FILE_NAME, os.MFD_CLOEXEC | _MFD_EXEC)
+    except OSError:
+        # Kernels before 6.3 do not know the flag and make every memfd executable.
+        fd = os.memfd_create(_FILE_NAME, os.MFD_CLOEXEC)
+    os.write(fd, elf)
+    # Not readable for the one who executes it: the kernel then keeps the process from being traced or
+    # inspected by containers that happen to run under the same uid (prctl(2), PR_SET_DUMPABLE).
+    os.fchmod(fd, 0o111)
+    return fd
+
+
+def _become_init(executable: int, error_fd: int) -> NoReturn:
+    try:
+        unprivileged_id = _lowest_privilege()
+        for fd in os.listdir("/proc/self/fd"):
+            if int(fd) not in (executable, error_fd):
+                # One of them was the descriptor of the listing itself.
+                with contextlib.suppress(OSError):
+                    os.close(int(fd))
+        _enter_empty_root()
+        _drop_privileges(unprivileged_id)
+        _libc.execveat(executable, [_INIT_NAME], [])
+    except BaseException as error:
+        number = error.errno if isinstance(error, OSError) and error.errno else 0
+        os.write(error_fd, f"{number} {error}".encode())
+    os._exit(1)
+
+
+def _lowest_privilege() -> int:
+    """The id that the init runs under: 65535, or 0 inside a user namespace that does not map it."""
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/self/{name}", encoding="ascii") as file:
+            ranges = [line.split() for line in file]
+        if not any(int(first) <= _UNPRIVILEGED_ID < int(first) + int(count) for first, _, count in ranges):
+            return 0
+    return _UNPRIVILEGED_ID
+
+
+def _enter_empty_root() -> None:
+    """Make an empty read-only tmpfs the root, so that /proc/1/root shows a container nothing."""
+    _libc.unshare(_libc.CLONE_NEWNS)
+    _libc.mount(None, "/", None, MS_PRIVATE | MS_REC, None)
+    _libc.mount("none", "/proc", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0555,size=4k")
+    os.chdir("/proc")
+    # The old root ends up on top of the new one and goes at once (pivot_root(2), "pivot_root(".", ".")").
+    _libc.pivot_root(".", ".")
+    _libc.umount2(".", MNT_DETACH)
+    os.chdir("/")
+
+
+def _drop_privileges(unprivileged_id: int) -> None:
+    capability = 0
+    while _is_known_capability(capability):
+        _libc.prctl(_PR_CAPBSET_DROP, capability)
+        capability += 1
+    _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    _libc.prctl(_PR_SET_SECUREBITS, _SECUREBITS)
+    # Denied for good in some user namespaces; the groups are then those of the daemon, all unmapped.
+    with contextlib.suppress(PermissionError):
+        os.setgroups([])
+    os.setresgid(unprivileged_id, unprivileged_id, unprivileged_id)
+    os.setresuid(unprivileged_id, unprivileged_id, unprivileged_id)
+    _libc.drop_all_capabilities()
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _is_known_capability(number: int) -> bool:
+    try:
+        _libc.prctl(_PR_CAPBSET_READ, number)
+    except OSError:
+        return False
+    return True
+
+
+def _send(connection: socket.socket, message: dict[str, Any]) -> None:
+    # The daemon may be gone; the next read tells.
+    with contextlib.suppress(OSError):
+        connection.send(json.dumps(message).encode())
