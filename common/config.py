@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import textwrap
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -106,6 +105,8 @@ def _document_section(config_class: type[Any], indent: str, lines: list[str]) ->
 
 
 def _comment(text: str, indent: str) -> list[str]:
+    import textwrap
+
     prefix = f"{indent}# "
     return textwrap.wrap(" ".join(text.split()), 100, initial_indent=prefix, subsequent_indent=prefix)
 
