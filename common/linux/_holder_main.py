@@ -50,6 +50,9 @@ def main() -> NoReturn:
             connection,
             {"errno": error.errno or 0, "text": error.strerror or str(error), "path": error.filename},
         )
+    except Exception as error:
+        confirmed = False
+        _send(connection, {"internal": repr(error)})
     if not confirmed and init:
         os.kill(init, signal.SIGKILL)
     os._exit(0 if confirmed else 1)

@@ -66,10 +66,10 @@ class HolderResult:
 
 
 async def hold_namespaces(request: HolderRequest, watcher: ExitWatcher) -> HolderResult:
-    """Make the namespaces of `request` and pin them; all or nothing, in about 50 ms.
+    """Make the namespaces of `request` and pin them; all or nothing, in about 30 ms.
 
-    The init, when there is one, is no child of ours before this returns: hand `pid` and `pidfd` to
-    `watcher.watch` next. Raises InvalidArgument for what the request got wrong, OSError for what the kernel
+    The init, when there is one, has become a child of the daemon: hand `pid` and `pidfd` to `watcher.watch`
+    before the next await. Raises InvalidArgument for what the request got wrong, OSError for what the kernel
     refuses, DeadlineExceeded after 10 s.
     """
     _check(request)
@@ -87,22 +87,27 @@ async def hold_namespaces(request: HolderRequest, watcher: ExitWatcher) -> Holde
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 result = await conversation.hold()
-        except TimeoutError:
-            raise errors.DeadlineExceeded(f"making namespaces took longer than {_TIMEOUT_S:g} s") from None
-        finally:
-            # The helper ends at the end of the conversation; if that ended early, it takes its init along.
+                await helper.wait()
+        except BaseException as error:
+            conversation.undo()
+            # The helper sees the end of the conversation and takes its init along, unless it was confirmed.
             ours.close()
             await _ended(helper)
+            if isinstance(error, TimeoutError):
+                raise errors.DeadlineExceeded(f"making namespaces took over {_TIMEOUT_S:g} s") from None
+            raise
         return result
 
 
 class _Conversation:
-    __slots__ = ("_helper", "_request", "_socket")
+    __slots__ = ("_helper", "_pidfd", "_pinned", "_request", "_socket")
 
     def __init__(self, sock: socket.socket, helper: Child, request: HolderRequest) -> None:
         self._socket = sock
         self._helper = helper
         self._request = request
+        self._pinned = False
+        self._pidfd = -1
 
     async def hold(self) -> HolderResult:
         message = await self._receive()
@@ -113,14 +118,21 @@ class _Conversation:
         pid = int(message["init"])
         sources = {kind: self._source(kind) for kind in self._request.targets}
         pin_all(sources, self._request.targets)
-        try:
-            pidfd = os.pidfd_open(pid) if pid else -1
-            self._send({"step": "done"})
-        except BaseException:
+        self._pinned = True
+        if pid:
+            self._pidfd = os.pidfd_open(pid)
+        self._send({"step": "done"})
+        return HolderResult(pid, self._pidfd)
+
+    def undo(self) -> None:
+        """Take back whatever `hold` has reached."""
+        if self._pinned:
             for target in self._request.targets.values():
                 unpin(target)
-            raise
-        return HolderResult(pid, pidfd)
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            os.close(self._pidfd)
 
     def _source(self, kind: Kind) -> str:
         name = "pid_for_children" if kind is Kind.PID else kind.value
@@ -153,6 +165,8 @@ class _Conversation:
         message: dict[str, Any] = json.loads(packet)
         if "invalid" in message:
             raise errors.InvalidArgument(message["invalid"])
+        if "internal" in message:
+            raise errors.Internal(f"the namespace helper failed: {message['internal']}")
         if "errno" in message:
             raise OSError(message["errno"], message["text"], message["path"])
         return message
