@@ -9,7 +9,7 @@ from __future__ import annotations
 from common.cgroup.locate import Cgroup, Hierarchies
 from common.cgroup.oom import OomWatch, OomWatcher, oom_kill_count
 from common.cgroup.paths import CgroupsPath, parse_cgroups_path
-from common.cgroup.processes import kill_all, pids, remove_leaf
+from common.cgroup.processes import kill_all, pids, remove_leaf, signal_all
 from common.cgroup.stats import read_metrics
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "pids",
     "read_metrics",
     "remove_leaf",
+    "signal_all",
 ]

@@ -55,6 +55,10 @@ class Hierarchies:
             raise NotFound(f"there is no process {pid}") from None
         return self.cgroup(parse_membership(text))
 
+    def at(self, path: str) -> Cgroup:
+        """Return the cgroup with this path below the root of every hierarchy; it need not exist."""
+        return Cgroup(self, "/" + path.strip("/"))
+
     def cgroup(self, membership: Mapping[str, str]) -> Cgroup:
         """Return the cgroup with these paths by controller, as /proc/<pid>/cgroup gives them."""
         paths = {name: path for name, path in membership.items() if name in self._by_controller}

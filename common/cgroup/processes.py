@@ -30,6 +30,21 @@ def pids(cgroup: Cgroup) -> list[int]:
     return sorted(_pids_below(where[1])) if where else []
 
 
+def signal_all(cgroup: Cgroup, signum: int) -> int:
+    """Send a signal to every process in the cgroup and below, once; return how many there were.
+
+    What is started meanwhile may be missed: to end a cgroup, use `kill_all`.
+    """
+    where = _process_directory(cgroup)
+    if where is None:
+        return 0
+    controller, directory = where
+    alive = _pids_below(directory) - {os.getpid()}
+    if signum != signal.SIGKILL or not _kill_at_once(directory):
+        _signal_each(cgroup, controller, alive, signum)
+    return len(alive)
+
+
 async def kill_all(cgroup: Cgroup, timeout_s: float) -> None:
     """Kill every process in the cgroup and below, and wait until none is left.
 
@@ -111,21 +126,25 @@ def _kill_each(cgroup: Cgroup, controller: str, alive: set[int], *, freeze: bool
     if freezer is not None and freeze:
         # They start children as fast as we kill: frozen, they cannot.
         _write_state(freezer, "FROZEN")
-    path = cgroup.directory(controller)
+    _signal_each(cgroup, controller, alive, signal.SIGKILL)
+    if freezer is not None:
+        # A frozen process dies only when it is thawed, whoever froze it.
+        _write_state(freezer, "THAWED")
+
+
+def _signal_each(cgroup: Cgroup, controller: str, alive: set[int], signum: int) -> None:
+    directory = cgroup.directory(controller)
     for pid in alive:
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
             continue
         try:
-            if path is not None and _is_member(pid, controller, cgroup, path):
+            if directory is not None and _is_member(pid, controller, cgroup, directory):
                 with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    signal.pidfd_send_signal(pidfd, signum)
         finally:
             os.close(pidfd)
-    if freezer is not None:
-        # A frozen process dies only when it is thawed, whoever froze it.
-        _write_state(freezer, "THAWED")
 
 
 def _is_member(pid: int, controller: str, cgroup: Cgroup, directory: str) -> bool:

@@ -73,6 +73,12 @@ class PodConfig:
         minimum=0.0,
         maximum=600.0,
     )
+    unprivileged_ports: bool = option(
+        True, "Whether a pod with its own network may bind ports below 1024 without CAP_NET_BIND_SERVICE."
+    )
+    unprivileged_ping: bool = option(
+        True, "Whether a pod with its own network may send ICMP echo requests without CAP_NET_RAW."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -104,6 +105,15 @@ async def test_processes_that_keep_starting_others_are_all_killed(cgroup: Cgroup
     await kill_all(cgroup, timeout_s=20)
     assert pids(cgroup) == []
     process.wait()
+
+
+async def test_a_signal_reaches_every_process_once(cgroup: Cgroup) -> None:
+    script = "trap 'exit 7' TERM; while :; do sleep 0.01; done"
+    processes = [start(cgroup, "sh", "-c", script) for _ in range(2)]
+    wait_for(cgroup, 2)
+    await asyncio.sleep(0.2)  # until the traps are set
+    assert signal_all(cgroup, signal.SIGTERM) >= 2
+    assert [process.wait() for process in processes] == [7, 7]
 
 
 async def test_a_frozen_cgroup_is_killed(host_cgroup: Cgroup) -> None:
