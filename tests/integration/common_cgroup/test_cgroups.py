@@ -57,6 +57,8 @@ def _made(hierarchies: Hierarchies) -> Iterator[Cgroup]:
     for directory in directories:
         os.makedirs(directory, exist_ok=True)
     yield made
+    while signal_all(made, signal.SIGKILL):  # only where a test failed
+        time.sleep(0.01)
     for directory in directories:
         for inner, _, _ in os.walk(directory, topdown=False):
             os.rmdir(inner)
