@@ -23,6 +23,7 @@ from common.cgroup import (
     pids,
     read_metrics,
     remove_leaf,
+    signal_all,
 )
 from common.cgroup.locate import UNIFIED, Hierarchy
 from common.errors import DeadlineExceeded, FailedPrecondition, NotFound
