@@ -53,16 +53,25 @@ def absolute_path(value: str) -> str:
     return "must be an absolute path without '..'"
 
 
+def read_key(path: str, key: str, default: Any) -> Any:
+    """Read one top-level key of a file, unchecked, or `default` where it is not given; raises like `load`."""
+    found = _read_yaml(_read_file(path), path)
+    return found.get(key, default) if isinstance(found, dict) else default
+
+
 def load(config_class: type[ConfigT], path: str) -> ConfigT:
     """Read a file; raises NotFound where there is none, else what `parse` raises."""
+    return parse(config_class, _read_file(path), path)
+
+
+def _read_file(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read()
+            return file.read()
     except FileNotFoundError:
         raise NotFound(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"{path}: cannot be read: {error}") from error
-    return parse(config_class, text, path)
 
 
 def parse(config_class: type[ConfigT], text: str, source: str) -> ConfigT:

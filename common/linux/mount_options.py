@@ -87,8 +87,9 @@ _REFUSED: Final[dict[str, str]] = {
     "remount": "a new mount cannot be a remount",
 }
 
-_OPTION = re.compile(r"(?:\\.|[^,\\])+")
-_LAYER = re.compile(r"(?:\\.|[^:\\])+")
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_OPTION = re.compile(r"(?:\\.|[^,\\])+", re.DOTALL)
+_LAYER = re.compile(r"(?:\\.|[^:\\])+", re.DOTALL)
 _ID_MAPPING = re.compile(r"\d{1,10}:\d{1,10}:\d{1,10}(,\d{1,10}:\d{1,10}:\d{1,10})*")
 
 
@@ -172,9 +173,9 @@ def split_lowerdirs(data: str) -> tuple[list[str], list[str]]:
     for option in _OPTION.findall(data):
         name, _, value = option.partition("=")
         if name == "lowerdir":
-            if "::" in value:
+            if "::" in _ESCAPED.sub("", value):
                 raise InvalidArgument("data-only layers of an overlay are not supported")
-            layers.extend(re.sub(r"\\(.)", r"\1", layer) for layer in _LAYER.findall(value))
+            layers.extend(_ESCAPED.sub(r"\1", layer) for layer in _LAYER.findall(value))
         else:
             others.append(option)
     return layers, others

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from common.linux import _libc
 
 _PR_SET_CHILD_SUBREAPER = 36
+CAP_SYS_RESOURCE = 24
 _UCRED = struct.Struct("=iII")
 
 
@@ -23,6 +24,13 @@ class PeerCredentials(NamedTuple):
 def set_child_subreaper() -> None:
     """Make this process the parent of its orphaned descendants (prctl(2), PR_SET_CHILD_SUBREAPER)."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def has_capability(number: int) -> bool:
+    """Tell whether this process has a capability in effect, by its number (capabilities(7))."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    return bool(effective >> number & 1)
 
 
 def peer_credentials(sock: socket.socket) -> PeerCredentials:

@@ -1,0 +1,32 @@
+"""What a sandbox, container or exec may be called, and the directory names that follow from it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from common.errors import InvalidArgument
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,75}")
+
+UNIX_PATH_MAX_BYTES = 106
+"""Longest socket path that every peer accepts: sun_path less its NUL, and one byte for those that count it (unix(7))."""
+
+
+def check_identifier(kind: str, value: str) -> str:
+    """Return `value` if it is a legal id.
+
+    :raise InvalidArgument: it is empty, too long, or has a character that could leave a directory.
+    """
+    if not _IDENTIFIER.fullmatch(value):
+        raise InvalidArgument(
+            f"{kind} id {value[:100]!r} is not allowed: 1 to 76 letters, digits, '_', '.', '-', the first a letter or digit"
+        )
+    return value
+
+
+def directory_name(parent: str, identifier: str, longest_member: str) -> str:
+    """Return the directory name for an id inside `parent`: the id, or a hash where a socket's path would be too long."""
+    if len(f"{parent}/{identifier}/{longest_member}".encode()) <= UNIX_PATH_MAX_BYTES:
+        return identifier
+    return hashlib.sha256(identifier.encode()).hexdigest()[:32]

@@ -1,0 +1,166 @@
+"""Driving an OCI runtime's command line: crun, runc, or any other that takes runc's arguments.
+
+Each call is one external command, counted by `invocations`: what stands here is what a pod's start pays for.
+Errors are taken from the runtime's own log, since its stderr belongs to the container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+
+from common.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, SandboxdError
+from common.process.exits import ExitWatcher
+from common.process.spawn import run
+
+_CODES: tuple[tuple[str, type[SandboxdError]], ...] = (
+    # What crun and runc say, and whose fault it is; the first match wins.
+    ("not found in $path", InvalidArgument),
+    ("executable file not found", InvalidArgument),
+    ("exec format error", InvalidArgument),
+    ("permission denied", InvalidArgument),
+    ("no such file or directory", InvalidArgument),
+    ("not a directory", InvalidArgument),
+    ("is not running", FailedPrecondition),
+    ("not running", FailedPrecondition),
+    ("already exists", FailedPrecondition),
+    ("does not exist", NotFound),
+)
+
+
+class OciRuntime:
+    """One runtime binary with one state root.
+
+    `root` is the runtime's own state directory, apart from every engine's, so that no other tool's
+    `delete` or `list` can reach our containers.
+    """
+
+    __slots__ = ("_watcher", "binary", "invocations", "root", "timeout_s")
+
+    def __init__(self, binary: str, root: str, watcher: ExitWatcher, timeout_s: float) -> None:
+        self.binary = binary
+        self.root = root
+        self.timeout_s = timeout_s
+        self.invocations = 0
+        self._watcher = watcher
+
+    async def create(
+        self,
+        container_id: str,
+        bundle: str,
+        stdio: tuple[int, int, int],
+        console_socket: str | None,
+        systemd_cgroup: bool,
+    ) -> int:
+        """Create a container from `bundle` and return the pid of its first process, which waits for start()."""
+        pid_file = f"{bundle}/init.pid"
+        options = ["--bundle", bundle, "--pid-file", pid_file]
+        if console_socket is not None:
+            options += ["--console-socket", console_socket]
+        driver = ["--systemd-cgroup"] if systemd_cgroup else []
+        await self._run(
+            "create", [*options, container_id], f"{bundle}/log.json", stdio=stdio, global_options=driver
+        )
+        return _read_pid(pid_file)
+
+    async def start(self, container_id: str, bundle: str) -> None:
+        """Let the created process execute the user's command."""
+        await self._run("start", [container_id], f"{bundle}/log.json")
+
+    async def exec(
+        self, container_id: str, process_file: str, stdio: tuple[int, int, int], console_socket: str | None
+    ) -> int:
+        """Start one more process in a running container and return its pid."""
+        pid_file, log = f"{process_file}.pid", f"{process_file}.log"
+        options = ["--detach", "--process", process_file, "--pid-file", pid_file]
+        if console_socket is not None:
+            options += ["--console-socket", console_socket]
+        try:
+            await self._run("exec", [*options, container_id], log, stdio=stdio)
+            return _read_pid(pid_file)
+        finally:
+            for path in (pid_file, log):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+
+    async def delete(self, container_id: str, bundle: str) -> None:
+        """Remove what the runtime holds of a container, killing what is left of it; an unknown one is no error."""
+        if os.path.lexists(f"{self.root}/{container_id}"):
+            await self._run("delete", ["--force", container_id], f"{bundle}/log.json")
+
+    async def pause(self, container_id: str, bundle: str) -> None:
+        """Freeze all processes of a container."""
+        await self._run("pause", [container_id], f"{bundle}/log.json")
+
+    async def resume(self, container_id: str, bundle: str) -> None:
+        """Thaw all processes of a container."""
+        await self._run("resume", [container_id], f"{bundle}/log.json")
+
+    async def update(self, container_id: str, bundle: str, resources: bytes) -> None:
+        """Apply new limits; `resources` is JSON of the specification's LinuxResources."""
+        path = f"{bundle}/resources.json"
+        with open(path, "wb") as file:
+            file.write(resources)
+        await self._run("update", ["--resources", path, container_id], f"{bundle}/log.json")
+
+    async def _run(
+        self,
+        command: str,
+        arguments: Sequence[str],
+        log: str,
+        stdio: tuple[int, int, int] | None = None,
+        global_options: Sequence[str] = (),
+    ) -> None:
+        self.invocations += 1
+        argv = [
+            self.binary,
+            "--root",
+            self.root,
+            "--log",
+            log,
+            "--log-format",
+            "json",
+            *global_options,
+            command,
+        ]
+        argv += arguments
+        stdin, stdout, stderr = stdio or (None, None, None)
+        completed = await run(
+            argv, watcher=self._watcher, stdin=stdin, stdout=stdout, stderr=stderr, timeout_s=self.timeout_s
+        )
+        if completed.status.code != 0:
+            raise _failure(self.binary, command, completed.status.code, _last_error(log))
+
+
+def _failure(binary: str, command: str, code: int, message: str) -> SandboxdError:
+    text = f"{os.path.basename(binary)} {command}: {message or f'exit code {code} without a message'}"
+    lowered = message.lower()
+    for pattern, error in _CODES:
+        if pattern in lowered:
+            return error(text)
+    return Internal(text)
+
+
+def _last_error(log: str) -> str:
+    """Return the newest error of a runtime's JSON log, or its raw end where it is not JSON."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 16384))
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
+            return str(entry.get("msg", "")).strip()
+    return lines[-1][:1000] if lines else ""
+
+
+def _read_pid(path: str) -> int:
+    with open(path, encoding="ascii") as file:
+        return int(file.read())

@@ -1,0 +1,231 @@
+"""Reading an engine's config.json and rewriting it for the pod that its container joins.
+
+The engine is half trusted: it is root on the node, but what it copies into a spec comes from images and pod
+authors. Sources: OCI runtime-spec config.md and config-linux.md; engine contract section 5.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import InvalidArgument
+
+Spec = dict[str, Any]
+
+_PROC_NAMESPACE = re.compile(r"/proc/(\d+)/ns/([a-z_]+)")
+
+_OCI_VERSION = "1.0.2"
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """What a pod has ready for each of its containers.
+
+    `namespaces` maps an OCI namespace type ("network", "ipc", "uts", "pid", "user") to the file to join, or to
+    None where the pod lives in the host's. `files` maps a destination inside the container to a host file.
+    `shm_path` is the directory behind /dev/shm: the pod's own tmpfs, or the host's for a pod with the host's IPC.
+    """
+
+    namespaces: Mapping[str, str | None]
+    files: Mapping[str, str]
+    shm_path: str
+
+
+def parse_spec(text: bytes, source: str) -> Spec:
+    """Return the spec as a dictionary whose main parts have the right shapes.
+
+    :raise InvalidArgument: it is not JSON, or not the shape that the OCI runtime specification demands.
+    """
+    try:
+        spec = json.loads(text)
+    except ValueError as error:
+        raise InvalidArgument(f"{source} is not JSON: {error}") from error
+    _expect(spec, dict, source, "the document")
+    for key, shape in (
+        ("process", dict),
+        ("root", dict),
+        ("linux", dict),
+        ("mounts", list),
+        ("annotations", dict),
+    ):
+        if spec.get(key) is not None:
+            _expect(spec[key], shape, source, key)
+    linux = spec.get("linux") or {}
+    for key in ("namespaces", "uidMappings", "gidMappings"):
+        for entry in _expect(linux.get(key) or [], list, source, f"linux.{key}"):
+            _expect(entry, dict, source, f"an entry of linux.{key}")
+    for mount in spec.get("mounts") or []:
+        _expect(mount, dict, source, "an entry of mounts")
+        _expect(mount.get("destination"), str, source, "the destination of a mount")
+    if not isinstance(spec.get("process"), dict):
+        raise InvalidArgument(f"{source} has no process")
+    return spec  # type: ignore[no-any-return]
+
+
+def parse_process(text: bytes, source: str) -> dict[str, Any]:
+    """Return the process of an Exec request as a dictionary, checked like that of a container."""
+    try:
+        process = json.loads(text)
+    except ValueError as error:
+        raise InvalidArgument(f"{source} is not JSON: {error}") from error
+    _expect(process, dict, source, "the process")
+    check_process(process, source)
+    return process  # type: ignore[no-any-return]
+
+
+def check_process(process: Mapping[str, Any], source: str) -> None:
+    """Refuse a process that no container should run.
+
+    :raise InvalidArgument: it has no arguments, or its working directory lies in /proc, through which
+        descriptors of the runtime could be reached (CVE-2024-21626).
+    """
+    args = process.get("args")
+    if not isinstance(args, list) or not args or not all(isinstance(arg, str) for arg in args):
+        raise InvalidArgument(f"{source} has no command: process.args must be a list of at least one string")
+    cwd = process.get("cwd", "/")
+    if (
+        not isinstance(cwd, str)
+        or re.match(r"/+proc(/|$)", re.sub(r"(/+\.)+(?=/|$)", "", cwd))
+        or "/.." in cwd
+    ):
+        raise InvalidArgument(f"{source} has a working directory that is not allowed: {str(cwd)[:200]!r}")
+
+
+def host_id(mappings: list[dict[str, Any]], container_id: int) -> int:
+    """Return the host's uid or gid for a container's, through `linux.uidMappings` or `linux.gidMappings`.
+
+    :raise InvalidArgument: the id is not mapped.
+    """
+    if not mappings:
+        return container_id
+    for entry in mappings:
+        offset = container_id - int(entry.get("containerID", 0))
+        if 0 <= offset < int(entry.get("size", 0)):
+            return int(entry.get("hostID", 0)) + offset
+    raise InvalidArgument(f"id {container_id} is not mapped in the container's user namespace")
+
+
+def process_owner(spec: Spec, process: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the host's uid and gid of a process of this container."""
+    user = process.get("user") or {}
+    linux = spec.get("linux") or {}
+    return (
+        host_id(linux.get("uidMappings") or [], int(user.get("uid", 0))),
+        host_id(linux.get("gidMappings") or [], int(user.get("gid", 0))),
+    )
+
+
+def has_private_pid_namespace(spec: Spec) -> bool:
+    """Tell whether the death of the container's first process takes all others along (pid_namespaces(7))."""
+    return any(
+        ns.get("type") == "pid" and not ns.get("path")
+        for ns in (spec.get("linux") or {}).get("namespaces", [])
+    )
+
+
+def join_pod(spec: Spec, pod: PodView, is_pod_process: Callable[[int], bool]) -> None:
+    """Point the container's namespaces, files and shared memory at its pod's, in place.
+
+    `is_pod_process` tells whether a pid is the first process of a running container of the same pod: only such
+    a process's PID namespace may be joined by path (CRI's TARGET mode).
+
+    :raise InvalidArgument: a namespace path under /proc is left that is not the pod's; joining it could put
+        the container into a stranger's namespace.
+    """
+    linux = spec.setdefault("linux", {})
+    joined = []
+    for entry in linux.get("namespaces") or []:
+        kind, path = entry.get("type"), entry.get("path")
+        if not path:
+            joined.append(entry)
+        elif (match := _PROC_NAMESPACE.fullmatch(path)) is None:
+            if not isinstance(path, str) or re.match(r"/+proc(/|$)", path) or "/.." in path:
+                raise InvalidArgument(f"namespace path {path!r} of the container is not one of its pod's")
+            joined.append(entry)
+        elif kind in pod.namespaces:
+            pinned = pod.namespaces[kind]
+            if pinned is not None:
+                joined.append({"type": kind, "path": pinned})
+        elif kind == "pid" and is_pod_process(int(match[1])):
+            joined.append(entry)
+        else:
+            raise InvalidArgument(f"namespace path {path} of the container is not one of its pod's")
+    linux["namespaces"] = joined
+    _inject_files(spec, pod)
+
+
+def _inject_files(spec: Spec, pod: PodView) -> None:
+    mounts = spec.setdefault("mounts", [])
+    taken = {_normal(mount["destination"]) for mount in mounts}
+    access = "ro" if (spec.get("root") or {}).get("readonly") else "rw"
+    for destination, source in pod.files.items():
+        if destination not in taken:
+            mounts.append(
+                {
+                    "destination": destination,
+                    "type": "bind",
+                    "source": source,
+                    "options": ["rbind", "rprivate", access],
+                }
+            )
+    shared = {
+        "destination": "/dev/shm",
+        "type": "bind",
+        "source": pod.shm_path,
+        "options": ["rbind", "rprivate", "rw"],
+    }
+    for index, mount in enumerate(mounts):
+        if _normal(mount["destination"]) == "/dev/shm":
+            # The engine's default is a tmpfs private to the container; a volume that the pod's author put there stays.
+            if mount.get("type") == "tmpfs" and mount.get("source") == "shm":
+                mounts[index] = shared
+            return
+    mounts.append(shared)
+
+
+def set_version(spec: Spec) -> None:
+    """Declare the oldest version of the specification, in place: crun 1.8 (Debian 12) refuses those after 1.1,
+    and newer runtimes use all they find whatever it says."""
+    spec["ociVersion"] = _OCI_VERSION
+
+
+def fit_to_privileges(spec: Spec) -> list[str]:
+    """Lower what a daemon without CAP_SYS_RESOURCE cannot grant, in place, and return what was lowered.
+
+    Source: capabilities(7), setrlimit(2), proc(5) on oom_score_adj.
+    """
+    process, lowered = spec["process"], []
+    wanted = process.get("oomScoreAdj")
+    if isinstance(wanted, int) and wanted < (own := _own_oom_score_adj()):
+        process["oomScoreAdj"] = own
+        lowered.append(f"oomScoreAdj {wanted} -> {own}")
+    for limit in process.get("rlimits") or []:
+        number = getattr(resource, str(limit.get("type", "")), None)
+        if number is None:
+            continue
+        own = resource.getrlimit(number)[1]
+        if own != resource.RLIM_INFINITY and limit.get("hard", 0) > own:
+            lowered.append(f"{limit['type']} {limit['hard']} -> {own}")
+            limit["hard"] = own
+            limit["soft"] = min(limit.get("soft", own), own)
+    return lowered
+
+
+def _own_oom_score_adj() -> int:
+    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+        return int(file.read())
+
+
+def _normal(path: str) -> str:
+    return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def _expect(value: Any, shape: type, source: str, what: str) -> Any:
+    if not isinstance(value, shape):
+        raise InvalidArgument(f"{source}: {what} must be a JSON {shape.__name__}, not {type(value).__name__}")
+    return value

@@ -1,0 +1,82 @@
+"""Records: versioned facts on disk about what exists, written before it is made.
+
+A record is a frozen dataclass with a `VERSION` class attribute; the file is JSON with the version and the
+kernel's boot id around it. State lies on tmpfs, so a rename without fsync is atomic and survives the
+death of the process; after a reboot nothing that a record describes is alive any more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import json
+import os
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from common.errors import FailedPrecondition, SandboxdError
+
+
+class Record(Protocol):
+    """A dataclass that can be written to disk."""
+
+    VERSION: ClassVar[int]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+class UnreadableRecord(SandboxdError):
+    """A record that cannot be understood: it is kept aside for the operator, nothing is deleted for it."""
+
+
+@functools.cache
+def boot_id() -> str:
+    """Return the id of this boot of the kernel (random(4))."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def write_record(path: str, record: Record) -> None:
+    """Write a record atomically; a reader sees the old one or the new one, never a mixture."""
+    fields = {name: getattr(record, name) for name in record.__dataclass_fields__}
+    envelope = {"version": record.VERSION, "boot_id": boot_id(), "record": fields}
+    data = json.dumps(envelope, separators=(",", ":")).encode()
+    temporary = f"{path}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with open(fd, "wb", buffering=0) as file:
+        if file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
+    os.rename(temporary, path)
+
+
+def read_record(path: str, record_type: type[RecordT]) -> tuple[RecordT, bool]:
+    """Read a record; the second value tells whether it is of this boot.
+
+    :raise FileNotFoundError: there is none.
+    :raise FailedPrecondition: a newer sandboxd wrote it.
+    :raise UnreadableRecord: it is damaged.
+    """
+    with open(path, "rb") as file:
+        text = file.read()
+    try:
+        envelope = json.loads(text)
+        version, written_in = envelope["version"], envelope["boot_id"]
+        if isinstance(version, int) and version > record_type.VERSION:
+            raise FailedPrecondition(
+                f"record {path} has version {version}, this sandboxd knows {record_type.VERSION}: "
+                "start the version that wrote it, its pods are untouched"
+            )
+        known = {field.name for field in dataclasses.fields(record_type)}
+        record = record_type(**{name: value for name, value in envelope["record"].items() if name in known})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreadableRecord(f"record {path} is damaged: {error}") from error
+    return record, written_in == boot_id()
+
+
+def quarantine_record(path: str) -> str:
+    """Set an unreadable record aside under a name that is not read again, and return that name."""
+    aside = f"{path}.unreadable"
+    os.rename(path, aside)
+    return aside

@@ -1,0 +1,111 @@
+"""The interfaces that the Task service is assembled from, drawn where they are used.
+
+| interface           | question it answers                                                    |
+|---------------------|------------------------------------------------------------------------|
+| `TaskBackend`       | what runs a container                                                  |
+| `ContainerPreparer` | what must be true on this side before the backend runs                 |
+| `EventSink`         | where /tasks/* events go                                               |
+
+Exits come from `common.process.exits`: whatever a backend starts is a process with a pid on this kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+from google.protobuf.message import Message
+
+from common.linux.mounts import MountSpec
+from common.task.stdio import Stdio, StdioSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRequest:
+    """What the engine says of a container at Create: its id, bundle directory, rootfs mounts and streams."""
+
+    container_id: str
+    bundle: str
+    rootfs: tuple[MountSpec, ...]
+    stdio: StdioSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedContainer:
+    """What a preparer leaves for the backend and the service.
+
+    `directory` is our own bundle: config.json as rewritten, and all files of this container. `owner` is the
+    host's (uid, gid) of the first process. `cgroups_path` is the specification's linux.cgroupsPath.
+    """
+
+    directory: str
+    rootfs: str
+    owner: tuple[int, int]
+    cgroups_path: str
+    private_pid_namespace: bool
+
+
+class ContainerPreparer(Protocol):
+    """What must be true on this side before the backend runs."""
+
+    async def prepare(
+        self, request: ContainerRequest, undo: AsyncExitStack, is_pod_process: Callable[[int], bool]
+    ) -> PreparedContainer:
+        """Mount the rootfs, rewrite the spec, make the container's directory; each step pushes its undo."""
+        ...
+
+    async def release(self, container: PreparedContainer) -> None:
+        """Take back all that prepare() did; idempotent."""
+        ...
+
+    def process_owner(self, container: PreparedContainer, process: bytes) -> tuple[int, int]:
+        """Check the JSON of an Exec's process and return the host's (uid, gid) that it will run as."""
+        ...
+
+
+class TaskBackend(Protocol):
+    """What runs containers. Each method is done when it returns; errors are those of `common.errors`."""
+
+    async def create(self, container_id: str, container: PreparedContainer, stdio: Stdio) -> int:
+        """Make the container and return the pid of its first process, which waits for start()."""
+        ...
+
+    async def start(self, container_id: str, container: PreparedContainer) -> None:
+        """Let the first process run the user's command."""
+        ...
+
+    async def exec(
+        self, container_id: str, exec_id: str, container: PreparedContainer, process: bytes, stdio: Stdio
+    ) -> int:
+        """Start one more process (JSON of the specification's Process) and return its pid."""
+        ...
+
+    async def delete(self, container_id: str, container: PreparedContainer) -> None:
+        """Remove the container, killing what is left of it; idempotent."""
+        ...
+
+    async def pause(self, container_id: str, container: PreparedContainer) -> None:
+        """Freeze all processes of the container."""
+        ...
+
+    async def resume(self, container_id: str, container: PreparedContainer) -> None:
+        """Thaw all processes of the container."""
+        ...
+
+    async def update(self, container_id: str, container: PreparedContainer, resources: bytes) -> None:
+        """Apply new limits (JSON of the specification's LinuxResources)."""
+        ...
+
+
+class EventSink(Protocol):
+    """Where /tasks/* events go. Publishing never blocks and never fails."""
+
+    def publish(self, topic: str, event: Message) -> None:
+        """Queue one event."""
+        ...
+
+    async def flush(self, timeout_s: float) -> None:
+        """Return when all that was published before is delivered or given up, at the latest after `timeout_s`."""
+        ...

@@ -1,0 +1,178 @@
+"""A container and its processes: plain data with states, exits and who waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from common.cgroup import Cgroup, OomWatch
+from common.errors import FailedPrecondition, NotFound
+from common.process.exits import ExitStatus, Watch
+from common.states import advance
+from common.task.backend import PreparedContainer
+from common.task.records import ContainerRecord
+from common.task.states import (
+    CONTAINER_TRANSITIONS,
+    PROCESS_TRANSITIONS,
+    ContainerState,
+    ContainerTrigger,
+    ProcessState,
+    ProcessTrigger,
+)
+from common.task.stdio import Stdio, StdioSpec
+
+
+class Process:
+    """A container's first process (`exec_id` is empty) or one that Exec added.
+
+    `command` is the JSON of an exec's process until it is started; `owner` the host's uid and gid of an exec.
+    """
+
+    __slots__ = (
+        "_waiters",
+        "command",
+        "container_id",
+        "exec_id",
+        "exit",
+        "owner",
+        "pid",
+        "state",
+        "stdin_closed",
+        "stdio",
+        "stdio_spec",
+        "watch",
+        "window",
+    )
+
+    def __init__(self, container_id: str, exec_id: str, stdio_spec: StdioSpec) -> None:
+        self.container_id = container_id
+        self.exec_id = exec_id
+        self.stdio_spec = stdio_spec
+        self.command = b""
+        self.owner = (0, 0)
+        self.state = ProcessState.CREATED
+        self.pid = 0
+        self.watch: Watch | None = None
+        self.stdio: Stdio | None = None
+        self.exit: ExitStatus | None = None
+        self.stdin_closed = False
+        self.window: tuple[int, int] | None = None
+        self._waiters: list[asyncio.Future[ExitStatus]] | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"exec {self.exec_id} of container {self.container_id}"
+            if self.exec_id
+            else f"container {self.container_id}"
+        )
+
+    def advance(self, trigger: ProcessTrigger) -> None:
+        """Change state, or raise FailedPrecondition."""
+        self.state = advance(PROCESS_TRANSITIONS, self.state, trigger, str(self))
+
+    def require(self, trigger: ProcessTrigger) -> None:
+        """Raise FailedPrecondition unless the trigger is allowed now."""
+        advance(PROCESS_TRANSITIONS, self.state, trigger, str(self))
+
+    def finish(self, status: ExitStatus) -> None:
+        """Record the end and wake everybody who waits for it."""
+        self.advance(ProcessTrigger.EXIT)
+        self.exit = status
+        self.watch = None
+        if self.stdio is not None:
+            self.stdio.close_stdin()
+        waiters, self._waiters = self._waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(status)
+
+    async def wait(self) -> ExitStatus:
+        """Return the exit status once there is one."""
+        if self.exit is not None:
+            return self.exit
+        waiter = asyncio.get_running_loop().create_future()
+        if self._waiters is None:
+            self._waiters = []
+        self._waiters.append(waiter)
+        try:
+            status: ExitStatus = await waiter
+        except asyncio.CancelledError:
+            if self._waiters is not None:
+                self._waiters.remove(waiter)
+            raise
+        return status
+
+    def signal(self, signum: int) -> None:
+        """Send a signal.
+
+        :raise NotFound: it has ended, or has never been started.
+        """
+        if self.watch is None:
+            ended = "has already finished" if self.exit is not None else "has no process yet"
+            raise NotFound(f"{self} {ended}")
+        self.watch.signal(signum)
+
+    def close(self) -> None:
+        """Let go of streams and watch; what runs goes on."""
+        if self.watch is not None:
+            self.watch.cancel()
+            self.watch = None
+        if self.stdio is not None:
+            self.stdio.close()
+            self.stdio = None
+
+
+class Container:
+    """A container: its first process, its execs, and what was prepared for it.
+
+    `cgroup` is where its processes are (None until it is known); `oom_kills` counts those that were told.
+    """
+
+    __slots__ = (
+        "bundle",
+        "cgroup",
+        "execs",
+        "id",
+        "init",
+        "oom_kills",
+        "oom_watch",
+        "prepared",
+        "record",
+        "state",
+    )
+
+    def __init__(self, container_id: str, bundle: str, stdio_spec: StdioSpec) -> None:
+        self.id = container_id
+        self.bundle = bundle
+        self.init = Process(container_id, "", stdio_spec)
+        self.execs: dict[str, Process] | None = None
+        self.state = ContainerState.CREATING
+        self.prepared: PreparedContainer | None = None
+        self.record: ContainerRecord | None = None
+        self.cgroup: Cgroup | None = None
+        self.oom_watch: OomWatch | None = None
+        self.oom_kills = 0
+
+    def advance(self, trigger: ContainerTrigger) -> None:
+        """Change state, or raise FailedPrecondition."""
+        self.state = advance(CONTAINER_TRANSITIONS, self.state, trigger, f"container {self.id}")
+
+    def process(self, exec_id: str) -> Process:
+        """Return the first process (empty id) or an exec.
+
+        :raise NotFound: no such exec.
+        """
+        if not exec_id:
+            return self.init
+        try:
+            return (self.execs or {})[exec_id]
+        except KeyError:
+            raise NotFound(f"no exec {exec_id!r} in container {self.id}") from None
+
+    def ready(self) -> PreparedContainer:
+        """Return what was prepared.
+
+        :raise FailedPrecondition: the container is still being created, or already being deleted.
+        """
+        if self.state is not ContainerState.READY or self.prepared is None:
+            raise FailedPrecondition(f"container {self.id} is {self.state.value}")
+        return self.prepared

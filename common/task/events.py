@@ -1,0 +1,116 @@
+"""/tasks/* events on their way to the engine's ttrpc events service (engine contract section 3, Events)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from common.log import get_logger
+from common.ttrpc import Client
+from proto.gen.containerd.services.ttrpc.events.v1.events_pb2 import ForwardRequest
+
+_SERVICE = "containerd.services.events.ttrpc.v1.Events"
+_QUEUE_LENGTH = 2048
+_ATTEMPTS = 5
+_CALL_TIMEOUT_S = 5.0
+_RETRY_DELAY_S = 1.0
+
+
+class EnginePublisher:
+    """Sends events in order, retrying a few times, and drops the oldest when the engine is away for long.
+
+    Publishing only appends to a queue; one task sends, and lives no longer than the queue is filled.
+    """
+
+    __slots__ = ("_address", "_client", "_log", "_namespace", "_queue", "_sender", "dropped")
+
+    def __init__(self, address: str, namespace: str) -> None:
+        """:param address: path of the engine's ttrpc socket. :param namespace: containerd's, "k8s.io" for CRI."""
+        self._address = address
+        self._namespace = namespace
+        self._queue: deque[ForwardRequest] = deque()
+        self._client: Client | None = None
+        self._sender: asyncio.Task[None] | None = None
+        self._log = get_logger()
+        self.dropped = 0
+
+    def publish(self, topic: str, event: Message) -> None:
+        """Queue one event under a topic such as "/tasks/exit"."""
+        request = ForwardRequest()
+        envelope = request.envelope
+        envelope.timestamp.FromNanoseconds(time.time_ns())
+        envelope.namespace = self._namespace
+        envelope.topic = topic
+        # The engine compares type URLs as they are: no type.googleapis.com prefix (engine contract section 0.10).
+        envelope.event.CopyFrom(Any(type_url=event.DESCRIPTOR.full_name, value=event.SerializeToString()))
+        if len(self._queue) >= _QUEUE_LENGTH:
+            self._queue.popleft()
+            self.dropped += 1
+        self._queue.append(request)
+        if self._sender is None:
+            self._sender = asyncio.get_running_loop().create_task(self._send_all())
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until all that was published is delivered or given up, at the longest `timeout_s`."""
+        if self._sender is not None:
+            await asyncio.wait([self._sender], timeout=timeout_s)
+
+    def close(self) -> None:
+        """Stop sending; what is queued is lost."""
+        if self._sender is not None:
+            self._sender.cancel()
+            self._sender = None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    async def _send_all(self) -> None:
+        try:
+            while self._queue:
+                request = self._queue[0]
+                if not await self._deliver(request):
+                    self.dropped += 1
+                    self._log.warning("event.dropped", topic=request.envelope.topic, address=self._address)
+                with contextlib.suppress(IndexError):
+                    if self._queue[0] is request:
+                        self._queue.popleft()
+        finally:
+            self._sender = None
+
+    async def _deliver(self, request: ForwardRequest) -> bool:
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(_RETRY_DELAY_S)
+            try:
+                if self._client is None or self._client.closed:
+                    self._client = await Client.connect(self._address, timeout_s=_CALL_TIMEOUT_S)
+                await self._client.call(_SERVICE, "Forward", request, Empty, timeout_s=_CALL_TIMEOUT_S)
+                return True
+            except (
+                Exception
+            ) as error:  # the engine may be away, restarting, or of another mind: all are only retried
+                self._log.debug(
+                    "event.retried", topic=request.envelope.topic, attempt=attempt, error=str(error)
+                )
+        return False
+
+
+class NullSink:
+    """Where events go when no engine listens."""
+
+    __slots__ = ()
+
+    def publish(self, topic: str, event: Message) -> None:
+        """Forget the event."""
+
+    async def flush(self, timeout_s: float) -> None:
+        """Nothing is ever outstanding."""
+
+    def close(self) -> None:
+        """Nothing to close."""

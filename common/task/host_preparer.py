@@ -1,0 +1,162 @@
+"""What must be true on the host before a container runs in its pod: a checked bundle, a mounted rootfs, our own spec.
+
+The engine's bundle is only read; what the backend runs lies in a directory of ours. The mount point is the
+bundle's `rootfs`, which the engine unmounts itself if we cannot any more (engine contract section 5).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from common.cgroup import Hierarchies, parse_cgroups_path, remove_leaf
+from common.errors import InvalidArgument, NotFound
+from common.linux.mounts import mount_rootfs, unmount_stack
+from common.log import get_logger
+from common.oci.spec import (
+    PodView,
+    Spec,
+    check_process,
+    fit_to_privileges,
+    has_private_pid_namespace,
+    join_pod,
+    parse_process,
+    parse_spec,
+    process_owner,
+    set_version,
+)
+from common.records import write_record
+from common.task.backend import ContainerRequest, PreparedContainer
+from common.task.records import RECORD_FILE, record_of
+
+_MAX_SPEC_BYTES = 16 << 20
+CONFIG_FILE = "config.json"
+
+log = get_logger()
+
+
+class HostPreparer:
+    """Prepares the containers of one pod (`ContainerPreparer`)."""
+
+    __slots__ = ("_directory", "_hierarchies", "_may_raise_limits", "_pod")
+
+    def __init__(
+        self, pod: PodView, directory: str, hierarchies: Hierarchies, may_raise_limits: bool
+    ) -> None:
+        """:param directory: where each container gets a directory of its own.
+        :param may_raise_limits: whether this daemon has CAP_SYS_RESOURCE.
+        """
+        self._pod = pod
+        self._directory = directory
+        self._hierarchies = hierarchies
+        self._may_raise_limits = may_raise_limits
+
+    async def prepare(
+        self, request: ContainerRequest, undo: AsyncExitStack, is_pod_process: Callable[[int], bool]
+    ) -> PreparedContainer:
+        """Check the bundle, write our own, mount the rootfs; each step pushes its undo.
+
+        :raise InvalidArgument: the bundle, its spec, or a mount is malformed or refused.
+        :raise NotFound: the bundle does not exist.
+        """
+        spec = _read_spec(request.bundle)
+        check_process(spec["process"], f"{request.bundle}/{CONFIG_FILE}")
+        join_pod(spec, self._pod, is_pod_process)
+        if not self._may_raise_limits and (lowered := fit_to_privileges(spec)):
+            log.warning("container.limits_lowered", reason="no CAP_SYS_RESOURCE", lowered=lowered)
+        rootfs = _find_rootfs(request.bundle, spec)
+        spec["root"]["path"] = rootfs
+        set_version(spec)
+        prepared = PreparedContainer(
+            directory=f"{self._directory}/{request.container_id}",
+            rootfs=rootfs,
+            owner=process_owner(spec, spec["process"]),
+            cgroups_path=(spec.get("linux") or {}).get("cgroupsPath") or "",
+            private_pid_namespace=has_private_pid_namespace(spec),
+        )
+        undo.callback(_remove_directory, prepared.directory)
+        os.makedirs(self._directory, 0o700, exist_ok=True)
+        os.mkdir(prepared.directory, 0o700)
+        write_record(f"{prepared.directory}/{RECORD_FILE}", record_of(request, prepared))
+        if request.rootfs:
+            undo.callback(unmount_stack, rootfs)
+            self._mount(request, rootfs)
+        _write_spec(prepared.directory, spec)
+        return prepared
+
+    async def release(self, container: PreparedContainer) -> None:
+        """Unmount the rootfs, remove the container's cgroup if the runtime has left it, and our directory."""
+        unmount_stack(container.rootfs)
+        if container.cgroups_path:
+            remove_leaf(self._hierarchies.at(parse_cgroups_path(container.cgroups_path).path))
+        _remove_directory(container.directory)
+
+    def process_owner(self, container: PreparedContainer, process: bytes) -> tuple[int, int]:
+        """Check an Exec's process and return the host's (uid, gid) that it will run as."""
+        parsed = parse_process(process, "the exec's process")
+        with open(f"{container.directory}/{CONFIG_FILE}", "rb") as file:
+            return process_owner(json.loads(file.read()), parsed)
+
+    def _mount(self, request: ContainerRequest, rootfs: str) -> None:
+        user_namespace = self._pod.namespaces.get("user")
+        userns_fd = os.open(user_namespace, os.O_RDONLY | os.O_CLOEXEC) if user_namespace else None
+        try:
+            mount_rootfs(request.rootfs, rootfs, userns_fd)
+        except OSError as error:
+            raise InvalidArgument(
+                f"cannot mount the rootfs of container {request.container_id}: {error}"
+            ) from error
+        finally:
+            if userns_fd is not None:
+                os.close(userns_fd)
+
+
+def _read_spec(bundle: str) -> Spec:
+    if not os.path.isabs(bundle) or os.path.normpath(bundle) != bundle:
+        raise InvalidArgument(f"the bundle's path must be absolute and without '..': {bundle[:200]!r}")
+    path = f"{bundle}/{CONFIG_FILE}"
+    try:
+        if not stat.S_ISDIR(os.lstat(bundle).st_mode):
+            raise InvalidArgument(f"the bundle {bundle} is not a directory (symbolic links are not followed)")
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFound(f"the bundle has no {error.filename}") from None
+    except OSError as error:
+        raise InvalidArgument(f"cannot open {path}: {error.strerror}") from error
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise InvalidArgument(f"{path} is not a regular file")
+        text = file.read(_MAX_SPEC_BYTES + 1)
+    if len(text) > _MAX_SPEC_BYTES:
+        raise InvalidArgument(f"{path} is larger than {_MAX_SPEC_BYTES >> 20} MiB")
+    return parse_spec(text, path)
+
+
+def _find_rootfs(bundle: str, spec: Spec) -> str:
+    root = spec.get("root")
+    path = root.get("path") if isinstance(root, dict) else None
+    if not isinstance(path, str) or not path or ".." in path.split("/"):
+        raise InvalidArgument(f"the spec of {bundle} names no usable root.path: {path!r}")
+    rootfs = os.path.normpath(os.path.join(bundle, path))
+    try:
+        mode = os.lstat(rootfs).st_mode
+    except FileNotFoundError:
+        raise InvalidArgument(f"the rootfs directory {rootfs} does not exist") from None
+    if not stat.S_ISDIR(mode):
+        raise InvalidArgument(f"the rootfs {rootfs} is not a directory (symbolic links are not followed)")
+    return rootfs
+
+
+def _write_spec(directory: str, spec: Spec) -> None:
+    fd = os.open(f"{directory}/{CONFIG_FILE}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(json.dumps(spec, separators=(",", ":")).encode())
+
+
+def _remove_directory(path: str) -> None:
+    if os.path.lexists(path):
+        shutil.rmtree(path)

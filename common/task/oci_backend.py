@@ -1,0 +1,73 @@
+"""A backend that drives an OCI runtime's command line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from common.oci.runtime import OciRuntime
+from common.task.backend import PreparedContainer
+from common.task.stdio import Stdio
+
+
+class OciBackend:
+    """Runs containers with crun, runc or any other OCI runtime (`TaskBackend`)."""
+
+    __slots__ = ("_runtime",)
+
+    def __init__(self, runtime: OciRuntime) -> None:
+        self._runtime = runtime
+
+    async def create(self, container_id: str, container: PreparedContainer, stdio: Stdio) -> int:
+        """Make the container; its first process waits for start()."""
+        terminal = stdio.terminal
+        systemd_cgroup = container.cgroups_path.count(":") == 2 and not container.cgroups_path.startswith("/")
+        pid = await self._runtime.create(
+            container_id,
+            container.directory,
+            stdio.child_fds,
+            terminal.socket_path if terminal else None,
+            systemd_cgroup,
+        )
+        if terminal:
+            await terminal.receive_master(self._runtime.timeout_s)
+        return pid
+
+    async def start(self, container_id: str, container: PreparedContainer) -> None:
+        """Let the first process run the user's command."""
+        await self._runtime.start(container_id, container.directory)
+
+    async def exec(
+        self, container_id: str, exec_id: str, container: PreparedContainer, process: bytes, stdio: Stdio
+    ) -> int:
+        """Start one more process in the container."""
+        terminal = stdio.terminal
+        path = f"{container.directory}/exec-{exec_id}.json"
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(process)
+        try:
+            pid = await self._runtime.exec(
+                container_id, path, stdio.child_fds, terminal.socket_path if terminal else None
+            )
+            if terminal:
+                await terminal.receive_master(self._runtime.timeout_s)
+            return pid
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    async def delete(self, container_id: str, container: PreparedContainer) -> None:
+        """Remove the container, killing what is left of it."""
+        await self._runtime.delete(container_id, container.directory)
+
+    async def pause(self, container_id: str, container: PreparedContainer) -> None:
+        """Freeze all processes of the container."""
+        await self._runtime.pause(container_id, container.directory)
+
+    async def resume(self, container_id: str, container: PreparedContainer) -> None:
+        """Thaw all processes of the container."""
+        await self._runtime.resume(container_id, container.directory)
+
+    async def update(self, container_id: str, container: PreparedContainer, resources: bytes) -> None:
+        """Apply new limits."""
+        await self._runtime.update(container_id, container.directory, resources)

@@ -1,0 +1,238 @@
+"""containerd.services.sandbox.v1.Controller over gRPC: the engine's protocol on top of `SandboxRegistry`.
+
+What each call must do and what engines make of the answers: engine contract section 2. The only place that
+turns errors into gRPC codes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import wraps
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+
+from common.errors import Code, InvalidArgument, Unavailable, status_of
+from common.log import bound, get_logger
+from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
+from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2_grpc as api_grpc
+from sandboxers.pod_config import parse_create_request
+from sandboxers.registry import SandboxEntry, SandboxRegistry
+from sandboxers.states import SandboxState
+
+MAX_MESSAGE_BYTES = 16 << 20
+_TASK_API_VERSION = 3
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+_STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+log = get_logger()
+
+
+class _SandboxRequest(Protocol):
+    @property
+    def sandbox_id(self) -> str: ...
+
+
+RequestT = TypeVar("RequestT", bound=_SandboxRequest)
+ResponseT = TypeVar("ResponseT")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def _at_the_edge(
+    handler: Callable[[Controller, RequestT, Context], Awaitable[ResponseT]],
+) -> Callable[[Controller, RequestT, Context], Coroutine[Any, Any, ResponseT]]:
+    """Bind the sandbox's id to all log lines of a call, and answer errors with their code, never a traceback."""
+
+    @wraps(handler)
+    async def answer(self: Controller, request: RequestT, context: Context) -> ResponseT:
+        with bound(sandbox_id=request.sandbox_id):
+            try:
+                self.require_ready()
+                return await handler(self, request, context)
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                raise
+            except Exception as error:
+                code, text = status_of(error)
+                if code is Code.INTERNAL:
+                    log.error("call.failed", method=handler.__name__, error=error)
+                await context.abort(_STATUS_CODES[code], text)
+                raise
+
+    return answer
+
+
+class Controller(api_grpc.ControllerServicer):
+    """The Sandbox API of one daemon."""
+
+    def __init__(self, registry: SandboxRegistry) -> None:
+        self._registry = registry
+        self._waits: set[asyncio.Task[None]] = set()
+        self._ready = False
+
+    def open(self) -> None:
+        """Answer calls from now on; before, and after close(), every call is UNAVAILABLE, which engines retry."""
+        self._ready = True
+
+    def close(self) -> None:
+        """Answer all parked Wait calls with UNAVAILABLE: any other end would tell the engine that its pods died."""
+        self._ready = False
+        for wait in list(self._waits):
+            wait.cancel()
+
+    def require_ready(self) -> None:
+        """Raise Unavailable unless the controller is open."""
+        if not self._ready:
+            raise Unavailable("sandboxd is starting or stopping: try again")
+
+    @_at_the_edge
+    async def Create(self, request: api.ControllerCreateRequest, _: Context) -> api.ControllerCreateResponse:
+        """Register a pod; its network exists already, nothing else does."""
+        await self._registry.create(parse_create_request(request))
+        return api.ControllerCreateResponse(sandbox_id=request.sandbox_id)
+
+    @_at_the_edge
+    async def Start(self, request: api.ControllerStartRequest, _: Context) -> api.ControllerStartResponse:
+        """Make the pod and tell where its Task service listens."""
+        entry = await self._registry.start(request.sandbox_id)
+        response = api.ControllerStartResponse(
+            sandbox_id=entry.id,
+            pid=entry.endpoint.pid,
+            address=entry.endpoint.address,
+            version=_TASK_API_VERSION,
+        )
+        response.created_at.FromNanoseconds(entry.created_at_ns)
+        return response
+
+    @_at_the_edge
+    async def Platform(
+        self, request: api.ControllerPlatformRequest, _: Context
+    ) -> api.ControllerPlatformResponse:
+        """Tell the node's platform."""
+        machine = platform.machine()
+        response = api.ControllerPlatformResponse()
+        response.platform.os = "linux"
+        response.platform.architecture = _ARCHITECTURES.get(machine, machine)
+        return response
+
+    @_at_the_edge
+    async def Stop(self, request: api.ControllerStopRequest, _: Context) -> api.ControllerStopResponse:
+        """Stop the pod; when this returns nobody holds its network namespace."""
+        await self._registry.stop(request.sandbox_id, request.timeout_secs)
+        return api.ControllerStopResponse()
+
+    @_at_the_edge
+    async def Wait(self, request: api.ControllerWaitRequest, context: Context) -> api.ControllerWaitResponse:
+        """Answer when the pod has ended."""
+        entry = self._registry.entry(request.sandbox_id)
+        await self._wait(entry)
+        response = api.ControllerWaitResponse(exit_status=entry.exit_code)
+        response.exited_at.FromNanoseconds(entry.exited_at_ns)
+        return response
+
+    @_at_the_edge
+    async def Status(self, request: api.ControllerStatusRequest, _: Context) -> api.ControllerStatusResponse:
+        """Tell all about the pod, from memory."""
+        entry = self._registry.entry(request.sandbox_id)
+        response = api.ControllerStatusResponse(
+            sandbox_id=entry.id,
+            pid=entry.endpoint.pid if entry.state is SandboxState.READY else 0,
+            state="SANDBOX_READY" if entry.state is SandboxState.READY else "SANDBOX_NOTREADY",
+            address=entry.endpoint.address,
+            version=_TASK_API_VERSION,
+        )
+        response.created_at.FromNanoseconds(entry.created_at_ns)
+        if entry.exit_code >= 0:
+            response.exited_at.FromNanoseconds(entry.exited_at_ns)
+        if request.verbose:
+            response.info["info"] = json.dumps(_details(entry))
+        return response
+
+    @_at_the_edge
+    async def Shutdown(
+        self, request: api.ControllerShutdownRequest, _: Context
+    ) -> api.ControllerShutdownResponse:
+        """Remove the pod and all that was made for it; an unknown one is removed already."""
+        await self._registry.shutdown(request.sandbox_id)
+        return api.ControllerShutdownResponse()
+
+    @_at_the_edge
+    async def Metrics(
+        self, request: api.ControllerMetricsRequest, _: Context
+    ) -> api.ControllerMetricsResponse:
+        """Measure the pod's cgroup."""
+        entry = self._registry.entry(request.sandbox_id)
+        figures = entry.sandbox.metrics()
+        response = api.ControllerMetricsResponse()
+        response.metrics.id = entry.id
+        response.metrics.timestamp.FromNanoseconds(time.time_ns())
+        if figures is not None:
+            response.metrics.data.type_url = figures.DESCRIPTOR.full_name
+            response.metrics.data.value = figures.SerializeToString()
+        return response
+
+    @_at_the_edge
+    async def Update(self, request: api.ControllerUpdateRequest, _: Context) -> api.ControllerUpdateResponse:
+        """Accept changed pod resources and labels: the cgroups that enforce them are the kubelet's and the tasks'."""
+        self._registry.entry(request.sandbox_id)
+        for field in request.fields:
+            if field.split(".", 1)[0] not in ("extensions", "labels"):
+                raise InvalidArgument(f"sandbox {request.sandbox_id}: the field {field!r} cannot be updated")
+        return api.ControllerUpdateResponse()
+
+    async def _wait(self, entry: SandboxEntry) -> None:
+        wait = asyncio.get_running_loop().create_task(entry.wait())
+        self._waits.add(wait)
+        try:
+            await asyncio.shield(wait)
+        except asyncio.CancelledError:
+            if wait.cancelled():
+                raise Unavailable("sandboxd is stopping: its pods go on, wait again") from None
+            wait.cancel()
+            raise
+        finally:
+            self._waits.discard(wait)
+
+
+def _details(entry: SandboxEntry) -> dict[str, Any]:
+    pod = entry.pod
+    return {
+        "id": entry.id,
+        "state": entry.state.value,
+        "directory": entry.directory,
+        "address": entry.endpoint.address,
+        "pid": entry.endpoint.pid,
+        "netNamespace": pod.netns_path,
+        "cgroupParent": pod.cgroup_parent,
+        "pod": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
+        **entry.sandbox.details(),
+    }
+
+
+async def serve(controller: Controller, socket_path: str) -> grpc.aio.Server:
+    """Listen on a unix socket that only root may use, and return the running server.
+
+    A socket that an earlier daemon has left is replaced; the caller holds the lock of the type.
+    """
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),
+        ]
+    )
+    api_grpc.add_ControllerServicer_to_server(controller, server)
+    if os.path.lexists(socket_path):
+        os.unlink(socket_path)
+    old_mask = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{socket_path}")
+        await server.start()
+    finally:
+        os.umask(old_mask)
+    return server

@@ -1,0 +1,88 @@
+"""The isolation types by name: which module makes pods of a type, and which class is its configuration.
+
+The value of the enum is the type's name everywhere: package, configuration file, systemd unit, and `type` in
+the configuration. A type's modules are imported only by the daemon that serves it.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NamedTuple, Protocol
+
+from common import config
+from common.errors import InvalidArgument
+from common.log import Format, Level
+from sandboxers.sandbox import Sandboxer
+
+
+class IsolationType(enum.StrEnum):
+    """How pods are kept apart."""
+
+    RUNC = "runc"
+
+
+class LogConfig(Protocol):
+    """The part of a configuration that says what is logged."""
+
+    @property
+    def level(self) -> Level: ...
+    @property
+    def format(self) -> Format: ...
+
+
+class PodDefaults(Protocol):
+    """The part of a configuration that says how pods end."""
+
+    @property
+    def stop_timeout_s(self) -> float: ...
+
+
+class DaemonConfig(Protocol):
+    """What every type's configuration has."""
+
+    @property
+    def socket(self) -> str: ...
+    @property
+    def state_dir(self) -> str: ...
+    @property
+    def log(self) -> LogConfig: ...
+    @property
+    def pod(self) -> PodDefaults: ...
+
+
+class Daemonised(Sandboxer, Protocol):
+    """A sandboxer that a daemon can be built around."""
+
+    def close(self) -> None:
+        """Stop watching; what runs goes on."""
+        ...
+
+
+class Isolation(NamedTuple):
+    """A type's classes: its configuration, and what is made of one."""
+
+    config: type[Any]
+    sandboxer: Any
+
+
+def load_isolation(path: str) -> tuple[Isolation, DaemonConfig]:
+    """Return the type that a configuration file selects, and the checked configuration.
+
+    :raise InvalidArgument: a key is unknown or mistyped, or the type is not one of `IsolationType`.
+    """
+    name = config.read_key(path, "type", IsolationType.RUNC.value)
+    try:
+        isolation = _load(IsolationType(name))
+    except ValueError:
+        known = ", ".join(kind.value for kind in IsolationType)
+        raise InvalidArgument(f"{path}: type: {name!r} is not an isolation type (known: {known})") from None
+    return isolation, config.load(isolation.config, path)
+
+
+def _load(kind: IsolationType) -> Isolation:
+    match kind:
+        case IsolationType.RUNC:
+            from sandboxers.runc.config import RuncConfig
+            from sandboxers.runc.sandboxer import RuncSandboxer
+
+            return Isolation(RuncConfig, RuncSandboxer)

@@ -1,0 +1,266 @@
+"""The pods of one daemon: ids, order, states, records and waiting, the same for every isolation type.
+
+    <state_dir>/<directory of the id>/sandbox.json      the record, written before anything else is made
+
+Calls that change a pod are serialised per id; Status and Wait never wait for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from common.errors import AlreadyExists, NotFound, SandboxdError
+from common.identifiers import directory_name
+from common.log import bound, get_logger
+from common.records import UnreadableRecord, quarantine_record, read_record, write_record
+from common.states import advance
+from sandboxers.pod_config import PodConfig
+from sandboxers.sandbox import Endpoint, Sandbox, Sandboxer
+from sandboxers.states import SANDBOX_TRANSITIONS, SandboxState, SandboxTrigger
+
+RECORD_FILE = "sandbox.json"
+TASK_SOCKET = "task.sock"
+_UNSTARTED_MAX_AGE_S = 600.0
+_ENDED_WITHOUT_US = 255
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxRecord:
+    """One pod on disk. `state` is a `SandboxState` value; `exit_code` is -1 until the pod has ended."""
+
+    VERSION: ClassVar[int] = 1
+
+    pod: dict[str, Any]
+    state: str
+    created_at_ns: int
+    address: str = ""
+    pid: int = 0
+    exit_code: int = -1
+    exited_at_ns: int = 0
+
+
+class SandboxEntry:
+    """A pod as the Controller sees it."""
+
+    __slots__ = (
+        "_exited",
+        "created_at_ns",
+        "directory",
+        "endpoint",
+        "exit_code",
+        "exited_at_ns",
+        "lock",
+        "pod",
+        "sandbox",
+        "state",
+    )
+
+    def __init__(self, pod: PodConfig, sandbox: Sandbox, directory: str, created_at_ns: int) -> None:
+        self.pod = pod
+        self.sandbox = sandbox
+        self.directory = directory
+        self.created_at_ns = created_at_ns
+        self.state = SandboxState.CREATED
+        self.endpoint = Endpoint("")
+        self.exit_code = -1
+        self.exited_at_ns = 0
+        self.lock = asyncio.Lock()
+        self._exited = asyncio.Event()
+
+    @property
+    def id(self) -> str:
+        return self.pod.sandbox_id
+
+    def advance(self, trigger: SandboxTrigger) -> None:
+        """Change state, or raise FailedPrecondition."""
+        self.state = advance(SANDBOX_TRANSITIONS, self.state, trigger, f"sandbox {self.id}")
+
+    def save(self) -> None:
+        """Write the record."""
+        record = SandboxRecord(
+            pod=dataclasses.asdict(self.pod),
+            state=self.state.value,
+            created_at_ns=self.created_at_ns,
+            address=self.endpoint.address,
+            pid=self.endpoint.pid,
+            exit_code=self.exit_code,
+            exited_at_ns=self.exited_at_ns,
+        )
+        write_record(f"{self.directory}/{RECORD_FILE}", record)
+
+    def finish(self, exit_code: int, exited_at_ns: int) -> None:
+        """Note the pod's end, once, and wake who waits for it."""
+        if self.exit_code < 0:
+            self.exit_code, self.exited_at_ns = exit_code, exited_at_ns
+            if (self.state, SandboxTrigger.EXIT) in SANDBOX_TRANSITIONS:
+                self.advance(SandboxTrigger.EXIT)
+            with contextlib.suppress(FileNotFoundError):
+                self.save()
+        self._exited.set()
+
+    async def wait(self) -> None:
+        """Return when the pod has ended."""
+        await self._exited.wait()
+
+
+class SandboxRegistry:
+    """All pods of the daemon."""
+
+    def __init__(self, sandboxer: Sandboxer, state_dir: str, stop_timeout_s: float) -> None:
+        self._sandboxer = sandboxer
+        self._state_dir = state_dir
+        self._stop_timeout_s = stop_timeout_s
+        self._entries: dict[str, SandboxEntry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entry(self, sandbox_id: str) -> SandboxEntry:
+        """Return a pod.
+
+        :raise NotFound: there is none of this id.
+        """
+        try:
+            return self._entries[sandbox_id]
+        except KeyError:
+            raise NotFound(f"no sandbox {sandbox_id[:100]!r}") from None
+
+    async def create(self, pod: PodConfig) -> None:
+        """Register a pod and make its directory.
+
+        :raise AlreadyExists: the id is taken.
+        """
+        await self._forget_unstarted()
+        if pod.sandbox_id in self._entries:
+            raise AlreadyExists(f"sandbox {pod.sandbox_id} exists already")
+        directory = f"{self._state_dir}/{directory_name(self._state_dir, pod.sandbox_id, TASK_SOCKET)}"
+        sandbox = self._sandboxer.sandbox(pod, directory)
+        entry = SandboxEntry(pod, sandbox, directory, time.time_ns())
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            raise AlreadyExists(
+                f"sandbox {pod.sandbox_id} has left its directory {directory} behind"
+            ) from None
+        try:
+            entry.save()
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        self._entries[pod.sandbox_id] = entry
+
+    async def start(self, sandbox_id: str) -> SandboxEntry:
+        """Start a pod; if that fails it is gone, since the engine sends nothing more for it."""
+        entry = self.entry(sandbox_id)
+        async with entry.lock:
+            begun = time.monotonic()
+            entry.advance(SandboxTrigger.START)
+            try:
+                entry.save()
+                entry.endpoint = await entry.sandbox.start(entry.finish)
+                entry.advance(SandboxTrigger.STARTED)
+                entry.save()
+            except BaseException as error:
+                log.warning("sandbox.start_failed", error=error)
+                entry.advance(SandboxTrigger.FAIL)
+                await self._remove(entry)
+                raise
+            log.info("sandbox.started", took_ms=round((time.monotonic() - begun) * 1000, 1))
+        return entry
+
+    async def stop(self, sandbox_id: str, timeout_s: float) -> None:
+        """Stop a pod; one that has ended already is stopped."""
+        entry = self.entry(sandbox_id)
+        async with entry.lock:
+            await self._stop(entry, timeout_s or self._stop_timeout_s)
+
+    async def shutdown(self, sandbox_id: str) -> None:
+        """Stop a pod and remove all of it; an unknown id is no error."""
+        entry = self._entries.get(sandbox_id)
+        if entry is None:
+            return
+        async with entry.lock:
+            if self._entries.get(sandbox_id) is entry:
+                await self._stop(entry, self._stop_timeout_s)
+                await self._remove(entry)
+                log.info("sandbox.removed")
+
+    async def recover(self) -> None:
+        """Take up the pods that an earlier daemon has left in the state directory."""
+        for name in sorted(os.listdir(self._state_dir)):
+            directory = f"{self._state_dir}/{name}"
+            if name.startswith(".") or not os.path.isdir(directory):
+                continue
+            with bound(sandbox_id=name):
+                try:
+                    await self._recover(directory)
+                except (SandboxdError, OSError) as error:
+                    # Whatever it is, it is not ours to delete: it may be somebody's pod.
+                    log.error("sandbox.not_recovered", directory=directory, error=error)
+
+    async def _recover(self, directory: str) -> None:
+        path = f"{directory}/{RECORD_FILE}"
+        try:
+            record, of_this_boot = read_record(path, SandboxRecord)
+        except FileNotFoundError:
+            # The record is the first thing that is made: nothing else can be in there.
+            os.rmdir(directory)
+            return
+        except UnreadableRecord:
+            log.error("sandbox.record_unreadable", kept_as=quarantine_record(path))
+            raise
+        pod = PodConfig(**record.pod)
+        entry = SandboxEntry(pod, self._sandboxer.sandbox(pod, directory), directory, record.created_at_ns)
+        state = SandboxState(record.state)
+        if not of_this_boot or state in (SandboxState.CREATED, SandboxState.STARTING, SandboxState.FAILED):
+            # Nobody was told that it stands, or the boot has ended it: its engine will ask for a new one.
+            await entry.sandbox.destroy()
+            shutil.rmtree(directory)
+            log.info("sandbox.rolled_back", state=state.value)
+            return
+        entry.state = SandboxState.STOP_FAILED if state is SandboxState.STOPPING else state
+        entry.endpoint = await entry.sandbox.recover(
+            entry.finish, running=state is SandboxState.READY, pid=record.pid
+        )
+        if record.exit_code >= 0:
+            entry.finish(record.exit_code, record.exited_at_ns)
+        self._entries[entry.id] = entry
+        log.info("sandbox.recovered", state=entry.state.value)
+
+    async def _stop(self, entry: SandboxEntry, timeout_s: float) -> None:
+        if entry.state is SandboxState.STOPPED:
+            # It may have ended by itself, and then nobody has released what it held.
+            await entry.sandbox.stop(timeout_s)
+            return
+        entry.advance(SandboxTrigger.STOP)
+        try:
+            await entry.sandbox.stop(timeout_s)
+        except BaseException:
+            if entry.state is SandboxState.STOPPING:
+                entry.advance(SandboxTrigger.FAIL)
+            raise
+        entry.finish(0, time.time_ns())
+        log.info("sandbox.stopped")
+
+    async def _remove(self, entry: SandboxEntry) -> None:
+        await entry.sandbox.destroy()
+        shutil.rmtree(entry.directory, ignore_errors=True)
+        self._entries.pop(entry.id, None)
+        entry.finish(_ENDED_WITHOUT_US, time.time_ns())
+
+    async def _forget_unstarted(self) -> None:
+        """Remove pods that were created long ago and never started: their engine has died in between."""
+        oldest = time.time_ns() - int(_UNSTARTED_MAX_AGE_S * 1e9)
+        for entry in [e for e in self._entries.values() if e.state is SandboxState.CREATED]:
+            if entry.created_at_ns < oldest:
+                log.warning("sandbox.never_started", sandbox_id=entry.id)
+                await self.shutdown(entry.id)

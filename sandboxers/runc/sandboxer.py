@@ -1,0 +1,63 @@
+"""The runc isolation type: pods of plain containers, made by an OCI runtime on the host."""
+
+from __future__ import annotations
+
+import os
+
+from common.cgroup import Hierarchies, OomWatcher
+from common.linux.procs import CAP_SYS_RESOURCE, has_capability
+from common.log import get_logger
+from common.oci.runtime import OciRuntime
+from common.process.exits import ExitWatcher
+from common.task.events import EnginePublisher, NullSink
+from common.task.oci_backend import OciBackend
+from common.task.pod import TaskParts
+from sandboxers.pod_config import PodConfig
+from sandboxers.runc.config import RuncConfig
+from sandboxers.runc.sandbox import PodSettings, RuncSandbox
+
+_ENGINE_NAMESPACE = "k8s.io"
+
+log = get_logger()
+
+
+class RuncSandboxer:
+    """Makes pods of plain containers (`Sandboxer`). Lives in the daemon's event loop."""
+
+    name = "runc"
+
+    def __init__(self, config: RuncConfig) -> None:
+        exits = ExitWatcher()
+        runtime_root = config.runtime.root or f"{config.state_dir}/.oci"
+        os.makedirs(runtime_root, 0o700, exist_ok=True)
+        runtime = OciRuntime(config.runtime.binary, runtime_root, exits, config.runtime.timeout_s)
+        address = config.engine.events_address
+        self._events = EnginePublisher(address, _ENGINE_NAMESPACE) if address else NullSink()
+        self._exits = exits
+        self._ooms = OomWatcher()
+        hierarchies = Hierarchies.read()
+        self._parts = TaskParts(OciBackend(runtime), exits, self._events, self._ooms, hierarchies)
+        may_raise_limits = has_capability(CAP_SYS_RESOURCE)
+        if not may_raise_limits:
+            log.warning(
+                "daemon.no_cap_sys_resource",
+                effect="oom_score_adj and rlimits of containers are lowered to ours",
+            )
+        self._settings = PodSettings(
+            config.pod.shm_size_mib,
+            config.pod.stop_timeout_s,
+            config.pod.unprivileged_ports,
+            config.pod.unprivileged_ping,
+            may_raise_limits,
+            hierarchies,
+        )
+
+    def sandbox(self, pod: PodConfig, directory: str) -> RuncSandbox:
+        """Return an object for a pod of which nothing is made yet."""
+        return RuncSandbox(pod, directory, self._parts, self._settings)
+
+    def close(self) -> None:
+        """Stop watching; what runs goes on."""
+        self._events.close()
+        self._ooms.close()
+        self._exits.close()

@@ -1,0 +1,73 @@
+"""The interface between the Controller, written once, and the isolation types.
+
+A `Sandboxer` is a type, a `Sandbox` one pod of it. The Controller owns ids, order, states, records and
+waiting; a sandbox owns what it makes in its directory and on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from google.protobuf.message import Message
+
+from sandboxers.pod_config import PodConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What a started sandbox offers: `address` of its Task service as the engine dials it ("ttrpc+unix:///..."),
+    and `pid` of the process that stands for the pod, 0 where none does."""
+
+    address: str
+    pid: int = 0
+
+
+SandboxExit = Callable[[int, int], None]
+"""Called with the exit code and the time in ns since the epoch when a sandbox ends by itself."""
+
+
+class Sandbox(Protocol):
+    """One pod. The Controller never calls two of start, stop and destroy at once for the same sandbox."""
+
+    async def start(self, on_exit: SandboxExit) -> Endpoint:
+        """Make the pod, all or nothing: after an error nothing of it exists."""
+        ...
+
+    async def stop(self, timeout_s: float) -> None:
+        """End everything that runs in the pod; afterwards nobody holds its network namespace. Idempotent."""
+        ...
+
+    async def destroy(self) -> None:
+        """Stop, and remove everything that was made for the pod. Idempotent."""
+        ...
+
+    async def recover(self, on_exit: SandboxExit, *, running: bool, pid: int) -> Endpoint:
+        """Take up what an earlier daemon has made.
+
+        `running` tells whether the pod had not been stopped; `pid` is that of the endpoint it had.
+        """
+        ...
+
+    def details(self) -> dict[str, Any]:
+        """Return what an operator may want to see, as JSON-able data."""
+        ...
+
+    def metrics(self) -> Message | None:
+        """Return the figures of the pod's cgroup, or None where there are none."""
+        ...
+
+
+class Sandboxer(Protocol):
+    """An isolation type."""
+
+    @property
+    def name(self) -> str:
+        """The name of the type: of its module, its configuration and its unit."""
+        ...
+
+    def sandbox(self, pod: PodConfig, directory: str) -> Sandbox:
+        """Return an object for a pod, of which nothing is made yet; raise InvalidArgument if it asks for what
+        the type cannot give."""
+        ...
