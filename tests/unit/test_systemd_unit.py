@@ -16,7 +16,7 @@ HIDES_MOUNTS = {
     "bindpaths", "bindreadonlypaths", "dynamicuser", "execpaths", "extensiondirectories", "extensionimages",
     "inaccessiblepaths", "loadcredential", "mountapivfs", "mountflags", "mountimages", "noexecpaths",
     "privatedevices", "privateipc", "privatemounts", "privatenetwork", "privatetmp", "privateusers",
-    "processubset", "procsubset", "protectclock", "protectcontrolgroups", "protecthome", "protecthostname",
+    "procsubset", "protectclock", "protectcontrolgroups", "protecthome", "protecthostname",
     "protectkernellogs", "protectkernelmodules", "protectkerneltunables", "protectproc", "protectsystem",
     "readonlypaths", "readwritepaths", "rootdirectory", "rootimage", "temporaryfilesystem",
 }  # fmt: skip
