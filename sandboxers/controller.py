@@ -53,7 +53,7 @@ def _at_the_edge(
     async def answer(self: Controller, request: RequestT, context: Context) -> ResponseT:
         with bound(sandbox_id=request.sandbox_id):
             try:
-                self.require_ready()
+                self.require_open()
                 return await handler(self, request, context)
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
@@ -73,22 +73,18 @@ class Controller(api_grpc.ControllerServicer):
     def __init__(self, registry: SandboxRegistry) -> None:
         self._registry = registry
         self._waits: set[asyncio.Task[None]] = set()
-        self._ready = False
-
-    def open(self) -> None:
-        """Answer calls from now on; before, and after close(), every call is UNAVAILABLE, which engines retry."""
-        self._ready = True
+        self._closed = False
 
     def close(self) -> None:
         """Answer all parked Wait calls with UNAVAILABLE: any other end would tell the engine that its pods died."""
-        self._ready = False
+        self._closed = True
         for wait in list(self._waits):
             wait.cancel()
 
-    def require_ready(self) -> None:
-        """Raise Unavailable unless the controller is open."""
-        if not self._ready:
-            raise Unavailable("sandboxd is starting or stopping: try again")
+    def require_open(self) -> None:
+        """Raise Unavailable, upon which engines try again, once the daemon is stopping."""
+        if self._closed:
+            raise Unavailable("sandboxd is stopping: try again")
 
     @_at_the_edge
     async def Create(self, request: api.ControllerCreateRequest, _: Context) -> api.ControllerCreateResponse:
