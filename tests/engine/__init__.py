@@ -1,0 +1,1 @@
+"""A private containerd to try sandboxers with: harness, CRI client, images, tests."""

@@ -1,0 +1,157 @@
+"""A small client of the CRI, enough for demo, tests and benchmarks: grpc straight to the engine's socket."""
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from proto.gen.runtime.v1 import api_pb2 as api
+from proto.gen.runtime.v1 import service_pb2 as pb
+from proto.gen.runtime.v1 import service_pb2_grpc as stubs
+from tests.engine.images import BUSYBOX
+
+TIMEOUT_S = 60.0
+NODE = api.NamespaceMode.NODE
+_serial = itertools.count(1)
+
+
+class Cri:
+    """One connection to an engine. Every method raises grpc.RpcError as the engine answered it."""
+
+    def __init__(self, socket: Path) -> None:
+        # One pool of sub-channels per object: a test must not reuse the connection of an engine that is gone.
+        self._channel = grpc.insecure_channel(
+            f"unix://{socket}",
+            options=[
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.max_receive_message_length", 16 << 20),
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 500),
+            ],
+        )
+        self.runtime = stubs.RuntimeServiceStub(self._channel)
+        self.images = stubs.ImageServiceStub(self._channel)
+
+    def run_pod(self, config: api.PodSandboxConfig, handler: str) -> str:
+        request = pb.RunPodSandboxRequest(config=config, runtime_handler=handler)
+        answer: pb.RunPodSandboxResponse = self.runtime.RunPodSandbox(request, timeout=TIMEOUT_S)
+        return answer.pod_sandbox_id
+
+    def create(self, pod: str, config: pb.ContainerConfig, pod_config: api.PodSandboxConfig) -> str:
+        request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=pod_config)
+        answer: pb.CreateContainerResponse = self.runtime.CreateContainer(request, timeout=TIMEOUT_S)
+        return answer.container_id
+
+    def start(self, container: str) -> None:
+        self.runtime.StartContainer(pb.StartContainerRequest(container_id=container), timeout=TIMEOUT_S)
+
+    def exec(self, container: str, command: Sequence[str], timeout_s: int = 20) -> pb.ExecSyncResponse:
+        request = pb.ExecSyncRequest(container_id=container, cmd=command, timeout=timeout_s)
+        answer: pb.ExecSyncResponse = self.runtime.ExecSync(request, timeout=TIMEOUT_S)
+        return answer
+
+    def container(self, container: str) -> pb.ContainerStatus:
+        request = pb.ContainerStatusRequest(container_id=container)
+        answer: pb.ContainerStatusResponse = self.runtime.ContainerStatus(request, timeout=TIMEOUT_S)
+        return answer.status
+
+    def pod(self, pod: str) -> pb.PodSandboxStatus:
+        request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod)
+        answer: pb.PodSandboxStatusResponse = self.runtime.PodSandboxStatus(request, timeout=TIMEOUT_S)
+        return answer.status
+
+    def stats(self, container: str) -> pb.ContainerStats:
+        request = pb.ContainerStatsRequest(container_id=container)
+        answer: pb.ContainerStatsResponse = self.runtime.ContainerStats(request, timeout=TIMEOUT_S)
+        return answer.stats
+
+    def pods(self) -> Sequence[pb.PodSandbox]:
+        answer: pb.ListPodSandboxResponse = self.runtime.ListPodSandbox(
+            pb.ListPodSandboxRequest(), timeout=TIMEOUT_S
+        )
+        return answer.items
+
+    def stop_container(self, container: str, grace_s: int = 0) -> None:
+        request = pb.StopContainerRequest(container_id=container, timeout=grace_s)
+        self.runtime.StopContainer(request, timeout=TIMEOUT_S)
+
+    def remove_container(self, container: str) -> None:
+        self.runtime.RemoveContainer(pb.RemoveContainerRequest(container_id=container), timeout=TIMEOUT_S)
+
+    def stop_pod(self, pod: str) -> None:
+        self.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=TIMEOUT_S)
+
+    def remove_pod(self, pod: str) -> None:
+        self.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod), timeout=TIMEOUT_S)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def pod_config(
+    name: str = "pod",
+    *,
+    host_network: bool = True,
+    log_directory: str = "",
+    hostname: str = "",
+    sysctls: Mapping[str, str] | None = None,
+    namespaces: api.NamespaceOption | None = None,
+    cgroup_parent: str = "",
+) -> api.PodSandboxConfig:
+    """A pod's configuration; its uid makes the name unique within this process."""
+    options = namespaces if namespaces is not None else api.NamespaceOption()
+    if host_network:
+        options.network = NODE
+    return api.PodSandboxConfig(
+        metadata=api.PodSandboxMetadata(name=name, namespace="default", uid=f"{os.getpid()}-{next(_serial)}"),
+        hostname=hostname,
+        log_directory=log_directory,
+        linux=api.LinuxPodSandboxConfig(
+            cgroup_parent=cgroup_parent,
+            sysctls=dict(sysctls or {}),
+            security_context=api.LinuxSandboxSecurityContext(namespace_options=options),
+        ),
+    )
+
+
+def container_config(
+    command: Sequence[str] = ("sleep", "1000000"),
+    *,
+    name: str = "main",
+    image: str = BUSYBOX,
+    log_path: str = "",
+    linux: pb.LinuxContainerConfig | None = None,
+    mounts: Sequence[pb.Mount] = (),
+    stdin: bool = False,
+    tty: bool = False,
+) -> pb.ContainerConfig:
+    """A container's configuration; the namespace modes of its pod belong into `linux` as well."""
+    return pb.ContainerConfig(
+        metadata=pb.ContainerMetadata(name=name),
+        image=pb.ImageSpec(image=image),
+        command=command,
+        log_path=log_path,
+        linux=linux,
+        mounts=mounts,
+        stdin=stdin,
+        tty=tty,
+    )
+
+
+def matching(pod: api.PodSandboxConfig, **context: object) -> pb.LinuxContainerConfig:
+    """What a container must say to share its pod's namespaces, as the kubelet repeats it per container."""
+    options = pod.linux.security_context.namespace_options
+    security = pb.LinuxContainerSecurityContext(namespace_options=options, **context)  # type: ignore[arg-type]
+    return pb.LinuxContainerConfig(security_context=security)

@@ -1,0 +1,200 @@
+"""Build small OCI image layouts from programs of this machine: no registry, no image tools."""
+
+import gzip
+import hashlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+LAYOUTS = CHECKOUT / ".cache/images"
+DEMO_LAYOUT = LAYOUTS / "demo"
+CRITEST_LAYOUT = LAYOUTS / "critest"
+
+BUSYBOX = "localhost/sandboxd/busybox:1"
+PAUSE = "localhost/sandboxd/pause:1"
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+ACCOUNTS = """\
+root:x:0:0:root:/root:/bin/sh
+daemon:x:1:1:daemon:/usr/sbin:/bin/false
+www-data:x:33:33:www-data:/var/www:/bin/false
+nobody:x:65534:65534:nobody:/home:/bin/false
+"""
+GROUPS = """\
+root:x:0:
+daemon:x:1:
+tty:x:5:
+www-data:x:33:
+nogroup:x:65534:
+"""
+
+
+class Layer:
+    """A file system layer in the making: root's files, no timestamps, hence reproducible.
+
+    Paths are relative to the root of the image, without a leading slash; parents are made on the way.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = io.BytesIO()
+        self._tar = tarfile.open(fileobj=self._buffer, mode="w")  # noqa: SIM115
+        self._known: set[str] = set()
+
+    def directory(self, path: str, mode: int = 0o755) -> Self:
+        self._parents(path)
+        if path not in self._known:
+            entry = tarfile.TarInfo(path)
+            entry.type, entry.mode = tarfile.DIRTYPE, mode
+            self._add(entry)
+        return self
+
+    def file(self, path: str, content: bytes | str, mode: int = 0o644) -> Self:
+        self._parents(path)
+        data = content.encode() if isinstance(content, str) else content
+        entry = tarfile.TarInfo(path)
+        entry.size, entry.mode = len(data), mode
+        self._add(entry, data)
+        return self
+
+    def link(self, path: str, target: str) -> Self:
+        self._parents(path)
+        entry = tarfile.TarInfo(path)
+        entry.type, entry.linkname = tarfile.SYMTYPE, target
+        self._add(entry)
+        return self
+
+    def tree(self, source: Path) -> Self:
+        """Copy everything under `source`, with modes, as root's."""
+        for path in sorted(source.rglob("*")):
+            name = str(path.relative_to(source))
+            if path.is_symlink():
+                self.link(name, str(path.readlink()))
+            elif path.is_dir():
+                self.directory(name, path.stat().st_mode & 0o7777)
+            elif path.is_file():
+                self.file(name, path.read_bytes(), path.stat().st_mode & 0o7777)
+        return self
+
+    def program(self, path: str, source: Path) -> Self:
+        """Copy a program together with the shared libraries it is linked with."""
+        self.file(path, source.read_bytes(), 0o755)
+        listed = subprocess.run(["ldd", str(source)], capture_output=True, text=True, check=False)
+        for library in re.findall(r"(/\S+) \(0x", listed.stdout):
+            name = library.lstrip("/")
+            if name not in self._known:
+                self.file(name, Path(library).read_bytes(), 0o755)
+        return self
+
+    def done(self) -> bytes:
+        self._tar.close()
+        return self._buffer.getvalue()
+
+    def _parents(self, path: str) -> None:
+        parent = path.rpartition("/")[0]
+        if parent and parent not in self._known:
+            self.directory(parent)
+
+    def _add(self, entry: tarfile.TarInfo, data: bytes | None = None) -> None:
+        self._known.add(entry.name)
+        self._tar.addfile(entry, io.BytesIO(data) if data is not None else None)
+
+
+class Layout:
+    """An OCI image layout (image-spec, image-layout.md) in a directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._blobs = directory / "blobs/sha256"
+        shutil.rmtree(directory, ignore_errors=True)
+        self._blobs.mkdir(parents=True)
+        self._manifests: list[dict[str, Any]] = []
+        machine = subprocess.run(["uname", "-m"], capture_output=True, text=True, check=True).stdout.strip()
+        self._platform = {"os": "linux", "architecture": ARCHITECTURES.get(machine, machine)}
+
+    def add(self, names: Iterable[str], layers: Sequence[bytes], settings: Mapping[str, Any]) -> None:
+        """Add one image under all its names; `settings` is the `config` object of the image configuration."""
+        config = {
+            **self._platform,
+            "config": dict(settings),
+            "rootfs": {
+                "type": "layers",
+                "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers],
+            },
+        }
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": self._blob(CONFIG_TYPE, _json(config)),
+            "layers": [self._blob(LAYER_TYPE, gzip.compress(layer, 1, mtime=0)) for layer in layers],
+        }
+        descriptor = self._blob(MANIFEST_TYPE, _json(manifest))
+        for name in names:
+            tag = name.rpartition(":")[2]
+            annotations = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag}
+            self._manifests.append({**descriptor, "platform": self._platform, "annotations": annotations})
+
+    def write(self) -> None:
+        """Make the layout complete: readers look at the index first."""
+        (self._directory / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+        index = {"schemaVersion": 2, "manifests": self._manifests}
+        (self._directory / "index.json").write_bytes(_json(index))
+
+    def _blob(self, media_type: str, data: bytes) -> dict[str, Any]:
+        digest = hashlib.sha256(data).hexdigest()
+        (self._blobs / digest).write_bytes(data)
+        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+
+
+def busybox_layer(busybox: Path, accounts: str = ACCOUNTS, groups: str = GROUPS) -> bytes:
+    """A root file system of one static busybox with all its applets."""
+    applets = subprocess.run([str(busybox), "--list"], capture_output=True, text=True, check=True).stdout
+    layer = Layer()
+    for name in ("dev", "proc", "sys", "etc", "root", "home", "usr/bin", "var/www", "lib", "run"):
+        layer.directory(name)
+    layer.directory("tmp", 0o1777)
+    layer.file("bin/busybox", busybox.read_bytes(), 0o755)
+    for applet in applets.split():
+        if applet != "busybox":
+            layer.link(f"bin/{applet}", "busybox")
+    layer.link("usr/bin/env", "../../bin/busybox")
+    return layer.file("etc/passwd", accounts).file("etc/group", groups).done()
+
+
+SHELL = {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["sh"]}
+
+
+def build_demo() -> None:
+    """The busybox image, and the pause image that only the stock runtime uses."""
+    layout = Layout(DEMO_LAYOUT)
+    layout.add([BUSYBOX], [busybox_layer(Path("/bin/busybox"))], SHELL)
+    pause = Layer().file("pause", Path("/usr/bin/catatonit").read_bytes(), 0o755).done()
+    layout.add([PAUSE], [pause], {"Entrypoint": ["/pause", "-P"]})
+    layout.write()
+
+
+def main(arguments: Sequence[str]) -> None:
+    build_demo()
+    if "critest" in arguments:
+        from tests.engine import critest_images
+
+        critest_images.build()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
