@@ -64,14 +64,13 @@ def load(config_class: type[ConfigT], path: str) -> ConfigT:
     return parse(config_class, _read_file(path), path)
 
 
-def _read_file(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except FileNotFoundError:
-        raise NotFound(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{path}: cannot be read: {error}") from error
+def read_key(path: str, key: str, default: str) -> str:
+    """Return one top-level string of a file, which says what class the file is of. Raises what `load` raises."""
+    values = _read_yaml(_read_file(path), path)
+    value = values.get(key, default) if isinstance(values, dict) else default
+    if not isinstance(value, str):
+        raise _error(path, key, f"expected {_kind(str)}, found {_found(value)}")
+    return value
 
 
 def parse(config_class: type[ConfigT], text: str, source: str) -> ConfigT:
@@ -250,6 +249,16 @@ def _error(source: str, path: str, complaint: str) -> InvalidArgument:
 
 
 # ------------------------------------------------------------------------------- YAML
+
+
+def _read_file(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{path}: cannot be read: {error}") from error
 
 
 def _read_yaml(text: str, source: str) -> Any:

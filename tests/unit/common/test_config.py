@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import config
-from common.config import absolute_path, describe, document, load, option, parse
+from common.config import absolute_path, describe, document, load, option, parse, read_key
 from common.errors import InvalidArgument, NotFound
 from sandboxers.runc.config import RuncConfig
 
@@ -137,6 +137,20 @@ def test_a_file_that_is_not_text_is_an_invalid_argument(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidArgument, match="cannot be read"):
         load(Example, f"{tmp_path}/x")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("type: vm\nodd: 1", "vm"), ("", "runc"), ("a: 1", "runc"), ("- x", "runc")]
+)
+def test_one_key_is_read_before_the_class_is_known(tmp_path: Path, text: str, value: str) -> None:
+    (tmp_path / "x").write_text(text)
+    assert read_key(f"{tmp_path}/x", "type", "runc") == value
+
+
+def test_one_key_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("type: 3")
+    with pytest.raises(InvalidArgument, match="type: expected a string, found 3"):
+        read_key(f"{tmp_path}/x", "type", "runc")
 
 
 def test_describe_lists_every_key_with_its_type_default_and_meaning() -> None:
