@@ -53,19 +53,13 @@ def absolute_path(value: str) -> str:
     return "must be an absolute path without '..'"
 
 
-def read_key(path: str, key: str, default: Any) -> Any:
-    """Read one top-level key of a file, unchecked, or `default` where it is not given; raises like `load`."""
-    found = _read_yaml(_read_file(path), path)
-    return found.get(key, default) if isinstance(found, dict) else default
-
-
 def load(config_class: type[ConfigT], path: str) -> ConfigT:
     """Read a file; raises NotFound where there is none, else what `parse` raises."""
     return parse(config_class, _read_file(path), path)
 
 
 def read_key(path: str, key: str, default: str) -> str:
-    """Return one top-level string of a file, which says what class the file is of. Raises what `load` raises."""
+    """Return one top-level string of a file, which says what class the file is of; raises like `load`."""
     values = _read_yaml(_read_file(path), path)
     value = values.get(key, default) if isinstance(values, dict) else default
     if not isinstance(value, str):
