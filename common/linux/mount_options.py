@@ -173,7 +173,7 @@ def split_lowerdirs(data: str) -> tuple[list[str], list[str]]:
     for option in _OPTION.findall(data):
         name, _, value = option.partition("=")
         if name == "lowerdir":
-            if "::" in _ESCAPED.sub("", value):
+            if "::" in _ESCAPED.sub("_", value):
                 raise InvalidArgument("data-only layers of an overlay are not supported")
             layers.extend(_ESCAPED.sub(r"\1", layer) for layer in _LAYER.findall(value))
         else:
