@@ -1,0 +1,1 @@
+"""What sandboxd costs, measured against stock shims in one run."""

@@ -1,0 +1,85 @@
+"""Count what runs in an engine's namespaces: processes, their memory, threads and CPU time, and mounts."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.engine.engine import Engine
+
+SHIM = "containerd-shim-runc-v2"
+# The engine itself and what holds or enters its namespaces: no part of either contestant.
+BYSTANDERS = frozenset({"containerd", "catatonit", "nsenter", "dash", "sh"})
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """A group of processes at one moment."""
+
+    processes: int
+    threads: int
+    pss_kib: int
+    rss_kib: int
+    cpu_ns: int
+
+
+def management(engine: Engine, *, stock: bool) -> Usage:
+    """What manages pods: the shims (`stock`), or else everything that is neither shim, engine nor container.
+
+    Counting "everything else" as ours means that no helper can be forgotten. A container's process is told
+    by its root directory.
+    """
+    processes = threads = pss_kib = rss_kib = cpu_ns = 0
+    for process in _processes(engine.namespaces.root):
+        try:
+            name = process.joinpath("exe").readlink().name
+            if name in BYSTANDERS or (name == SHIM) != stock:
+                continue
+            memory = _fields(process / "smaps_rollup")
+            threads += int(_fields(process / "status")["Threads"])
+            cpu_ns += sum(int(task.read_text().split()[0]) for task in process.glob("task/*/schedstat"))
+            pss_kib += int(memory["Pss"].split()[0])
+            rss_kib += int(memory["Rss"].split()[0])
+            processes += 1
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return Usage(processes, threads, pss_kib, rss_kib, cpu_ns)
+
+
+def mounts(engine: Engine) -> int:
+    """How many mounts the engine and the sandboxer see."""
+    return len(Path(f"/proc/{engine.namespaces.first_pid}/mountinfo").read_text().splitlines())
+
+
+def machine_cpu_s() -> float:
+    """CPU time that the whole machine has spent, without idling and without time stolen from it."""
+    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split(maxsplit=8)[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def engine_cpu_s(engine: Engine) -> float:
+    """CPU time of everything that ever ran in the engine's cgroup; blind to the rest of the machine."""
+    for cgroup in engine.namespaces.cgroups:
+        if (cgroup / "cpuacct.usage").exists():
+            return int((cgroup / "cpuacct.usage").read_text()) / 1e9
+        if (cgroup / "cpu.stat").exists() and "usage_usec" in (cgroup / "cpu.stat").read_text():
+            return int((cgroup / "cpu.stat").read_text().split()[1]) / 1e6
+    return float("nan")
+
+
+def _processes(root: Path) -> Iterator[Path]:
+    """The processes whose root directory is the engine's."""
+    here = os.stat(f"{root}/.")
+    for process in (root / "proc").iterdir():
+        if not process.name.isdigit() or process.name == "1":
+            continue
+        try:
+            there = os.stat(process / "root/.")
+        except OSError:
+            continue
+        if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
+            yield process
+
+
+def _fields(path: Path) -> dict[str, str]:
+    return dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)

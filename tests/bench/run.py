@@ -1,0 +1,268 @@
+"""`make bench`: measure sandboxd and stock shims in one run, compare with what must be reached.
+
+The handlers take turns, so that whatever else the machine does meets them all; only ratios of one run mean
+something. The result is a table, and a JSON file under results/.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.bench import census, load
+from tests.bench.interpreter import copy_interpreter
+from tests.engine.engine import OURS, RECENT_RUNTIMES, STOCK_CRUN, STOCK_RUNC, Engine
+from tests.engine.images import CHECKOUT
+
+RESULTS = CHECKOUT / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much work each part does."""
+
+    serial_rounds: int
+    burst_rounds: int
+    burst_pods: int
+    few_pods: int
+    many_pods: int
+    idle_s: float
+    exec_rounds: int
+
+
+FULL = Sizes(
+    serial_rounds=30, burst_rounds=3, burst_pods=50, few_pods=50, many_pods=500, idle_s=30, exec_rounds=60
+)
+QUICK = Sizes(
+    serial_rounds=8, burst_rounds=1, burst_pods=20, few_pods=10, many_pods=60, idle_s=5, exec_rounds=15
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table; `reach` is the largest value that passes, None if it only informs."""
+
+    figure: str
+    value: float
+    unit: str
+    reach: float | None = None
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.reach is None:
+            return ""
+        return "pass" if self.value <= self.reach else "FAIL"
+
+
+@dataclass(slots=True)
+class Report:
+    """What one run found."""
+
+    rows: list[Row] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, figure: str, value: float, unit: str, reach: float | None = None, note: str = "") -> None:
+        row = Row(figure, round(value, 4), unit, reach, note)
+        self.rows.append(row)
+        print(f"  {figure}: {row.value:g} {unit} {row.verdict}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The handlers that take part, how much they do, and where the findings go."""
+
+    handlers: tuple[str, ...]
+    sizes: Sizes
+    report: Report
+
+    @property
+    def stock(self) -> tuple[str, ...]:
+        return tuple(handler for handler in self.handlers if handler != OURS)
+
+    def engine(self) -> Engine:
+        """A fresh engine, with our daemon on an interpreter of its own if our handler takes part."""
+        engine = Engine()
+        try:
+            engine.start()
+            if OURS in self.handlers:
+                engine.start_sandboxer(python=copy_interpreter(engine.directory / "python"))
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    def serial(self) -> None:
+        with self.engine() as engine:
+            samples = load.serial(engine, self.handlers, self.sizes.serial_rounds)
+        self.report.details["serial_ms"] = {name: part.summary() for name, part in samples.items()}
+        total = samples["total"]
+        for handler in self.handlers:
+            self.report.add(f"serial pod, {handler}", total.median(handler), "ms")
+        if OURS in self.handlers:
+            for handler, reach in ((STOCK_RUNC, 0.40), (STOCK_CRUN, 0.55)):
+                if handler in self.handlers:
+                    ratio = total.median(OURS) / total.median(handler)
+                    self.report.add(f"serial pod, against stock {handler}", ratio, "x", reach)
+
+    def burst(self) -> None:
+        with self.engine() as engine:
+            result = load.bursts(engine, self.handlers, self.sizes.burst_rounds, self.sizes.burst_pods)
+        parts = {
+            "wall": result.wall_s,
+            "machine CPU": result.machine_cpu_s,
+            "engine CPU": result.engine_cpu_s,
+        }
+        self.report.details["burst_s"] = {name: part.summary() for name, part in parts.items()}
+        count = self.sizes.burst_pods
+        for name, part in parts.items():
+            for handler in self.handlers:
+                self.report.add(f"{count} pods at once, {name}, {handler}", part.median(handler), "s")
+        if OURS in self.handlers and STOCK_RUNC in self.handlers:
+            for name, reach in (("wall", 0.28), ("machine CPU", 0.26), ("engine CPU", None)):
+                ratio = parts[name].median(OURS) / parts[name].median(STOCK_RUNC)
+                self.report.add(f"{count} pods at once, {name}, against stock runc", ratio, "x", reach)
+
+    def exec(self) -> None:
+        with self.engine() as engine:
+            samples = load.execs(engine, self.handlers, self.sizes.exec_rounds)
+        self.report.details["exec_ms"] = samples.summary()
+        for handler in self.handlers:
+            self.report.add(f"ExecSync true, {handler}", samples.median(handler), "ms")
+        if OURS in self.handlers and STOCK_RUNC in self.handlers:
+            ratio = samples.median(OURS) / samples.median(STOCK_RUNC)
+            self.report.add("ExecSync true, against stock runc", ratio, "x", 0.5)
+
+    def memory(self) -> None:
+        """Stock at few pods, for the comparison."""
+        for handler in self.stock:
+            with self.engine() as engine:
+                load.start_pods(engine, handler, self.sizes.few_pods, 4)
+                usage = census.management(engine, stock=True)
+                idle_s = self._idle_cpu_s(engine, stock=True)
+            self.report.details[f"memory_{handler}"] = asdict(usage)
+            where = f"{self.sizes.few_pods} pods, stock {handler}"
+            self.report.add(f"management PSS, {where}", usage.pss_kib / 1024, "MiB")
+            self.report.add(f"threads, {where}", usage.threads, "")
+            self.report.add(f"idle CPU in {self.sizes.idle_s:g} s, {where}", idle_s, "s")
+
+    def density(self) -> None:
+        """Ours at few and at many pods: memory, threads, mounts, idling, and whether a start gets slower."""
+        if OURS not in self.handlers:
+            return
+        few, many, rounds = self.sizes.few_pods, self.sizes.many_pods, self.sizes.serial_rounds
+        with self.engine() as engine:
+            empty = census.management(engine, stock=False)
+            load.start_pod(engine, OURS)
+            start_with_one = load.serial(engine, [OURS], rounds)["total"].median(OURS)
+            load.start_pods(engine, OURS, few - 1, few)
+            time.sleep(2)
+            at_few, mounts_at_few = census.management(engine, stock=False), census.mounts(engine)
+            idle_s = self._idle_cpu_s(engine, stock=False)
+            load.start_pods(engine, OURS, many - few, 8)
+            time.sleep(2)
+            at_many, mounts_at_many = census.management(engine, stock=False), census.mounts(engine)
+            start_with_many = load.serial(engine, [OURS], rounds)["total"].median(OURS)
+            after = census.management(engine, stock=False)
+        self.report.details["density"] = {
+            "empty": asdict(empty),
+            "few": asdict(at_few),
+            "many": asdict(at_many),
+            "after": asdict(after),
+            "start_ms": {"with_one": start_with_one, "with_many": start_with_many},
+            "mounts": {"few": mounts_at_few, "many": mounts_at_many},
+        }
+        growth_kib = (at_many.pss_kib - at_few.pss_kib) / (many - few)
+        report = self.report
+        report.add("management PSS, no pod", empty.pss_kib / 1024, "MiB")
+        report.add(f"management PSS, {few} pods", at_few.pss_kib / 1024, "MiB", 38)
+        report.add(f"growth per pod, {few} to {many} pods", growth_kib, "KiB", 32)
+        report.add(f"threads, {many} pods", at_many.threads, "", 16)
+        report.add(
+            f"idle CPU in {self.sizes.idle_s:g} s, {few} pods", idle_s, "s", 0.02 * self.sizes.idle_s / 30
+        )
+        report.add(f"serial pod, {many} pods present against 1", start_with_many / start_with_one, "x", 1.3)
+        report.add("mounts per pod", (mounts_at_many - mounts_at_few) / (many - few), "", 5)
+
+    def _idle_cpu_s(self, engine: Engine, *, stock: bool) -> float:
+        before_ns = census.management(engine, stock=stock).cpu_ns
+        time.sleep(self.sizes.idle_s)
+        return (census.management(engine, stock=stock).cpu_ns - before_ns) / 1e9
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "serial": Bench.serial,
+    "exec": Bench.exec,
+    "burst": Bench.burst,
+    "memory": Bench.memory,
+    "density": Bench.density,
+}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The findings for people: what was measured, what must be reached, whether it is."""
+    width = max(len(row.figure) for row in rows)
+    lines = [f"{'figure':<{width}}  {'measured':>12}  {'reach':>8}  verdict"]
+    for row in rows:
+        reach = "" if row.reach is None else f"<= {row.reach:g}"
+        lines.append(f"{row.figure:<{width}}  {row.value:>9.4g} {row.unit:<3}  {reach:>7}  {row.verdict}")
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+
+    def first_line(*command: str) -> str:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+        return answer[0] if answer else ""
+
+    return {
+        "kernel": platform.release(),
+        "cpus": len(
+            [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("processor")]
+        ),
+        "python": platform.python_version(),
+        "load": Path("/proc/loadavg").read_text().split()[0],
+        "crun": first_line(str(RECENT_RUNTIMES / "crun"), "--version"),
+        "runc": first_line("runc", "--version"),
+        "commit": first_line("git", "-C", str(CHECKOUT), "rev-parse", "--short", "HEAD"),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure sandboxd against stock shims.")
+    parser.add_argument("--quick", action="store_true", help="little work: a trend, no verdict to quote")
+    parser.add_argument("--only", metavar="PART,...", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--handlers", metavar="NAME,...", default=f"{STOCK_RUNC},{STOCK_CRUN},{OURS}")
+    parser.add_argument("--output", type=Path, help="where the JSON goes instead of results/")
+    arguments = parser.parse_args()
+    parts = arguments.only.split(",")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+
+    report = Report(details={"machine": machine(), "quick": arguments.quick})
+    bench = Bench(tuple(arguments.handlers.split(",")), QUICK if arguments.quick else FULL, report)
+    for part in parts:
+        print(part, file=sys.stderr, flush=True)
+        PARTS[part](bench)
+
+    output = arguments.output or RESULTS / time.strftime("bench-%Y%m%d-%H%M%S.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{**asdict(row), "verdict": row.verdict} for row in report.rows]
+    output.write_text(json.dumps({"rows": rows, **report.details}, indent=1) + "\n")
+    print(table(report.rows))
+    print(f"\n{output}")
+    return 1 if any(row.verdict == "FAIL" for row in report.rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
