@@ -145,14 +145,15 @@ class _Conversation:
         ):
             text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in mappings)
             path = f"/proc/{self._helper.pid}/{name}"
-            with open(path, "w", encoding="ascii") as file:
-                try:
-                    file.write(text)
-                    file.flush()
-                except OSError as error:
-                    raise errors.InvalidArgument(
-                        f"the kernel refuses the {name} {text.strip()!r}: {error.strerror}"
-                    ) from error
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, text.encode())
+            except OSError as error:
+                raise errors.InvalidArgument(
+                    f"the kernel refuses the {name} {text.strip()!r}: {error.strerror}"
+                ) from error
+            finally:
+                os.close(fd)
 
     def _send(self, message: Mapping[str, Any]) -> None:
         self._socket.send(_packed(message))
