@@ -215,15 +215,17 @@ def test_orphans_are_collected_even_when_they_end_before_they_are_ours() -> None
         codes = []
         for number in range(30):
             with watcher.adoption():
-                # The shell becomes a program that does not reap: the orphan ends before it is reparented.
-                script = f"(sleep 0.003; exit {number}) & echo $!; exec sleep 0.01"
-                shell = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True)
-                pid = int(shell.stdout.readline())
+                # The parent does not reap: the orphan has ended before it is reparented.
+                script = "import os, sys, time; pid = os.fork(); pid or os._exit(int(sys.argv[1]));"
+                script += "print(pid, flush=True); time.sleep(0.01)"
+                argv = [sys.executable, "-I", "-S", "-c", script, str(number)]
+                parent = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+                pid = int(parent.stdout.readline())
                 ended = asyncio.ensure_future(end_of(watcher, pid))
                 await asyncio.sleep(0)
-                await end_of(watcher, shell.pid)
-                shell.returncode = 0
-                shell.stdout.close()
+                await end_of(watcher, parent.pid)
+                parent.returncode = 0
+                parent.stdout.close()
                 status = await ended
             codes.append(status.code if status.known else -1)
         print(codes == list(range(30)), codes)

@@ -57,7 +57,7 @@ async def test_a_child_has_only_the_descriptors_it_was_given(watcher: ExitWatche
 
 async def test_a_child_starts_clean(watcher: ExitWatcher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "x")
-    result = await shell(watcher, "env; pwd; cat /proc/$$/stat; grep Sig[IB] /proc/$$/status")
+    result = await shell(watcher, "env; pwd; cat /proc/$$/stat; grep Sig[IB] /proc/self/status")
     text = result.stdout.decode()
     assert "SECRET" not in text
     assert "LANG=C.UTF-8" in text
