@@ -21,6 +21,7 @@ from tests.bench import census, load
 from tests.bench.interpreter import copy_interpreter
 from tests.engine.engine import OURS, RECENT_RUNTIMES, STOCK_CRUN, STOCK_RUNC, Engine
 from tests.engine.images import CHECKOUT
+from tests.engine.parts import prepare
 
 RESULTS = CHECKOUT / "results"
 
@@ -249,6 +250,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
 
+    prepare("test", ["fetch-engine"], ["fetch-runtimes"], ["build-images"])
     report = Report(details={"machine": machine(), "quick": arguments.quick})
     bench = Bench(tuple(arguments.handlers.split(",")), QUICK if arguments.quick else FULL, report)
     for part in parts:

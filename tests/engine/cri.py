@@ -16,6 +16,7 @@ from tests.engine.images import BUSYBOX
 
 TIMEOUT_S = 60.0
 NODE = api.NamespaceMode.NODE
+CONTAINER = api.NamespaceMode.CONTAINER
 _serial = itertools.count(1)
 
 
@@ -110,8 +111,11 @@ def pod_config(
     namespaces: api.NamespaceOption | None = None,
     cgroup_parent: str = "",
 ) -> api.PodSandboxConfig:
-    """A pod's configuration; its uid makes the name unique within this process."""
-    options = namespaces if namespaces is not None else api.NamespaceOption()
+    """A pod's configuration, like the kubelet's; its uid makes the name unique within this process.
+
+    `namespaces` defaults to what the kubelet asks for: every container has a PID namespace of its own.
+    """
+    options = namespaces if namespaces is not None else api.NamespaceOption(pid=CONTAINER)
     if host_network:
         options.network = NODE
     return api.PodSandboxConfig(
@@ -137,7 +141,12 @@ def container_config(
     stdin: bool = False,
     tty: bool = False,
 ) -> pb.ContainerConfig:
-    """A container's configuration; the namespace modes of its pod belong into `linux` as well."""
+    """A container's configuration; pods with other namespace modes than the default need `matching` too."""
+    if linux is None:
+        own = api.NamespaceOption(pid=CONTAINER)
+        linux = pb.LinuxContainerConfig(
+            security_context=pb.LinuxContainerSecurityContext(namespace_options=own)
+        )
     return pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name=name),
         image=pb.ImageSpec(image=image),

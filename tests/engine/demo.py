@@ -1,0 +1,138 @@
+"""`make demo`: one pod with two containers under a private containerd, without a shim or a pause process."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.engine.cri import container_config, pod_config
+from tests.engine.engine import OURS, Engine
+from tests.engine.namespaces import wait_until
+from tests.engine.parts import prepare
+
+PAGE = "echo 'hello from the other container' > /www/index.html"
+SERVE = f"mkdir -p /www && {PAGE} && exec httpd -f -v -p 8080 -h /www"
+ASK = "wget -q -O - http://localhost:8080/"
+
+
+class Narrator:
+    """Prints what happens and how long it took."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        print(f"  {what:<58}", end="", flush=True)
+        began = time.perf_counter()
+        try:
+            yield
+        except BaseException:
+            print("  failed", flush=True)
+            raise
+        print(f"{(time.perf_counter() - began) * 1000:9.1f} ms", flush=True)
+
+    def show(self, title: str, text: str) -> None:
+        print(f"\n  {title}")
+        for line in text.rstrip().splitlines():
+            print(f"    | {line}")
+        print()
+
+
+def main() -> int:
+    narrator = Narrator()
+    print("A pod of sandboxd under a real containerd\n")
+    with narrator.step("get containerd, build the image"):
+        prepare("demo", ["fetch-engine"], ["build-images"])
+    with narrator.step("private namespaces"):
+        engine = Engine(runtimes="system", default_handler=OURS)
+    try:
+        show_pod(engine, narrator)
+    except BaseException:
+        print(engine.evidence(), file=sys.stderr)
+        raise
+    finally:
+        with narrator.step("clean up: nothing stays on this machine"):
+            engine.close()
+    return 0
+
+
+def show_pod(engine: Engine, narrator: Narrator) -> None:
+    with narrator.step("containerd"):
+        engine.start()
+    with narrator.step("sandboxer (one process for all pods)"):
+        engine.start_sandboxer()
+
+    logs = engine.directory / "pod-logs"
+    pod = pod_config(
+        "demo", host_network=False, hostname="demo", log_directory=str(logs), cgroup_parent="/demo"
+    )
+    web = container_config(["sh", "-c", SERVE], name="web", log_path="web.log")
+    client = container_config(["sleep", "3600"], name="client", log_path="client.log")
+    cri = engine.cri
+    with narrator.step("RunPodSandbox: network, hostname, shared namespaces"):
+        pod_id = cri.run_pod(pod, OURS)
+    containers = []
+    for config in (web, client):
+        with narrator.step(f"create and start the container {config.metadata.name}"):
+            containers.append(cri.create(pod_id, config, pod))
+            cri.start(containers[-1])
+    wait_until(
+        lambda: cri.exec(containers[1], ["sh", "-c", ASK]).exit_code == 0, timeout_s=10, what="the web server"
+    )
+
+    with narrator.step("exec in client"):
+        answer = cri.exec(containers[1], ["sh", "-c", f"hostname; {ASK}"])
+    narrator.show(f"client asks web on the pod's localhost ({ASK}):", answer.stdout.decode())
+    wait_until(lambda: "response" in (logs / "web.log").read_text(), timeout_s=10, what="web's log")
+    narrator.show("the log of web:", "\n".join((logs / "web.log").read_text().splitlines()[-3:]))
+
+    usages = []
+    for container in containers:
+        stats = cri.stats(container)
+        name, cpu_ms = stats.attributes.metadata.name, stats.cpu.usage_core_nano_seconds.value / 1e6
+        memory_mib = stats.memory.working_set_bytes.value / 2**20
+        usages.append(f"{name:<8} CPU {cpu_ms:8.1f} ms   memory {memory_mib:6.2f} MiB")
+    narrator.show("stats:", "\n".join(usages))
+    tree = process_tree(engine.namespaces.root / "proc")
+    narrator.show("every process there is (no shim, no pause):", "\n".join(tree))
+    if any("containerd-shim" in line or "/pause" in line for line in tree):
+        raise RuntimeError("a shim or a pause process runs")
+
+    with narrator.step("StopPodSandbox"):
+        cri.stop_pod(pod_id)
+    with narrator.step("RemovePodSandbox"):
+        cri.remove_pod(pod_id)
+    left = [
+        line for line in process_tree(engine.namespaces.root / "proc") if "httpd" in line or "sleep" in line
+    ]
+    if left:
+        raise RuntimeError(f"processes of the pod are left: {left}")
+
+
+def process_tree(proc: Path) -> list[str]:
+    """The processes of a procfs, children below their parents, as `<pid> <command line>`."""
+    commands: dict[int, str] = {}
+    children: dict[int, list[int]] = {}
+    for entry in proc.iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = entry.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            parent = int(entry.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        commands[int(entry.name)] = command.strip()
+        children.setdefault(parent, []).append(int(entry.name))
+
+    def lines(pid: int, depth: int) -> Iterator[str]:
+        for child in sorted(children.get(pid, [])):
+            yield f"{child:>6} {'   ' * depth}{commands[child][:90]}"
+            yield from lines(child, depth + 1)
+
+    return list(lines(0, 0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
