@@ -21,6 +21,8 @@ _PROC_NAMESPACE = re.compile(r"/proc/(\d+)/ns/([a-z_]+)")
 
 _OCI_VERSION = "1.0.2"
 
+_NO_ID = 0xFFFFFFFF  # chown(2): -1 means "leave as it is"
+
 
 @dataclass(frozen=True, slots=True)
 class PodView:
@@ -37,63 +39,54 @@ class PodView:
 
 
 def parse_spec(text: bytes, source: str) -> Spec:
-    """Return the spec as a dictionary whose main parts have the right shapes.
+    """Return the spec as a dictionary whose main parts have the right shapes; null counts as absent.
 
     :raise InvalidArgument: it is not JSON, or not the shape that the OCI runtime specification demands.
     """
-    try:
-        spec = json.loads(text)
-    except ValueError as error:
-        raise InvalidArgument(f"{source} is not JSON: {error}") from error
-    _expect(spec, dict, source, "the document")
-    for key, shape in (
-        ("process", dict),
-        ("root", dict),
-        ("linux", dict),
-        ("mounts", list),
-        ("annotations", dict),
-    ):
-        if spec.get(key) is not None:
-            _expect(spec[key], shape, source, key)
-    linux = spec.get("linux") or {}
-    for key in ("namespaces", "uidMappings", "gidMappings"):
-        for entry in _expect(linux.get(key) or [], list, source, f"linux.{key}"):
-            _expect(entry, dict, source, f"an entry of linux.{key}")
-    for mount in spec.get("mounts") or []:
-        _expect(mount, dict, source, "an entry of mounts")
+    spec = _parse_object(text, source)
+    for key, shape in (("root", dict), ("linux", dict), ("mounts", list), ("annotations", dict)):
+        _expect(spec.get(key, shape()), shape, source, key)
+    linux = spec["linux"] = _without_nulls(spec.get("linux", {}))
+    _expect(linux.get("cgroupsPath", ""), str, source, "linux.cgroupsPath")
+    for entry in _entries(linux, "namespaces", source, "linux.namespaces"):
+        _expect(entry.get("type"), str, source, "the type of a namespace")
+        _expect(entry.get("path") or "", str, source, "the path of a namespace")
+    for key in ("uidMappings", "gidMappings"):
+        for entry in _entries(linux, key, source, f"linux.{key}"):
+            for member in ("containerID", "hostID", "size"):
+                _expect(entry.get(member, 0), int, source, f"{member} of linux.{key}")
+    for mount in _entries(spec, "mounts", source, "mounts"):
         _expect(mount.get("destination"), str, source, "the destination of a mount")
     if not isinstance(spec.get("process"), dict):
         raise InvalidArgument(f"{source} has no process")
-    return spec  # type: ignore[no-any-return]
+    return spec
 
 
 def parse_process(text: bytes, source: str) -> dict[str, Any]:
     """Return the process of an Exec request as a dictionary, checked like that of a container."""
-    try:
-        process = json.loads(text)
-    except ValueError as error:
-        raise InvalidArgument(f"{source} is not JSON: {error}") from error
-    _expect(process, dict, source, "the process")
+    process = _parse_object(text, source)
     check_process(process, source)
-    return process  # type: ignore[no-any-return]
+    return process
 
 
 def check_process(process: Mapping[str, Any], source: str) -> None:
     """Refuse a process that no container should run.
 
-    :raise InvalidArgument: it has no arguments, or its working directory lies in /proc, through which
-        descriptors of the runtime could be reached (CVE-2024-21626).
+    :raise InvalidArgument: it has no arguments, its user or limits are malformed, or its working directory is
+        relative or lies in /proc, through which descriptors of the runtime could be reached (CVE-2024-21626).
     """
     args = process.get("args")
     if not isinstance(args, list) or not args or not all(isinstance(arg, str) for arg in args):
         raise InvalidArgument(f"{source} has no command: process.args must be a list of at least one string")
-    cwd = process.get("cwd", "/")
-    if (
-        not isinstance(cwd, str)
-        or re.match(r"/+proc(/|$)", re.sub(r"(/+\.)+(?=/|$)", "", cwd))
-        or "/.." in cwd
-    ):
+    cwd = process.get("cwd") or "/"
+    if not isinstance(cwd, str) or not _is_plain_path(cwd):
         raise InvalidArgument(f"{source} has a working directory that is not allowed: {str(cwd)[:200]!r}")
+    user = _expect(process.get("user") or {}, dict, source, "process.user")
+    for key in ("uid", "gid"):
+        _expect(user.get(key, 0), int, source, f"process.user.{key}")
+    for limit in _entries(process, "rlimits", source, "process.rlimits"):
+        for key in ("soft", "hard"):
+            _expect(limit.get(key, 0), int, source, f"{key} of process.rlimits")
 
 
 def host_id(mappings: list[dict[str, Any]], container_id: int) -> int:
@@ -101,13 +94,17 @@ def host_id(mappings: list[dict[str, Any]], container_id: int) -> int:
 
     :raise InvalidArgument: the id is not mapped.
     """
-    if not mappings:
-        return container_id
+    host = container_id if not mappings else None
     for entry in mappings:
-        offset = container_id - int(entry.get("containerID", 0))
-        if 0 <= offset < int(entry.get("size", 0)):
-            return int(entry.get("hostID", 0)) + offset
-    raise InvalidArgument(f"id {container_id} is not mapped in the container's user namespace")
+        offset = container_id - entry.get("containerID", 0)
+        if 0 <= offset < entry.get("size", 0):
+            host = entry.get("hostID", 0) + offset
+            break
+    if host is None:
+        raise InvalidArgument(f"id {container_id} is not mapped in the container's user namespace")
+    if not 0 <= host < _NO_ID:
+        raise InvalidArgument(f"{host} is not a user or group id")
+    return host
 
 
 def process_owner(spec: Spec, process: Mapping[str, Any]) -> tuple[int, int]:
@@ -115,8 +112,8 @@ def process_owner(spec: Spec, process: Mapping[str, Any]) -> tuple[int, int]:
     user = process.get("user") or {}
     linux = spec.get("linux") or {}
     return (
-        host_id(linux.get("uidMappings") or [], int(user.get("uid", 0))),
-        host_id(linux.get("gidMappings") or [], int(user.get("gid", 0))),
+        host_id(linux.get("uidMappings") or [], user.get("uid", 0)),
+        host_id(linux.get("gidMappings") or [], user.get("gid", 0)),
     )
 
 
@@ -144,14 +141,14 @@ def join_pod(spec: Spec, pod: PodView, is_pod_process: Callable[[int], bool]) ->
         if not path:
             joined.append(entry)
         elif (match := _PROC_NAMESPACE.fullmatch(path)) is None:
-            if not isinstance(path, str) or re.match(r"/+proc(/|$)", path) or "/.." in path:
+            if not _is_plain_path(path):
                 raise InvalidArgument(f"namespace path {path!r} of the container is not one of its pod's")
             joined.append(entry)
         elif kind in pod.namespaces:
             pinned = pod.namespaces[kind]
             if pinned is not None:
                 joined.append({"type": kind, "path": pinned})
-        elif kind == "pid" and is_pod_process(int(match[1])):
+        elif kind == match[2] == "pid" and is_pod_process(int(match[1])):
             joined.append(entry)
         else:
             raise InvalidArgument(f"namespace path {path} of the container is not one of its pod's")
@@ -205,7 +202,8 @@ def fit_to_privileges(spec: Spec) -> list[str]:
         process["oomScoreAdj"] = own
         lowered.append(f"oomScoreAdj {wanted} -> {own}")
     for limit in process.get("rlimits") or []:
-        number = getattr(resource, str(limit.get("type", "")), None)
+        name = str(limit.get("type", ""))
+        number = getattr(resource, name, None) if name.startswith("RLIMIT_") else None
         if number is None:
             continue
         own = resource.getrlimit(number)[1]
@@ -221,8 +219,34 @@ def _own_oom_score_adj() -> int:
         return int(file.read())
 
 
+def _is_plain_path(path: str) -> bool:
+    """Tell whether a path is absolute, has no '..', and does not lie in /proc, however it is spelled."""
+    if not path.startswith("/") or ".." in path.split("/"):
+        return False
+    return not f"{_normal(path)}/".startswith("/proc/")
+
+
 def _normal(path: str) -> str:
     return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def _parse_object(text: bytes, source: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(f"{source} is not JSON: {error}") from error
+    return _without_nulls(_expect(document, dict, source, "the document"))
+
+
+def _without_nulls(mapping: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if value is not None}
+
+
+def _entries(parent: Mapping[str, Any], key: str, source: str, what: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = _expect(parent.get(key) or [], list, source, what)
+    for entry in entries:
+        _expect(entry, dict, source, f"an entry of {what}")
+    return entries
 
 
 def _expect(value: Any, shape: type, source: str, what: str) -> Any:
