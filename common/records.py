@@ -12,7 +12,7 @@ import errno
 import functools
 import json
 import os
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, get_origin, get_type_hints
 
 from common.errors import FailedPrecondition, SandboxdError
 
@@ -63,16 +63,28 @@ def read_record(path: str, record_type: type[RecordT]) -> tuple[RecordT, bool]:
     try:
         envelope = json.loads(text)
         version, written_in = envelope["version"], envelope["boot_id"]
-        if isinstance(version, int) and version > record_type.VERSION:
+        if not isinstance(version, int):
+            raise TypeError(f"version is a {type(version).__name__}")
+        if version > record_type.VERSION:
             raise FailedPrecondition(
                 f"record {path} has version {version}, this sandboxd knows {record_type.VERSION}: "
                 "start the version that wrote it, its pods are untouched"
             )
-        known = {field.name for field in dataclasses.fields(record_type)}
-        record = record_type(**{name: value for name, value in envelope["record"].items() if name in known})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        shapes = _shapes(record_type)
+        fields = {name: value for name, value in envelope["record"].items() if name in shapes}
+        for name, value in fields.items():
+            if not isinstance(value, shapes[name]):
+                raise TypeError(f"{name} is a {type(value).__name__}, not a {shapes[name].__name__}")
+        record = record_type(**fields)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableRecord(f"record {path} is damaged: {error}") from error
     return record, written_in == boot_id()
+
+
+@functools.cache
+def _shapes(record_type: type[Record]) -> dict[str, type]:
+    hints = get_type_hints(record_type)
+    return {f.name: get_origin(hints[f.name]) or hints[f.name] for f in dataclasses.fields(record_type)}
 
 
 def quarantine_record(path: str) -> str:
