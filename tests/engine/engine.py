@@ -22,6 +22,8 @@ RUNTIMES = {"crun": Path("/usr/bin/crun")}
 RECENT_RUNTIMES = CHECKOUT / ".cache/runtimes"
 ENGINE_PROGRAMS = CHECKOUT / ".cache/engine/usr/bin"
 DROP_IN = CHECKOUT / "configs/containerd/sandboxd-runc.toml"
+PYTHON = CHECKOUT / ".venv/bin/python"
+REGISTRY_PORT = 5000  # in the engine's own network namespace
 SANDBOXER_SOCKET = Path("run/sandboxd/runc.sock")
 STOCK_RUNC = "runc"
 STOCK_CRUN = "crun"
@@ -108,6 +110,7 @@ class Engine:
         self._sandboxer: Daemon | None = None
         self._sandboxer_command: list[str] = []
         self._sandboxer_env: dict[str, str] = {}
+        self._others: list[Daemon] = []
         self._cri: Cri | None = None
         self.namespaces = Namespaces(self.directory, self.directory.name)
         if runtimes == "recent":
@@ -172,13 +175,24 @@ class Engine:
         command = [str(ENGINE_PROGRAMS / "ctr"), "--namespace", "k8s.io", *arguments]
         return self.namespaces.run(command, stdin=stdin or subprocess.DEVNULL).stdout
 
+    def serve_images(self, layouts: Sequence[Path]) -> None:
+        """Make PullImage work for the images of the layouts, under their own names."""
+        hosts = self.directory / "certs.d/_default/hosts.toml"
+        hosts.parent.mkdir(parents=True)
+        hosts.write_text(f'[host."http://127.0.0.1:{REGISTRY_PORT}"]\n  capabilities = ["pull", "resolve"]\n')
+        command = [str(PYTHON), "-m", "tests.engine.registry", str(REGISTRY_PORT), *map(str, layouts)]
+        with (self.logs / "registry.log").open("ab") as log:
+            self._others.append(
+                self.namespaces.spawn(command, log, {**os.environ, "PYTHONPATH": str(CHECKOUT)})
+            )
+
     # ---------------------------------------------------------------- sandboxer
 
     def start_sandboxer(
         self,
         config: Path = CHECKOUT / "configs/runc.yaml",
         *,
-        python: Path = CHECKOUT / ".venv/bin/python",
+        python: Path = PYTHON,
         env: Mapping[str, str] | None = None,
     ) -> None:
         """Start the sandboxer of the handler `sandboxd` and wait for its socket."""
@@ -228,10 +242,11 @@ class Engine:
             self._cri.close()
             self._cri = None
         self.namespaces.close()
-        for daemon in (self._containerd, self._sandboxer):
+        for daemon in (self._containerd, self._sandboxer, *self._others):
             if daemon is not None:
                 daemon.stop(signal.SIGKILL)
         self._containerd = self._sandboxer = None
+        self._others.clear()
         if not self._keep:
             shutil.rmtree(self.directory, ignore_errors=True)
 

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import io
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -75,26 +74,13 @@ class Layer:
         self._add(entry)
         return self
 
-    def tree(self, source: Path) -> Self:
-        """Copy everything under `source`, with modes, as root's."""
-        for path in sorted(source.rglob("*")):
-            name = str(path.relative_to(source))
-            if path.is_symlink():
-                self.link(name, str(path.readlink()))
-            elif path.is_dir():
-                self.directory(name, path.stat().st_mode & 0o7777)
-            elif path.is_file():
-                self.file(name, path.read_bytes(), path.stat().st_mode & 0o7777)
-        return self
-
-    def program(self, path: str, source: Path) -> Self:
-        """Copy a program together with the shared libraries it is linked with."""
-        self.file(path, source.read_bytes(), 0o755)
-        listed = subprocess.run(["ldd", str(source)], capture_output=True, text=True, check=False)
-        for library in re.findall(r"(/\S+) \(0x", listed.stdout):
-            name = library.lstrip("/")
-            if name not in self._known:
-                self.file(name, Path(library).read_bytes(), 0o755)
+    def hard_link(self, path: str, target: str) -> Self:
+        """`target` must be in the layer already; unlike a symbolic link, it can be masked on its own."""
+        self._parents(path)
+        entry = tarfile.TarInfo(path)
+        # Unpacking applies the mode of the link to the file it shares.
+        entry.type, entry.linkname, entry.mode = tarfile.LNKTYPE, target, 0o755
+        self._add(entry)
         return self
 
     def done(self) -> bytes:
@@ -171,7 +157,7 @@ def busybox_layer(busybox: Path, accounts: str = ACCOUNTS, groups: str = GROUPS)
     layer.file("bin/busybox", busybox.read_bytes(), 0o755)
     for applet in applets.split():
         if applet != "busybox":
-            layer.link(f"bin/{applet}", "busybox")
+            layer.hard_link(f"bin/{applet}", "bin/busybox")
     layer.link("usr/bin/env", "../../bin/busybox")
     return layer.file("etc/passwd", accounts).file("etc/group", groups).done()
 
@@ -191,9 +177,9 @@ def build_demo() -> None:
 def main(arguments: Sequence[str]) -> None:
     build_demo()
     if "critest" in arguments:
-        from tests.engine import critest_images
+        from tests.engine.critest_images import build
 
-        critest_images.build()
+        build()
 
 
 if __name__ == "__main__":
