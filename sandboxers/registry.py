@@ -8,25 +8,26 @@ Calls that change a pod are serialised per id; Status and Wait never wait for th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import os
 import shutil
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from common.errors import AlreadyExists, NotFound, SandboxdError
+from common.errors import AlreadyExists, Internal, NotFound, SandboxdError
 from common.identifiers import directory_name
 from common.log import bound, get_logger
 from common.records import UnreadableRecord, quarantine_record, read_record, write_record
 from common.states import advance
-from sandboxers.pod_config import PodConfig
+from sandboxers.pod_config import PodConfig, pod_config_from_record
 from sandboxers.sandbox import Endpoint, Sandbox, Sandboxer
 from sandboxers.states import SANDBOX_TRANSITIONS, SandboxState, SandboxTrigger
 
 RECORD_FILE = "sandbox.json"
 TASK_SOCKET = "task.sock"
+_LONGEST_SOCKET = "tty99999999.sock"
 _UNSTARTED_MAX_AGE_S = 600.0
 _ENDED_WITHOUT_US = 255
 
@@ -84,11 +85,11 @@ class SandboxEntry:
         """Change state, or raise FailedPrecondition."""
         self.state = advance(SANDBOX_TRANSITIONS, self.state, trigger, f"sandbox {self.id}")
 
-    def save(self) -> None:
-        """Write the record."""
+    def save(self, state: SandboxState | None = None) -> None:
+        """Write the record, with the state that the pod has or is about to have."""
         record = SandboxRecord(
             pod=dataclasses.asdict(self.pod),
-            state=self.state.value,
+            state=(state or self.state).value,
             created_at_ns=self.created_at_ns,
             address=self.endpoint.address,
             pid=self.endpoint.pid,
@@ -101,10 +102,14 @@ class SandboxEntry:
         """Note the pod's end, once, and wake who waits for it."""
         if self.exit_code < 0:
             self.exit_code, self.exited_at_ns = exit_code, exited_at_ns
-            if (self.state, SandboxTrigger.EXIT) in SANDBOX_TRANSITIONS:
-                self.advance(SandboxTrigger.EXIT)
-            with contextlib.suppress(FileNotFoundError):
-                self.save()
+        if (self.state, SandboxTrigger.EXIT) in SANDBOX_TRANSITIONS:
+            self.advance(SandboxTrigger.EXIT)
+        try:
+            self.save()
+        except FileNotFoundError:
+            pass  # the pod is removed already
+        except OSError as error:
+            log.error("sandbox.record_not_written", sandbox_id=self.id, error=error)
         self._exited.set()
 
     async def wait(self) -> None:
@@ -142,7 +147,7 @@ class SandboxRegistry:
         await self._forget_unstarted()
         if pod.sandbox_id in self._entries:
             raise AlreadyExists(f"sandbox {pod.sandbox_id} exists already")
-        directory = f"{self._state_dir}/{directory_name(self._state_dir, pod.sandbox_id, TASK_SOCKET)}"
+        directory = f"{self._state_dir}/{directory_name(self._state_dir, pod.sandbox_id, _LONGEST_SOCKET)}"
         sandbox = self._sandboxer.sandbox(pod, directory)
         entry = SandboxEntry(pod, sandbox, directory, time.time_ns())
         try:
@@ -167,13 +172,15 @@ class SandboxRegistry:
             try:
                 entry.save()
                 entry.endpoint = await entry.sandbox.start(entry.finish)
-                entry.advance(SandboxTrigger.STARTED)
-                entry.save()
+                if entry.exit_code >= 0:
+                    raise Internal(f"sandbox {entry.id} ended while it was being started")
+                entry.save(SandboxState.READY)
             except BaseException as error:
                 log.warning("sandbox.start_failed", error=error)
                 entry.advance(SandboxTrigger.FAIL)
-                await self._remove(entry)
+                await self._try_removal(self._remove(entry), entry)
                 raise
+            entry.advance(SandboxTrigger.STARTED)
             log.info("sandbox.started", took_ms=round((time.monotonic() - begun) * 1000, 1))
         return entry
 
@@ -190,7 +197,8 @@ class SandboxRegistry:
             return
         async with entry.lock:
             if self._entries.get(sandbox_id) is entry:
-                await self._stop(entry, self._stop_timeout_s)
+                if entry.state is not SandboxState.FAILED:
+                    await self._stop(entry, self._stop_timeout_s)
                 await self._remove(entry)
                 log.info("sandbox.removed")
 
@@ -203,24 +211,23 @@ class SandboxRegistry:
             with bound(sandbox_id=name):
                 try:
                     await self._recover(directory)
-                except (SandboxdError, OSError) as error:
-                    # Whatever it is, it is not ours to delete: it may be somebody's pod.
+                except Exception as error:
+                    # Whatever it is, it is not ours to delete: it may be somebody's pod. The others go on.
                     log.error("sandbox.not_recovered", directory=directory, error=error)
 
     async def _recover(self, directory: str) -> None:
         path = f"{directory}/{RECORD_FILE}"
         try:
             record, of_this_boot = read_record(path, SandboxRecord)
+            pod, state = pod_config_from_record(record.pod), SandboxState(record.state)
         except FileNotFoundError:
             # The record is the first thing that is made: nothing else can be in there.
             os.rmdir(directory)
             return
-        except UnreadableRecord:
+        except (UnreadableRecord, TypeError, ValueError):
             log.error("sandbox.record_unreadable", kept_as=quarantine_record(path))
             raise
-        pod = PodConfig(**record.pod)
         entry = SandboxEntry(pod, self._sandboxer.sandbox(pod, directory), directory, record.created_at_ns)
-        state = SandboxState(record.state)
         if not of_this_boot or state in (SandboxState.CREATED, SandboxState.STARTING, SandboxState.FAILED):
             # Nobody was told that it stands, or the boot has ended it: its engine will ask for a new one.
             await entry.sandbox.destroy()
@@ -258,9 +265,20 @@ class SandboxRegistry:
         entry.finish(_ENDED_WITHOUT_US, time.time_ns())
 
     async def _forget_unstarted(self) -> None:
-        """Remove pods that were created long ago and never started: their engine has died in between."""
+        """Remove pods that were created long ago and never stood: their engine has died, or their Start
+        failed and not all of it could be taken back."""
         oldest = time.time_ns() - int(_UNSTARTED_MAX_AGE_S * 1e9)
-        for entry in [e for e in self._entries.values() if e.state is SandboxState.CREATED]:
+        for entry in list(self._entries.values()):
+            if entry.state not in (SandboxState.CREATED, SandboxState.FAILED) or entry.lock.locked():
+                continue
             if entry.created_at_ns < oldest:
                 log.warning("sandbox.never_started", sandbox_id=entry.id)
-                await self.shutdown(entry.id)
+                await self._try_removal(self.shutdown(entry.id), entry)
+
+    @staticmethod
+    async def _try_removal(removal: Awaitable[None], entry: SandboxEntry) -> None:
+        """Remove a pod that nobody will ask for again; its failure is not the caller's."""
+        try:
+            await removal
+        except (SandboxdError, OSError) as error:
+            log.error("sandbox.not_removed", sandbox_id=entry.id, error=error)
