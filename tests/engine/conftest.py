@@ -1,0 +1,85 @@
+"""A real containerd for the tests, with the sandboxer next to it, and its logs in the report of a failure."""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.engine.cri import Cri, container_config, pod_config
+from tests.engine.engine import OURS, Engine
+from tests.engine.parts import prepare
+
+EVIDENCE = pytest.StashKey[list[Callable[[], str]]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Attach the ends of the engine's logs to a failure."""
+    report = yield
+    if report.failed:
+        for collect in item.session.stash.get(EVIDENCE, []):
+            report.sections.append(("engine", collect()))
+    return report
+
+
+@pytest.fixture(scope="session")
+def parts() -> None:
+    """Everything an engine is made of; without it these tests cannot run, and say why."""
+    try:
+        prepare("test", ["fetch-engine"], ["fetch-runtimes"], ["build-images"])
+    except (PermissionError, RuntimeError) as error:
+        pytest.skip(str(error))
+
+
+@contextmanager
+def _running(session: pytest.Session) -> Iterator[Engine]:
+    collectors = session.stash.setdefault(EVIDENCE, [])
+    with Engine() as engine:
+        collectors.append(engine.evidence)
+        try:
+            engine.start()
+            engine.start_sandboxer()
+            yield engine
+        finally:
+            collectors.remove(engine.evidence)
+
+
+@pytest.fixture(scope="module")
+def engine(parts: None, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine that the tests of a module share: they leave it as they found it."""
+    with _running(request.session) as engine:
+        yield engine
+
+
+@pytest.fixture
+def own_engine(parts: None, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine of the test's own, to restart and kill."""
+    with _running(request.session) as engine:
+        yield engine
+
+
+@pytest.fixture
+def cri(engine: Engine) -> Iterator[Cri]:
+    """The shared engine's client; every pod is removed afterwards."""
+    yield engine.cri
+    for pod in engine.cri.pods():
+        engine.cri.stop_pod(pod.id)
+        engine.cri.remove_pod(pod.id)
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    """A pod's log directory, which containerd makes."""
+    return tmp_path / "pod-logs"
+
+
+def start_container(cri: Cri, *command: str, handler: str = OURS) -> tuple[str, str]:
+    """One host-network pod with one container; returns the ids of pod and container."""
+    pod = pod_config()
+    pod_id = cri.run_pod(pod, handler)
+    container = cri.create(pod_id, container_config(command or ("sleep", "1000000")), pod)
+    cri.start(container)
+    return pod_id, container
