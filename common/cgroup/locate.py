@@ -70,6 +70,9 @@ class Hierarchies:
         hierarchy = self._by_controller.get(controller)
         if hierarchy is None:
             return None
+        # A process outside of our cgroup namespace is shown with a path that leads upwards (cgroup_namespaces(7)).
+        if ".." in path.split("/"):
+            return None
         root = hierarchy.root.rstrip("/")
         if path != root and not path.startswith(f"{root}/"):
             return None
@@ -106,7 +109,7 @@ class Cgroup:
 
     def directory_of(self, controller: str, path: str) -> str | None:
         """Return the directory of another cgroup of the same host, by its path; None like `directory`."""
-        if path == "/" or ".." in path.split("/"):
+        if path == "/":
             return None
         return self._hierarchies.directory(controller, path)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from common.cgroup import Hierarchies, OomWatcher, kill_all, pids, read_metrics, signal_all
+from common.cgroup import Hierarchies, MigrationPrimer, OomWatcher, kill_all, pids, read_metrics, signal_all
 from common.errors import FailedPrecondition, NotFound, SandboxdError
 from common.linux.pidfd import start_time
 from common.log import bound, get_logger
@@ -39,7 +39,7 @@ log = get_logger()
 class TaskParts:
     """What every pod's Task service of a daemon is assembled from; one object for all pods."""
 
-    __slots__ = ("backend", "events", "exits", "hierarchies", "ooms")
+    __slots__ = ("backend", "events", "exits", "hierarchies", "ooms", "primer")
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class TaskParts:
         self.events = events
         self.ooms = ooms
         self.hierarchies = hierarchies
+        self.primer = MigrationPrimer(hierarchies)
 
 
 class TaskPod:
@@ -85,6 +86,7 @@ class TaskPod:
 
     async def create_container(self, request: ContainerRequest) -> Container:
         """Prepare and make a container, up to its waiting first process; afterwards all of it exists, or nothing."""
+        self.parts.primer.prime()
         container = Container(request.container_id, request.bundle, request.stdio)
         self.containers[container.id] = container
         async with AsyncExitStack() as undo:

@@ -166,6 +166,7 @@ class TaskService(TaskPod):
         """Register one more process; start runs it."""
         container = self.container(request.id)
         exec_id = check_identifier("exec", request.exec_id)
+        self.parts.primer.prime()
         prepared = container.ready()
         if container.init.state is ProcessState.STOPPED:
             raise FailedPrecondition(f"cannot exec in container {container.id}: it has stopped")

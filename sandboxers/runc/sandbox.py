@@ -70,6 +70,7 @@ class RuncSandbox:
     async def start(self, on_exit: SandboxExit) -> Endpoint:
         """Make namespaces, files, shared memory and the Task service's socket, in this order, or nothing."""
         self._on_exit = on_exit
+        self._parts.primer.prime()
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._destroy_init)
             os.mkdir(f"{self._directory}/ns", 0o700)

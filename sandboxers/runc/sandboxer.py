@@ -60,4 +60,5 @@ class RuncSandboxer:
         """Stop watching; what runs goes on."""
         self._events.close()
         self._ooms.close()
+        self._parts.primer.close()
         self._exits.close()
