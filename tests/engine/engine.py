@@ -212,6 +212,10 @@ class Engine:
         self.stop_sandboxer(number)
         self._spawn_sandboxer()
 
+    def restart_after_death(self) -> None:
+        """Start the sandboxer again as it was started before."""
+        self._spawn_sandboxer()
+
     @property
     def sandboxer_pid(self) -> int:
         """Its pid as seen from outside."""

@@ -1,0 +1,64 @@
+"""Pods that come and go leave the daemon as it was."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.bench import census
+from tests.engine.conftest import start_container
+from tests.engine.engine import Engine
+
+ROUNDS = 200
+# Until then the allocators still find their size.
+WARM_UP_ROUNDS = 400
+# A leak of 2 KiB per pod would show.
+MEMORY_SLACK_KIB = 400
+
+
+def descriptors(engine: Engine) -> int:
+    return len(os.listdir(f"/proc/{engine.sandboxer_pid}/fd"))
+
+
+def memory_kib(engine: Engine) -> int:
+    rollup = Path(f"/proc/{engine.sandboxer_pid}/smaps_rollup").read_text()
+    return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+
+
+@pytest.mark.timeout(300)
+def test_200_pods_in_a_loop_leave_no_descriptor_mount_or_memory(own_engine: Engine) -> None:
+    def cycle(_: int) -> None:
+        pod, container = start_container(own_engine.cri)
+        assert own_engine.cri.exec(container, ["true"]).exit_code == 0
+        own_engine.cri.stop_pod(pod)
+        own_engine.cri.remove_pod(pod)
+
+    def several(count: int) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(cycle, range(count)))
+
+    measures: dict[str, Callable[[Engine], int]] = {
+        "descriptors": descriptors,
+        "mounts": census.mounts,
+        "threads": lambda engine: census.management(engine, stock=False).threads,
+    }
+    several(WARM_UP_ROUNDS)
+    before = {name: measure(own_engine) for name, measure in measures.items()}
+    memory_before_kib = memory_kib(own_engine)
+    several(ROUNDS)
+    assert {name: measure(own_engine) for name, measure in measures.items()} == before
+    assert memory_kib(own_engine) - memory_before_kib < MEMORY_SLACK_KIB
+
+
+@pytest.mark.timeout(300)
+def test_50_pods_at_once_all_run_and_all_go(own_engine: Engine) -> None:
+    cri = own_engine.cri
+    with ThreadPoolExecutor(50) as pool:
+        pods = list(pool.map(lambda _: start_container(cri), range(50)))
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda pod: cri.exec(pod[1], ["echo", "here"]).stdout, pods))
+        assert answers == [b"here\n"] * 50
+        list(pool.map(lambda pod: cri.remove_pod(pod[0]), pods))
+    assert not list(cri.pods())
