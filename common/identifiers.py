@@ -10,7 +10,7 @@ from common.errors import InvalidArgument
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,75}")
 
 UNIX_PATH_MAX_BYTES = 106
-"""Longest socket path that every peer accepts: sun_path less its NUL, and one byte for those that count it (unix(7))."""
+"""Longest socket path that every peer accepts: sun_path less its NUL, and a byte for those that count it (unix(7))."""
 
 
 def check_identifier(kind: str, value: str) -> str:
@@ -20,13 +20,14 @@ def check_identifier(kind: str, value: str) -> str:
     """
     if not _IDENTIFIER.fullmatch(value):
         raise InvalidArgument(
-            f"{kind} id {value[:100]!r} is not allowed: 1 to 76 letters, digits, '_', '.', '-', the first a letter or digit"
+            f"{kind} id {value[:100]!r} is not allowed: 1 to 76 letters, digits, '_', '.', '-', "
+            "the first a letter or digit"
         )
     return value
 
 
 def directory_name(parent: str, identifier: str, longest_member: str) -> str:
-    """Return the directory name for an id inside `parent`: the id, or a hash where a socket's path would be too long."""
+    """Return the directory name for an id in `parent`: the id, or a hash where a socket's path would be too long."""
     if len(f"{parent}/{identifier}/{longest_member}".encode()) <= UNIX_PATH_MAX_BYTES:
         return identifier
     return hashlib.sha256(identifier.encode()).hexdigest()[:32]
