@@ -11,7 +11,14 @@ import json
 import os
 from collections.abc import Sequence
 
-from common.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, SandboxdError
+from common.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    SandboxdError,
+)
 from common.process.exits import ExitWatcher
 from common.process.spawn import run
 
@@ -20,12 +27,14 @@ _CODES: tuple[tuple[str, type[SandboxdError]], ...] = (
     ("not found in $path", InvalidArgument),
     ("executable file not found", InvalidArgument),
     ("exec format error", InvalidArgument),
+    ("open executable", InvalidArgument),
     ("permission denied", InvalidArgument),
     ("no such file or directory", InvalidArgument),
     ("not a directory", InvalidArgument),
+    ("device or resource busy", FailedPrecondition),
     ("is not running", FailedPrecondition),
     ("not running", FailedPrecondition),
-    ("already exists", FailedPrecondition),
+    ("already exists", AlreadyExists),
     ("does not exist", NotFound),
 )
 
@@ -45,6 +54,10 @@ class OciRuntime:
         self.timeout_s = timeout_s
         self.invocations = 0
         self._watcher = watcher
+
+    def knows(self, container_id: str) -> bool:
+        """Tell whether there is a container of this id, of whatever pod."""
+        return os.path.lexists(f"{self.root}/{container_id}")
 
     async def create(
         self,
@@ -87,7 +100,7 @@ class OciRuntime:
 
     async def delete(self, container_id: str, bundle: str) -> None:
         """Remove what the runtime holds of a container, killing what is left of it; an unknown one is no error."""
-        if os.path.lexists(f"{self.root}/{container_id}"):
+        if self.knows(container_id):
             await self._run("delete", ["--force", container_id], f"{bundle}/log.json")
 
     async def pause(self, container_id: str, bundle: str) -> None:
@@ -131,11 +144,12 @@ class OciRuntime:
             argv, watcher=self._watcher, stdin=stdin, stdout=stdout, stderr=stderr, timeout_s=self.timeout_s
         )
         if completed.status.code != 0:
-            raise _failure(self.binary, command, completed.status.code, _last_error(log))
+            what = f"{os.path.basename(self.binary)} {command} of container {arguments[-1]}"
+            raise _failure(what, completed.status.code, _last_error(log))
 
 
-def _failure(binary: str, command: str, code: int, message: str) -> SandboxdError:
-    text = f"{os.path.basename(binary)} {command}: {message or f'exit code {code} without a message'}"
+def _failure(what: str, code: int, message: str) -> SandboxdError:
+    text = f"{what}: {message or f'exit code {code} without a message'}"
     lowered = message.lower()
     for pattern, error in _CODES:
         if pattern in lowered:

@@ -69,6 +69,16 @@ def parse_process(text: bytes, source: str) -> dict[str, Any]:
     return process
 
 
+def check_resources(text: bytes, source: str) -> None:
+    """Refuse limits (JSON of LinuxResources) that a runtime may overlook rather than report.
+
+    :raise InvalidArgument: they are not JSON, or a group of them is not of the right shape.
+    """
+    resources = _parse_object(text, source)
+    for key in ("memory", "cpu", "pids", "blockIO"):
+        _expect(resources.get(key, {}), dict, source, key)
+
+
 def check_process(process: Mapping[str, Any], source: str) -> None:
     """Refuse a process that no container should run.
 

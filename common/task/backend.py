@@ -69,7 +69,7 @@ class TaskBackend(Protocol):
     """What runs containers. Each method is done when it returns; errors are those of `common.errors`."""
 
     async def create(self, container_id: str, container: PreparedContainer, stdio: Stdio) -> int:
-        """Make the container and return the pid of its first process, which waits for start()."""
+        """Make the container, or nothing; return the pid of its first process, which waits for start()."""
         ...
 
     async def start(self, container_id: str, container: PreparedContainer) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from common.cgroup import Hierarchies, parse_cgroups_path, remove_leaf
-from common.errors import InvalidArgument, NotFound
+from common.errors import AlreadyExists, InvalidArgument, NotFound
 from common.linux.mounts import mount_rootfs, unmount_stack
 from common.log import get_logger
 from common.oci.spec import (
@@ -71,16 +71,24 @@ class HostPreparer:
         rootfs = _find_rootfs(request.bundle, spec)
         spec["root"]["path"] = rootfs
         set_version(spec)
+        cgroups_path = (spec.get("linux") or {}).get("cgroupsPath") or ""
+        if cgroups_path:
+            _check_cgroups_path(request.bundle, cgroups_path)
         prepared = PreparedContainer(
             directory=f"{self._directory}/{request.container_id}",
             rootfs=rootfs,
             owner=process_owner(spec, spec["process"]),
-            cgroups_path=(spec.get("linux") or {}).get("cgroupsPath") or "",
+            cgroups_path=cgroups_path,
             private_pid_namespace=has_private_pid_namespace(spec),
         )
-        undo.callback(_remove_directory, prepared.directory)
         os.makedirs(self._directory, 0o700, exist_ok=True)
-        os.mkdir(prepared.directory, 0o700)
+        try:
+            os.mkdir(prepared.directory, 0o700)
+        except FileExistsError:
+            raise AlreadyExists(
+                f"container {request.container_id} has left its directory {prepared.directory} behind"
+            ) from None
+        undo.callback(_remove_directory, prepared.directory)
         write_record(f"{prepared.directory}/{RECORD_FILE}", record_of(request, prepared))
         if request.rootfs:
             undo.callback(unmount_stack, rootfs)
@@ -127,13 +135,21 @@ def _read_spec(bundle: str) -> Spec:
         raise NotFound(f"the bundle has no {error.filename}") from None
     except OSError as error:
         raise InvalidArgument(f"cannot open {path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InvalidArgument(f"{path} is not a regular file")
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise InvalidArgument(f"{path} is not a regular file")
         text = file.read(_MAX_SPEC_BYTES + 1)
     if len(text) > _MAX_SPEC_BYTES:
         raise InvalidArgument(f"{path} is larger than {_MAX_SPEC_BYTES >> 20} MiB")
     return parse_spec(text, path)
+
+
+def _check_cgroups_path(bundle: str, path: str) -> None:
+    try:
+        parse_cgroups_path(path)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"the spec of {bundle}: {error}") from None
 
 
 def _find_rootfs(bundle: str, spec: Spec) -> str:

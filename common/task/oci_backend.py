@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 
+from common.errors import AlreadyExists
 from common.oci.runtime import OciRuntime
+from common.oci.spec import check_resources
 from common.task.backend import PreparedContainer
 from common.task.stdio import Stdio
 
@@ -13,13 +15,29 @@ from common.task.stdio import Stdio
 class OciBackend:
     """Runs containers with crun, runc or any other OCI runtime (`TaskBackend`)."""
 
-    __slots__ = ("_runtime",)
+    __slots__ = ("_creating", "_runtime")
 
     def __init__(self, runtime: OciRuntime) -> None:
         self._runtime = runtime
+        self._creating: set[str] = set()
 
     async def create(self, container_id: str, container: PreparedContainer, stdio: Stdio) -> int:
-        """Make the container; its first process waits for start()."""
+        """Make the container, whose first process then waits for start(), or nothing.
+
+        :raise AlreadyExists: the id is taken, perhaps in another pod; that container is left alone.
+        """
+        if container_id in self._creating or self._runtime.knows(container_id):
+            raise AlreadyExists(f"container {container_id} exists already, in another pod")
+        self._creating.add(container_id)
+        try:
+            return await self._create(container_id, container, stdio)
+        except BaseException:
+            await self._runtime.delete(container_id, container.directory)
+            raise
+        finally:
+            self._creating.discard(container_id)
+
+    async def _create(self, container_id: str, container: PreparedContainer, stdio: Stdio) -> int:
         terminal = stdio.terminal
         systemd_cgroup = container.cgroups_path.count(":") == 2 and not container.cgroups_path.startswith("/")
         pid = await self._runtime.create(
@@ -70,4 +88,5 @@ class OciBackend:
 
     async def update(self, container_id: str, container: PreparedContainer, resources: bytes) -> None:
         """Apply new limits."""
+        check_resources(resources, f"the update of container {container_id}")
         await self._runtime.update(container_id, container.directory, resources)

@@ -96,9 +96,9 @@ class TaskPod:
             stdio = Stdio(request.stdio, container.prepared.owner, self.directory)
             container.init.stdio = stdio
             undo.callback(stdio.close)
-            undo.push_async_callback(self.parts.backend.delete, container.id, container.prepared)
             with self.parts.exits.adoption():
                 pid = await self.parts.backend.create(container.id, container.prepared, stdio)
+                undo.push_async_callback(self.parts.backend.delete, container.id, container.prepared)
                 self._adopt(container, container.init, pid)
             undo.callback(container.init.close)
             stdio.release_child()
