@@ -103,7 +103,7 @@ def parse_create_request(request: api.ControllerCreateRequest) -> PodConfig:
         uid=config.metadata.uid,
         hostname=_check_hostname(sandbox_id, config.hostname),
         netns_path=_check_path(sandbox_id, "netns_path", request.netns_path),
-        cgroup_parent=config.linux.cgroup_parent,
+        cgroup_parent=_check_cgroup_parent(sandbox_id, config.linux.cgroup_parent),
         network=network,
         pid=_MODES.get(modes.pid, NamespaceMode.POD),
         ipc=_MODES.get(modes.ipc, NamespaceMode.POD),
@@ -117,14 +117,16 @@ def parse_create_request(request: api.ControllerCreateRequest) -> PodConfig:
 
 
 def _user_namespace(sandbox_id: str, options: cri.UserNamespace) -> tuple[list[list[int]], list[list[int]]]:
+    if options.mode not in (cri.POD, cri.NODE):
+        raise InvalidArgument(f"sandbox {sandbox_id}: a user namespace can only be the pod's or the node's")
     if options.mode == cri.NODE or not (options.uids or options.gids):
         return [], []
-    if options.mode != cri.POD:
-        raise InvalidArgument(f"sandbox {sandbox_id}: a user namespace can only be the pod's or the node's")
     mappings: list[list[list[int]]] = []
     for kind, entries in (("uid", options.uids), ("gid", options.gids)):
         if not entries or any(entry.length == 0 for entry in entries):
             raise InvalidArgument(f"sandbox {sandbox_id}: the user namespace has an empty {kind} mapping")
+        if not any(entry.container_id == 0 for entry in entries):
+            raise InvalidArgument(f"sandbox {sandbox_id}: the user namespace does not map {kind} 0")
         mappings.append([[entry.container_id, entry.host_id, entry.length] for entry in entries])
     return mappings[0], mappings[1]
 
@@ -136,13 +138,21 @@ def _check_hostname(sandbox_id: str, hostname: str) -> str:
 
 
 def _check_path(sandbox_id: str, what: str, path: str) -> str:
-    if path and (not os.path.isabs(path) or os.path.normpath(path) != path):
+    if path and (
+        not path.startswith("/") or path.startswith("//") or os.path.normpath(path) != path or "\0" in path
+    ):
         raise InvalidArgument(
             f"sandbox {sandbox_id}: {what} must be absolute and without '..': {path[:200]!r}"
         )
     return path
 
 
+def _check_cgroup_parent(sandbox_id: str, parent: str) -> str:
+    if ".." in parent.split("/") or "\0" in parent:
+        raise InvalidArgument(f"sandbox {sandbox_id}: {parent[:200]!r} is not a cgroup_parent")
+    return parent
+
+
 def pod_config_from_record(fields: dict[str, Any]) -> PodConfig:
-    """Return the pod of a record."""
+    """Return the pod of a record; raises TypeError where it has other fields than a pod."""
     return PodConfig(**fields)
