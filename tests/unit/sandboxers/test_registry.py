@@ -413,7 +413,7 @@ async def test_a_pod_that_was_being_stopped_waits_for_the_next_stop(
         "junk",
         '{"version": 1, "boot_id": "x", "record": {}}',
         '{"version": 1, "boot_id": "x", "record": {"pod": {"a": 1}, "state": "running", "created_at_ns": 1}}',
-        '{"version": 1, "boot_id": "x", "record": {"pod": {"sandbox_id": "p"}, "state": "", "created_at_ns": 1}}',
+        '{"version": 1, "boot_id": "","record": {"pod": {"sandbox_id":"p"}, "state": "", "created_at_ns":1}}',
     ],
 )
 async def test_an_unreadable_record_is_kept_aside_and_the_others_go_on(
