@@ -8,6 +8,7 @@ the end of the output. So the daemon holds O_RDONLY on what the process writes, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class StdioSpec:
     stdout: str
     stderr: str
 
+
+_OUR_FAULT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 NO_STDIO = StdioSpec(False, "", "", "")
 
@@ -120,7 +123,8 @@ class Stdio:
                 os.set_blocking(sink, False)
             self.terminal = Terminal(directory, source, sink)
             undo.pop_all()
-        self._child_fds = [_open_null(), _open_null(), _open_null()]
+        for _ in range(3):
+            self._child_fds.append(_open_null())
 
 
 def open_output(path: str, owner: tuple[int, int]) -> tuple[int, int]:
@@ -165,7 +169,7 @@ def _pin_fifo(path: str) -> int:
         raise InvalidArgument(
             f'standard streams of the form {scheme}:// are not supported: use FIFOs (containerd: io_type = "") or file://'
         )
-    if not path.startswith("/") or "/../" in path:
+    if not path.startswith("/") or "/../" in path or "\0" in path:
         raise InvalidArgument(
             f"the path of a standard stream must be absolute and without '..': {path[:200]!r}"
         )
@@ -174,6 +178,8 @@ def _pin_fifo(path: str) -> int:
     except FileNotFoundError:
         raise NotFound(f"the FIFO {path[:200]} of a standard stream does not exist") from None
     except OSError as error:
+        if error.errno in _OUR_FAULT:
+            raise
         raise InvalidArgument(
             f"cannot open {path[:200]!r} for a standard stream: {error.strerror}"
         ) from error
@@ -184,7 +190,7 @@ def _pin_fifo(path: str) -> int:
 
 
 def _open_log_file(path: str, owner: tuple[int, int]) -> int:
-    if not path.startswith("/") or "/../" in path:
+    if not path.startswith("/") or "/../" in path or "\0" in path:
         raise InvalidArgument(
             f"the path of a file:// stream must be absolute and without '..': {path[:200]!r}"
         )
@@ -192,15 +198,20 @@ def _open_log_file(path: str, owner: tuple[int, int]) -> int:
     try:
         fd = os.open(path, flags, 0o640)
     except OSError as error:
+        if error.errno in _OUR_FAULT:
+            raise
         raise InvalidArgument(
             f"cannot open file://{path[:200]} for a standard stream: {error.strerror}"
         ) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise InvalidArgument(f"file://{path[:200]} is not a regular file")
+        os.set_blocking(fd, True)
+        if owner != (0, 0):
+            os.fchown(fd, *owner)
+    except BaseException:
         os.close(fd)
-        raise InvalidArgument(f"file://{path[:200]} is not a regular file")
-    os.set_blocking(fd, True)
-    if owner != (0, 0):
-        os.fchown(fd, *owner)
+        raise
     return fd
 
 
