@@ -69,11 +69,11 @@ class Terminal:
         try:
             async with asyncio.timeout(timeout_s):
                 connection, _ = await self._loop.sock_accept(self._listener)
+                with connection:
+                    await self._wait_readable(connection)
+                    _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
         except TimeoutError:
             raise DeadlineExceeded(f"the OCI runtime sent no terminal within {timeout_s:g} s") from None
-        with connection:
-            connection.settimeout(timeout_s)
-            _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
         if not fds:
             raise Internal("the OCI runtime sent no descriptor for the terminal")
         self._stop_listening()
@@ -156,6 +156,14 @@ class Terminal:
         self._loop.remove_writer(self._master)
         if self._source >= 0:
             self._loop.add_reader(self._source, self._copy_input)
+
+    async def _wait_readable(self, connection: socket.socket) -> None:
+        readable = self._loop.create_future()
+        self._loop.add_reader(connection, lambda: readable.done() or readable.set_result(None))
+        try:
+            await readable
+        finally:
+            self._loop.remove_reader(connection)
 
     def _stop_listening(self) -> None:
         if self._listener is not None:
