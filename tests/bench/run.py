@@ -163,7 +163,7 @@ class Bench:
         with self.engine() as engine:
             empty = census.management(engine, stock=False)
             load.start_pod(engine, OURS)
-            start_with_one = load.serial(engine, [OURS], rounds)["total"].median(OURS)
+            with_one = load.serial(engine, [OURS], rounds)
             load.start_pods(engine, OURS, few - 1, few)
             time.sleep(2)
             at_few, mounts_at_few = census.management(engine, stock=False), census.mounts(engine)
@@ -171,16 +171,20 @@ class Bench:
             load.start_pods(engine, OURS, many - few, 8)
             time.sleep(2)
             at_many, mounts_at_many = census.management(engine, stock=False), census.mounts(engine)
-            start_with_many = load.serial(engine, [OURS], rounds)["total"].median(OURS)
+            with_many = load.serial(engine, [OURS], rounds)
             after = census.management(engine, stock=False)
         self.report.details["density"] = {
             "empty": asdict(empty),
             "few": asdict(at_few),
             "many": asdict(at_many),
             "after": asdict(after),
-            "start_ms": {"with_one": start_with_one, "with_many": start_with_many},
+            "serial_ms": {
+                "with_one": {name: part.summary() for name, part in with_one.items()},
+                "with_many": {name: part.summary() for name, part in with_many.items()},
+            },
             "mounts": {"few": mounts_at_few, "many": mounts_at_many},
         }
+        slowdown = with_many["total"].median(OURS) / with_one["total"].median(OURS)
         growth_kib = (at_many.pss_kib - at_few.pss_kib) / (many - few)
         report = self.report
         report.add("management PSS, no pod", empty.pss_kib / 1024, "MiB")
@@ -190,7 +194,7 @@ class Bench:
         report.add(
             f"idle CPU in {self.sizes.idle_s:g} s, {few} pods", idle_s, "s", 0.02 * self.sizes.idle_s / 30
         )
-        report.add(f"serial pod, {many} pods present against 1", start_with_many / start_with_one, "x", 1.3)
+        report.add(f"serial pod, {many} pods present against 1", slowdown, "x", 1.3)
         report.add("mounts per pod", (mounts_at_many - mounts_at_few) / (many - few), "", 5)
 
     def _idle_cpu_s(self, engine: Engine, *, stock: bool) -> float:
