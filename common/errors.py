@@ -19,6 +19,7 @@ class into a status on the wire; the numbers of `Code` are those of google.rpc.C
 from __future__ import annotations
 
 import enum
+import errno
 from typing import ClassVar
 
 
@@ -39,6 +40,9 @@ class Code(enum.IntEnum):
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
+
+
+_EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class SandboxdError(Exception):
@@ -93,4 +97,6 @@ def status_of(error: BaseException) -> tuple[Code, str]:
         return error.code, str(error)
     if isinstance(error, TimeoutError):
         return Code.DEADLINE_EXCEEDED, str(error) or "timed out"
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        return Code.RESOURCE_EXHAUSTED, str(error)
     return Code.INTERNAL, f"{type(error).__name__}: {error}"

@@ -8,16 +8,17 @@ import fcntl
 import os
 from collections.abc import Collection, Mapping
 
-from common.errors import InvalidArgument
+from common.errors import InvalidArgument, NotFound
 from common.linux import _libc
 from common.linux.flags import MNT_DETACH, MS_BIND, UMOUNT_NOFOLLOW
 from common.linux.sysctls import Kind, check_sysctls, namespace_of, write_sysctls
 
-__all__ = ["Kind", "create_pinned", "namespace_id", "owner_userns", "pin", "unpin"]
+__all__ = ["Kind", "check_netns", "create_pinned", "namespace_id", "owner_userns", "pin", "unpin"]
 
 _CLONE_FLAGS = {Kind.IPC: _libc.CLONE_NEWIPC, Kind.UTS: _libc.CLONE_NEWUTS}
 _HOSTNAME_BYTES = 64  # __NEW_UTS_LEN
 _NS_GET_USERNS = 0xB701  # _IO(0xb7, 1), ioctl_ns(2)
+_NS_GET_NSTYPE = 0xB703  # _IO(0xb7, 3)
 
 
 def pin(ns_source_path: str, target_file: str) -> None:
@@ -114,6 +115,22 @@ def owner_userns(ns_fd: int) -> int:
     Raises OSError, EPERM when the owner is outside of the caller's user namespace.
     """
     return fcntl.ioctl(ns_fd, _NS_GET_USERNS)
+
+
+def check_netns(path: str) -> None:
+    """Raise NotFound or InvalidArgument naming `path` unless it is the file of a network namespace."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(f"there is no network namespace {path}") from None
+    try:
+        is_netns = fcntl.ioctl(fd, _NS_GET_NSTYPE) == _libc.CLONE_NEWNET
+    except OSError:
+        is_netns = False
+    finally:
+        os.close(fd)
+    if not is_netns:
+        raise InvalidArgument(f"{path} is not a network namespace")
 
 
 def namespace_id(path_or_fd: str | int) -> tuple[int, int]:

@@ -176,5 +176,8 @@ def _last_error(log: str) -> str:
 
 
 def _read_pid(path: str) -> int:
-    with open(path, encoding="ascii") as file:
-        return int(file.read())
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read())
+    except (FileNotFoundError, ValueError) as error:
+        raise Internal(f"the OCI runtime left no pid in {path}: {error}") from error

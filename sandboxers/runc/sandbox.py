@@ -70,6 +70,8 @@ class RuncSandbox:
     async def start(self, on_exit: SandboxExit) -> Endpoint:
         """Make namespaces, files, shared memory and the Task service's socket, in this order, or nothing."""
         self._on_exit = on_exit
+        if self._pod.netns_path:
+            namespaces.check_netns(self._pod.netns_path)
         self._parts.primer.prime()
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._destroy_init)
