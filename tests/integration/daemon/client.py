@@ -326,6 +326,8 @@ class Pod:
             self.task.client.close()
         self.task = await Task.connect(self.daemon.lab, self.address)
         self._connected = True
+        # So that it is accepted, not only queued.
+        await self.task("Connect")
 
     def container(
         self,
