@@ -47,22 +47,21 @@ Context = grpc.aio.ServicerContext[Any, Any]
 def _at_the_edge(
     handler: Callable[[Controller, RequestT, Context], Awaitable[ResponseT]],
 ) -> Callable[[Controller, RequestT, Context], Coroutine[Any, Any, ResponseT]]:
-    """Bind the sandbox's id to all log lines of a call, and answer errors with their code, never a traceback."""
+    """Answer errors with their code and text, never a traceback."""
 
     @wraps(handler)
     async def answer(self: Controller, request: RequestT, context: Context) -> ResponseT:
-        with bound(sandbox_id=request.sandbox_id):
-            try:
-                self.require_open()
-                return await handler(self, request, context)
-            except (asyncio.CancelledError, grpc.aio.AbortError):
-                raise
-            except Exception as error:
-                code, text = status_of(error)
-                if code is Code.INTERNAL:
-                    log.error("call.failed", method=handler.__name__, error=error)
-                await context.abort(_STATUS_CODES[code], text)
-                raise
+        try:
+            self.require_open()
+            return await handler(self, request, context)
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception as error:
+            code, text = status_of(error)
+            if code is Code.INTERNAL:
+                log.error("call.failed", sandbox_id=request.sandbox_id, method=handler.__name__, error=error)
+            await context.abort(_STATUS_CODES[code], text)
+            raise
 
     return answer
 
@@ -72,14 +71,12 @@ class Controller(api_grpc.ControllerServicer):
 
     def __init__(self, registry: SandboxRegistry) -> None:
         self._registry = registry
-        self._waits: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def close(self) -> None:
         """Answer all parked Wait calls with UNAVAILABLE: any other end would tell the engine that its pods died."""
         self._closed = True
-        for wait in list(self._waits):
-            wait.cancel()
+        self._registry.interrupt_waits(Unavailable("sandboxd is stopping: its pods go on, wait again"))
 
     def require_open(self) -> None:
         """Raise Unavailable, upon which engines try again, once the daemon is stopping."""
@@ -89,13 +86,15 @@ class Controller(api_grpc.ControllerServicer):
     @_at_the_edge
     async def Create(self, request: api.ControllerCreateRequest, _: Context) -> api.ControllerCreateResponse:
         """Register a pod; its network exists already, nothing else does."""
-        await self._registry.create(parse_create_request(request))
+        with bound(sandbox_id=request.sandbox_id):
+            await self._registry.create(parse_create_request(request))
         return api.ControllerCreateResponse(sandbox_id=request.sandbox_id)
 
     @_at_the_edge
     async def Start(self, request: api.ControllerStartRequest, _: Context) -> api.ControllerStartResponse:
         """Make the pod and tell where its Task service listens."""
-        entry = await self._registry.start(request.sandbox_id)
+        with bound(sandbox_id=request.sandbox_id):
+            entry = await self._registry.start(request.sandbox_id)
         response = api.ControllerStartResponse(
             sandbox_id=entry.id,
             pid=entry.endpoint.pid,
@@ -119,14 +118,15 @@ class Controller(api_grpc.ControllerServicer):
     @_at_the_edge
     async def Stop(self, request: api.ControllerStopRequest, _: Context) -> api.ControllerStopResponse:
         """Stop the pod; when this returns nobody holds its network namespace."""
-        await self._registry.stop(request.sandbox_id, request.timeout_secs)
+        with bound(sandbox_id=request.sandbox_id):
+            await self._registry.stop(request.sandbox_id, request.timeout_secs)
         return api.ControllerStopResponse()
 
     @_at_the_edge
     async def Wait(self, request: api.ControllerWaitRequest, context: Context) -> api.ControllerWaitResponse:
         """Answer when the pod has ended."""
         entry = self._registry.entry(request.sandbox_id)
-        await self._wait(entry)
+        await entry.end.wait()
         response = api.ControllerWaitResponse(exit_status=entry.exit_code)
         response.exited_at.FromNanoseconds(entry.exited_at_ns)
         return response
@@ -154,7 +154,8 @@ class Controller(api_grpc.ControllerServicer):
         self, request: api.ControllerShutdownRequest, _: Context
     ) -> api.ControllerShutdownResponse:
         """Remove the pod and all that was made for it; an unknown one is removed already."""
-        await self._registry.shutdown(request.sandbox_id)
+        with bound(sandbox_id=request.sandbox_id):
+            await self._registry.shutdown(request.sandbox_id)
         return api.ControllerShutdownResponse()
 
     @_at_the_edge
@@ -180,19 +181,6 @@ class Controller(api_grpc.ControllerServicer):
             if field.split(".", 1)[0] not in ("extensions", "labels"):
                 raise InvalidArgument(f"sandbox {request.sandbox_id}: the field {field!r} cannot be updated")
         return api.ControllerUpdateResponse()
-
-    async def _wait(self, entry: SandboxEntry) -> None:
-        wait = asyncio.get_running_loop().create_task(entry.wait())
-        self._waits.add(wait)
-        try:
-            await asyncio.shield(wait)
-        except asyncio.CancelledError:
-            if wait.cancelled():
-                raise Unavailable("sandboxd is stopping: its pods go on, wait again") from None
-            wait.cancel()
-            raise
-        finally:
-            self._waits.discard(wait)
 
 
 def _details(entry: SandboxEntry) -> dict[str, Any]:

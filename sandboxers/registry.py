@@ -16,6 +16,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from common.completion import Completion
 from common.errors import AlreadyExists, Internal, NotFound, SandboxdError
 from common.identifiers import directory_name
 from common.log import bound, get_logger
@@ -53,9 +54,9 @@ class SandboxEntry:
     """A pod as the Controller sees it."""
 
     __slots__ = (
-        "_exited",
         "created_at_ns",
         "directory",
+        "end",
         "endpoint",
         "exit_code",
         "exited_at_ns",
@@ -75,7 +76,7 @@ class SandboxEntry:
         self.exit_code = -1
         self.exited_at_ns = 0
         self.lock = asyncio.Lock()
-        self._exited = asyncio.Event()
+        self.end: Completion[bool] = Completion()
 
     @property
     def id(self) -> str:
@@ -110,11 +111,7 @@ class SandboxEntry:
             pass  # the pod is removed already
         except OSError as error:
             log.error("sandbox.record_not_written", sandbox_id=self.id, error=error)
-        self._exited.set()
-
-    async def wait(self) -> None:
-        """Return when the pod has ended."""
-        await self._exited.wait()
+        self.end.set(True)
 
 
 class SandboxRegistry:
@@ -128,6 +125,16 @@ class SandboxRegistry:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def parked_waits(self) -> int:
+        """How many calls wait for the end of a pod."""
+        return sum(entry.end.waiter_count for entry in self._entries.values())
+
+    def interrupt_waits(self, error: SandboxdError) -> None:
+        """Let all calls that wait for the end of a pod fail; the pods go on."""
+        for entry in self._entries.values():
+            entry.end.interrupt(error)
 
     def entry(self, sandbox_id: str) -> SandboxEntry:
         """Return a pod.

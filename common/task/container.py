@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from common.cgroup import Cgroup, OomWatch
+from common.completion import Completion
 from common.errors import FailedPrecondition, NotFound
 from common.process.exits import ExitStatus, Watch
 from common.states import advance
@@ -28,11 +27,10 @@ class Process:
     """
 
     __slots__ = (
-        "_waiters",
         "command",
         "container_id",
+        "end",
         "exec_id",
-        "exit",
         "owner",
         "pid",
         "state",
@@ -53,10 +51,9 @@ class Process:
         self.pid = 0
         self.watch: Watch | None = None
         self.stdio: Stdio | None = None
-        self.exit: ExitStatus | None = None
+        self.end: Completion[ExitStatus] = Completion()
         self.stdin_closed = False
         self.window: tuple[int, int] | None = None
-        self._waiters: list[asyncio.Future[ExitStatus]] | None = None
 
     def __str__(self) -> str:
         return (
@@ -64,6 +61,11 @@ class Process:
             if self.exec_id
             else f"container {self.container_id}"
         )
+
+    @property
+    def exit(self) -> ExitStatus | None:
+        """How it ended, or None."""
+        return self.end.value
 
     def advance(self, trigger: ProcessTrigger) -> None:
         """Change state, or raise FailedPrecondition."""
@@ -76,30 +78,10 @@ class Process:
     def finish(self, status: ExitStatus) -> None:
         """Record the end and wake everybody who waits for it."""
         self.advance(ProcessTrigger.EXIT)
-        self.exit = status
         self.watch = None
         if self.stdio is not None:
             self.stdio.close_stdin()
-        waiters, self._waiters = self._waiters, None
-        for waiter in waiters or ():
-            if not waiter.done():
-                waiter.set_result(status)
-
-    async def wait(self) -> ExitStatus:
-        """Return the exit status once there is one."""
-        if self.exit is not None:
-            return self.exit
-        waiter = asyncio.get_running_loop().create_future()
-        if self._waiters is None:
-            self._waiters = []
-        self._waiters.append(waiter)
-        try:
-            status: ExitStatus = await waiter
-        except asyncio.CancelledError:
-            if self._waiters is not None:
-                self._waiters.remove(waiter)
-            raise
-        return status
+        self.end.set(status)
 
     def signal(self, signum: int) -> None:
         """Send a signal.

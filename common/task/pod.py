@@ -141,7 +141,7 @@ class TaskPod:
             assert container.prepared is not None
             if container.init.exit is None and container.init.watch is not None:
                 container.init.signal(signals.SIGKILL)
-                await container.init.wait()
+                await container.init.end.wait()
             await self._kill_leftovers(container)
             for process in (container.execs or {}).values():
                 process.close()
@@ -164,7 +164,7 @@ class TaskPod:
         for container in running:
             with contextlib.suppress(NotFound):
                 await self.signal(container, container.init, signals.SIGKILL, everything=True)
-        waits = [asyncio.ensure_future(container.init.wait()) for container in running]
+        waits = [asyncio.ensure_future(container.init.end.wait()) for container in running]
         if not waits:
             return
         _, late = await asyncio.wait(waits, timeout=timeout_s)

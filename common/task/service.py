@@ -122,7 +122,7 @@ class TaskService(TaskPod):
 
     async def wait(self, request: api.WaitRequest, _: CallContext) -> api.WaitResponse:
         """Answer when the process has ended."""
-        status = await self.container(request.id).process(request.exec_id).wait()
+        status = await self.container(request.id).process(request.exec_id).end.wait()
         return api.WaitResponse(exit_status=status.code, exited_at=_timestamp(status))
 
     async def connect(self, request: api.ConnectRequest, _: CallContext) -> api.ConnectResponse:

@@ -286,7 +286,7 @@ async def test_a_thousand_parked_waits_delay_nothing(engine: Engine) -> None:
     waits = [engine.wait() for _ in range(1000)]
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(30):
-        while len(engine.controller._waits) < 1000:  # noqa: ASYNC110
+        while engine.registry.parked_waits < 1000:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     begun = loop.time()
     for _ in range(20):
@@ -295,17 +295,17 @@ async def test_a_thousand_parked_waits_delay_nothing(engine: Engine) -> None:
     await engine.stop()
     ends = await asyncio.gather(*waits)
     assert {(end.exit_status, end.exited_at.nanos) for end in ends} == {(0, ends[0].exited_at.nanos)}
-    assert engine.controller._waits == set()
+    assert engine.registry.parked_waits == 0
 
 
 async def test_a_wait_that_its_caller_cancelled_is_forgotten(engine: Engine) -> None:
     await engine.run()
     waits = [engine.wait() for _ in range(3)]
     async with asyncio.timeout(5):
-        while len(engine.controller._waits) < 3:  # noqa: ASYNC110
+        while engine.registry.parked_waits < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         waits[0].cancel()
-        while len(engine.controller._waits) > 2:  # noqa: ASYNC110
+        while engine.registry.parked_waits > 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await engine.stop()
     assert (await waits[1]).exit_status == (await waits[2]).exit_status == 0
@@ -328,7 +328,7 @@ async def test_a_daemon_that_stops_answers_unavailable_and_its_pods_go_on(engine
     await engine.run()
     waits = [engine.wait() for _ in range(20)]
     async with asyncio.timeout(5):
-        while len(engine.controller._waits) < 20:  # noqa: ASYNC110
+        while engine.registry.parked_waits < 20:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     engine.controller.close()
     for wait in waits:

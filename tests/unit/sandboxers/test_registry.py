@@ -210,7 +210,7 @@ async def test_a_pod_that_hangs_does_not_delay_another(daemon: Daemon) -> None:
 async def test_stop_ends_the_waits_and_may_be_repeated(daemon: Daemon, state_dir: Path) -> None:
     await started(daemon)
     entry = daemon.registry.entry("pod")
-    wait = asyncio.ensure_future(entry.wait())
+    wait = asyncio.ensure_future(entry.end.wait())
     await daemon.registry.stop("pod", 1)
     await wait
     assert (entry.exit_code, entry.state) == (0, SandboxState.STOPPED)
@@ -250,7 +250,7 @@ async def test_a_pod_that_ended_by_itself_is_released_by_stop(daemon: Daemon, st
     await started(daemon)
     entry = daemon.registry.entry("pod")
     daemon.sandboxer.sandboxes["pod"].end(137, 5)
-    await entry.wait()
+    await entry.end.wait()
     assert (entry.exit_code, entry.exited_at_ns, entry.state) == (137, 5, SandboxState.STOPPED)
     assert record(state_dir)["exit_code"] == 137
     await daemon.registry.stop("pod", 1)
@@ -263,7 +263,7 @@ async def test_an_end_that_cannot_be_recorded_is_told_all_the_same(daemon: Daemo
     (state_dir / "pod" / f"{RECORD_FILE}.new").mkdir()
     with log.capture() as lines:
         daemon.sandboxer.sandboxes["pod"].end(1, 5)
-    await asyncio.wait_for(daemon.registry.entry("pod").wait(), 1)
+    await asyncio.wait_for(daemon.registry.entry("pod").end.wait(), 1)
     assert [line["event"] for line in lines] == ["sandbox.record_not_written"]
 
 
@@ -278,7 +278,7 @@ async def test_shutdown_implies_stop_and_leaves_nothing(
     daemon: Daemon, state_dir: Path, stopped: bool
 ) -> None:
     await started(daemon)
-    wait = asyncio.ensure_future(daemon.registry.entry("pod").wait())
+    wait = asyncio.ensure_future(daemon.registry.entry("pod").end.wait())
     if stopped:
         await daemon.registry.stop("pod", 1)
     await daemon.registry.shutdown("pod")
@@ -353,7 +353,7 @@ async def test_a_running_pod_is_taken_up(new_daemon: NewDaemon) -> None:
     assert entry.created_at_ns == old.created_at_ns
     assert after.sandboxer.recovered == {"pod": (True, PID)}
     after.sandboxer.sandboxes["pod"].end(3, 4)
-    await entry.wait()
+    await entry.end.wait()
     assert entry.exit_code == 3
 
 
@@ -364,7 +364,7 @@ async def test_a_stopped_pod_is_taken_up_with_its_end(new_daemon: NewDaemon) -> 
     after = new_daemon()
     await after.registry.recover()
     entry = after.registry.entry("pod")
-    await asyncio.wait_for(entry.wait(), 1)
+    await asyncio.wait_for(entry.end.wait(), 1)
     assert (entry.exit_code, entry.exited_at_ns, entry.state) == (7, 99, SandboxState.STOPPED)
     assert after.sandboxer.recovered == {"pod": (False, PID)}
     await after.registry.stop("pod", 1)
