@@ -140,12 +140,13 @@ class OciRuntime:
         ]
         argv += arguments
         stdin, stdout, stderr = stdio or (None, None, None)
+        log_start = _size(log)
         completed = await run(
             argv, watcher=self._watcher, stdin=stdin, stdout=stdout, stderr=stderr, timeout_s=self.timeout_s
         )
         if completed.status.code != 0:
             what = f"{os.path.basename(self.binary)} {command} of container {arguments[-1]}"
-            raise _failure(what, completed.status.code, _last_error(log))
+            raise _failure(what, completed.status.code, _last_error(log, log_start))
 
 
 def _failure(what: str, code: int, message: str) -> SandboxdError:
@@ -157,21 +158,29 @@ def _failure(what: str, code: int, message: str) -> SandboxdError:
     return Internal(text)
 
 
-def _last_error(log: str) -> str:
-    """Return the newest error of a runtime's JSON log, or its raw end where it is not JSON."""
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _last_error(log: str, start: int) -> str:
+    """Return the newest error of a runtime's JSON log after `start`, or its raw end where it is not JSON."""
     try:
         with open(log, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 16384))
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(start if start <= size else 0, size - 16384))
             lines = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
         return ""
     for line in reversed(lines):
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
-            return str(entry.get("msg", "")).strip()
+            return str(entry.get("msg", "")).strip()[:1000]
     return lines[-1][:1000] if lines else ""
 
 

@@ -158,10 +158,10 @@ class Terminal:
             self._loop.add_reader(self._source, self._copy_input)
 
     async def _wait_readable(self, connection: socket.socket) -> None:
-        readable = self._loop.create_future()
-        self._loop.add_reader(connection, lambda: readable.done() or readable.set_result(None))
+        readable = asyncio.Event()
+        self._loop.add_reader(connection, readable.set)
         try:
-            await readable
+            await readable.wait()
         finally:
             self._loop.remove_reader(connection)
 
