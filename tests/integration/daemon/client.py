@@ -210,8 +210,16 @@ class Container(Process):
 
     @property
     def rootfs(self) -> list[dict[str, Any]]:
-        layers = (f"lowerdir={IMAGE}", f"upperdir={self.upper}", f"workdir={self.directory}/work")
-        return [{"type": "overlay", "source": "overlay", "options": ["index=off", *layers]}]
+        options = [
+            "index=off",
+            f"workdir={self.directory}/work",
+            f"upperdir={self.upper}",
+            f"lowerdir={IMAGE}",
+        ]
+        for kind in ("uid", "gid"):
+            for entry in self.spec["linux"].get(f"{kind}Mappings", ()):
+                options.append(f"{kind}map={entry['containerID']}:{entry['hostID']}:{entry['size']}")
+        return [{"type": "overlay", "source": "overlay", "options": options}]
 
     async def create(self, **changes: Any) -> int:
         """Send Create; the pid."""

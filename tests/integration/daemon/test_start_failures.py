@@ -308,7 +308,7 @@ async def test_delete_fails_and_can_be_repeated(pod: Pod, lab: Lab) -> None:
 @pytest.mark.parametrize("command", ["pause", "update"])
 async def test_a_failure_of_another_command_changes_nothing(pod: Pod, lab: Lab, command: str) -> None:
     container = await pod.running()
-    fields = {"resources": {"value": b"{}"}} if command == "update" else {}
+    fields: dict[str, Any] = {"resources": {"value": b"{}"}} if command == "update" else {}
     with lab.sabotage(container.id, command, "exit 5"), refused(Code.INTERNAL, container.id, "5"):
         await pod.task(command.capitalize(), id=container.id, **fields)
     assert await container.state() == "running"
