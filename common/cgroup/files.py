@@ -9,8 +9,8 @@ from collections.abc import Callable
 Read = Callable[[str], str | None]
 """Returns the text of one file of a cgroup, or None."""
 
-# ENODEV is what the files of a cgroup answer once it is removed.
-_ABSENT = frozenset({errno.ENOENT, errno.ENODEV, errno.ENOTDIR, errno.EOPNOTSUPP})
+# ENODEV is what the files of a cgroup answer once it is removed, ESRCH what those of a process do.
+_ABSENT = frozenset({errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.ENOTDIR, errno.EOPNOTSUPP})
 _CHUNK_BYTES = 16384
 
 
