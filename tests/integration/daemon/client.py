@@ -217,8 +217,10 @@ class Container(Process):
             f"lowerdir={IMAGE}",
         ]
         for kind in ("uid", "gid"):
-            for entry in self.spec["linux"].get(f"{kind}Mappings", ()):
-                options.append(f"{kind}map={entry['containerID']}:{entry['hostID']}:{entry['size']}")
+            options += (
+                f"{kind}map={entry['containerID']}:{entry['hostID']}:{entry['size']}"
+                for entry in self.spec["linux"].get(f"{kind}Mappings", ())
+            )
         return [{"type": "overlay", "source": "overlay", "options": options}]
 
     async def create(self, **changes: Any) -> int:
