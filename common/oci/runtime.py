@@ -34,6 +34,7 @@ _CODES: tuple[tuple[str, type[SandboxdError]], ...] = (
     ("device or resource busy", FailedPrecondition),
     ("is not running", FailedPrecondition),
     ("not running", FailedPrecondition),
+    ("stopped container", FailedPrecondition),
     ("already exists", AlreadyExists),
     ("does not exist", NotFound),
 )

@@ -172,6 +172,7 @@ async def test_streams_are_handed_to_the_runtime(fake: Fake) -> None:
         ("open executable: Permission denied", InvalidArgument),
         ("the container `c1` is not running", FailedPrecondition),
         ("cannot exec in a stopped container: container not running", FailedPrecondition),
+        ("exec failed: cannot exec in a stopped container", FailedPrecondition),
         ("container `c1` does not exist", NotFound),
         ("something else entirely", Internal),
     ],

@@ -1,0 +1,65 @@
+"""The contract of `TaskBackend`, for the fake one and for real runtimes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from common.linux.procs import set_child_subreaper
+from common.oci.runtime import OciRuntime
+from common.process.exits import ExitWatcher
+from common.task.oci_backend import OciBackend
+from tests.contract.fake_backend import FakeBackend
+from tests.contract.task_backend import TaskBackendContract
+
+APPLETS = ("sh", "sleep", "cat", "echo", "true", "test")
+
+# crun refuses a host where the v2 hierarchy has controllers of its own: it is not shown that hierarchy.
+CRUN_ON_A_HYBRID_HOST = """\
+#!/bin/sh
+exec unshare --mount sh -c 'umount /sys/fs/cgroup/unified && exec crun "$@"' crun "$@"
+"""
+
+
+class TestFakeBackend(TaskBackendContract):
+    """Processes without containers, as the unit tests use them."""
+
+    @pytest.fixture
+    def backend(self) -> FakeBackend:
+        return FakeBackend()
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+class TestOciBackend(TaskBackendContract):
+    """Real containers."""
+
+    @pytest.fixture
+    def rootfs(self, tmp_path: Path) -> Path:
+        busybox = shutil.which("busybox")
+        if busybox is None:
+            pytest.skip("busybox is not installed: apt-get install busybox-static")
+        root = tmp_path / "rootfs"
+        for name in ("bin", "proc", "dev"):
+            (root / name).mkdir(parents=True)
+        shutil.copy(busybox, root / "bin" / "busybox")
+        for applet in APPLETS:
+            (root / "bin" / applet).symlink_to("busybox")
+        return root
+
+    @pytest.fixture(params=["crun", "runc"])
+    def backend(self, request: pytest.FixtureRequest, exits: ExitWatcher, tmp_path: Path) -> OciBackend:
+        if shutil.which(request.param) is None:
+            pytest.skip(f"{request.param} is not installed")
+        set_child_subreaper()
+        state = tmp_path / "state"
+        state.mkdir()
+        binary = request.param
+        if binary == "crun" and os.path.ismount("/sys/fs/cgroup/unified"):
+            binary = str(tmp_path / "crun")
+            Path(binary).write_text(CRUN_ON_A_HYBRID_HOST)
+            os.chmod(binary, 0o755)
+        return OciBackend(OciRuntime(binary, str(state), exits, timeout_s=20))
