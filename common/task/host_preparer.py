@@ -124,7 +124,7 @@ class HostPreparer:
 
 
 def _read_spec(bundle: str) -> Spec:
-    if not os.path.isabs(bundle) or os.path.normpath(bundle) != bundle:
+    if not os.path.isabs(bundle) or os.path.normpath(bundle) != bundle or "\0" in bundle:
         raise InvalidArgument(f"the bundle's path must be absolute and without '..': {bundle[:200]!r}")
     path = f"{bundle}/{CONFIG_FILE}"
     try:
