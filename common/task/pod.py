@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import signal as signals
+import time
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from google.protobuf.message import Message
 
 from common.cgroup import Hierarchies, MigrationPrimer, OomWatcher, kill_all, pids, read_metrics, signal_all
 from common.errors import FailedPrecondition, NotFound, SandboxdError
-from common.linux.pidfd import start_time
+from common.linux.pidfd import is_same_process, start_time
 from common.log import bound, get_logger
 from common.process.exits import ExitStatus, ExitWatcher
 from common.records import UnreadableRecord, quarantine_record, read_record, write_record
@@ -204,6 +205,10 @@ class TaskPod:
             with contextlib.suppress(SandboxdError):
                 await self.parts.backend.resume(container.id, container.prepared)
 
+    def live_pids(self) -> list[int]:
+        """Return the pids of the first processes that have not ended."""
+        return [c.init.pid for c in self.containers.values() if c.init.pid and c.init.exit is None]
+
     def pids_of(self, container: Container) -> list[int]:
         """Return the pids of all processes of a container, as the host counts them."""
         return pids(container.cgroup) if container.cgroup is not None else []
@@ -337,15 +342,8 @@ class TaskPod:
         self.containers[container.id] = container
         if record.exit_code >= 0:
             init.finish(ExitStatus(record.exit_code, record.exited_at_ns))
-        elif self._is_alive(record):
+        elif is_same_process(record.pid, record.start_time):
             self._adopt(container, init, record.pid)
             self._watch_memory(container)
         else:
-            init.finish(ExitStatus(_UNKNOWN_EXIT_CODE, record.exited_at_ns, known=False))
-
-    @staticmethod
-    def _is_alive(record: ContainerRecord) -> bool:
-        try:
-            return start_time(record.pid) == record.start_time
-        except ProcessLookupError:
-            return False
+            init.finish(ExitStatus(_UNKNOWN_EXIT_CODE, time.time_ns(), known=False))
