@@ -336,6 +336,9 @@ class Pod:
             self.task.client.close()
         self.task = await Task.connect(self.daemon.lab, self.address)
         self._connected = True
+        for container in self.containers:
+            for process in container.processes:
+                process.task = self.task
         # So that it is accepted, not only queued.
         await self.task("Connect")
 

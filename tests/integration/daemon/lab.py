@@ -44,6 +44,9 @@ exec $runtime "$@"
 
 ACCOUNTS = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n"
 
+# The daemons themselves, which tests start and stop: by the names of their processes.
+DAEMONS = ("python", Path(sys.executable).resolve().name[:15], Path(sys.executable).name[:15])
+
 _SETTLE_S = 5.0
 _UNSTABLE = re.compile(r"anon_inode:\[(eventfd|eventpoll)\]")
 
@@ -86,6 +89,11 @@ class Lab:
         """The same file as seen from here."""
         return self.namespaces.root / inside.lstrip("/")
 
+    def is_mounted(self, inside: str) -> bool:
+        """Whether something is mounted there."""
+        table = Path(f"/proc/{self.namespaces.first_pid}/mountinfo").read_text(errors="replace")
+        return any(line.split(" ")[4] == inside for line in table.splitlines())
+
     def run(self, *command: str) -> str:
         """Run a command inside to its end and return its output."""
         return self.namespaces.run(command).stdout
@@ -109,7 +117,7 @@ class Lab:
         return Inventory(
             frozenset(line.split(" ")[4] for line in table.splitlines()),
             frozenset(_directories(self.path("/sys/fs/cgroup"))),
-            frozenset(f"{pid} {comm}" for pid, comm in self.processes().items()),
+            frozenset(f"{pid} {comm}" for pid, comm in self.processes().items() if comm not in DAEMONS),
             frozenset(path for state in state_dirs for path in _files(self.path(state))),
             frozenset(_descriptors(daemon_pid)) if daemon_pid else frozenset(),
         )
@@ -265,6 +273,13 @@ class Daemon:
         """Send a signal, wait for the end, return the exit status (that of nsenter, which passes it on)."""
         status: int = self._process.stop(signum)
         return status
+
+    def remove(self) -> None:
+        """End it and take away what is its; its pods must be gone."""
+        if self._process is not None and self._process.returncode is None:
+            self.stop()
+        self.lab.run("umount", self.state_dir)
+        shutil.rmtree(self.lab.path(self.base))
 
     def log_since(self, offset: int) -> str:
         """What it has logged after a size of the log file."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ async def test_a_pod_has_namespaces_of_its_own_and_its_containers_share_them(
     ids=["network", "IPC", "PID", "all"],
 )
 async def test_a_pod_shares_with_the_host_what_it_asks_for(
-    make_pod: MakePod, lab: Lab, config: dict[str, cri.NamespaceMode], shared: set[str], own: set[str]
+    make_pod: MakePod, lab: Lab, config: dict[str, Any], shared: set[str], own: set[str]
 ) -> None:
     pod = await make_pod(**config)
     for kind in shared:

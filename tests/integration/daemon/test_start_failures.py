@@ -191,7 +191,7 @@ async def _no_container_remains(container: Container) -> AsyncIterator[None]:
     await daemon.expect_nothing_more_than(before)
     with refused(Code.NOT_FOUND, container.id):
         await container.state()
-    assert not os.path.ismount(daemon.lab.path(f"{container.bundle}/rootfs"))
+    assert not daemon.lab.is_mounted(f"{container.bundle}/rootfs")
     # And it can be made once the cause is gone.
     await container.create()
     assert (await container.run())[0] == 0
