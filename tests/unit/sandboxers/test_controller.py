@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,15 @@ class Engine:
 def _grpc() -> Iterator[None]:
     """Keep gRPC's own sockets, which live as long as any channel object does, out of the look for leaks."""
     library: Any = grpc.aio
-    library.init_grpc_aio()
+
+    async def call(function: Callable[[], None]) -> None:
+        function()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(call(library.init_grpc_aio))
     yield
-    library.shutdown_grpc_aio()
+    loop.run_until_complete(call(library.shutdown_grpc_aio))
+    loop.close()
 
 
 @pytest.fixture

@@ -1,0 +1,51 @@
+"""Which type a configuration file selects."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from common.errors import InvalidArgument, SandboxdError
+from sandboxers.isolation import IsolationType, load_isolation
+from sandboxers.runc.config import RuncConfig
+from sandboxers.runc.sandboxer import RuncSandboxer
+
+
+def config(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("text", ["type: runc\n", "state_dir: /run/x\n"])
+def test_a_file_selects_its_type_and_runc_if_it_says_nothing(tmp_path: Path, text: str) -> None:
+    isolation, loaded = load_isolation(config(tmp_path, text))
+    assert (isolation.config, isolation.sandboxer) == (RuncConfig, RuncSandboxer)
+    assert isinstance(loaded, RuncConfig)
+
+
+@pytest.mark.parametrize("name", ["qemux", "RUNC", "''"])
+def test_an_unknown_type_is_refused_with_the_known_ones(tmp_path: Path, name: str) -> None:
+    path = config(tmp_path, f"type: {name}\n")
+    with pytest.raises(InvalidArgument, match=r"type: .*runc") as raised:
+        load_isolation(path)
+    assert path in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["type: [runc]\n", "type: 5\n", "type: {a: b}\n", "- runc\n", "type: runc\nsokcet: /x\n", "{"]
+)
+def test_a_malformed_file_is_refused_naming_it(tmp_path: Path, text: str) -> None:
+    path = config(tmp_path, text)
+    with pytest.raises(SandboxdError) as raised:
+        load_isolation(path)
+    assert path in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", list(IsolationType))
+def test_the_name_of_a_type_is_that_of_its_package_and_sandboxer(kind: IsolationType) -> None:
+    module = importlib.import_module(f"sandboxers.{kind.value}.sandboxer")
+    names = {getattr(thing, "name", None) for thing in vars(module).values() if isinstance(thing, type)}
+    assert kind.value in names
