@@ -54,7 +54,10 @@ class TaskService(TaskPod):
                 f"container {container_id} cannot be restored from a checkpoint: not supported"
             )
         stdio_spec = StdioSpec(request.terminal, request.stdin, request.stdout, request.stderr)
-        rootfs = tuple(MountSpec(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs)
+        rootfs = tuple(
+            MountSpec(mount.type, mount.source, tuple(mount.options), mount.target)
+            for mount in request.rootfs
+        )
         container = await self.create_container(
             ContainerRequest(container_id, request.bundle, rootfs, stdio_spec)
         )
