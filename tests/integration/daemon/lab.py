@@ -296,9 +296,9 @@ class Daemon:
         await self.lab.expect_nothing_more_than(before, self.pid, self.state_dir)
 
     def memory_kib(self) -> int:
-        """Its proportional share of memory."""
+        """Its memory that is not of files, which does not depend on who else maps them."""
         rollup = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
-        return int(re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE)[1])  # type: ignore[index]
+        return int(re.search(r"^Anonymous:\s+(\d+)", rollup, re.MULTILINE)[1])  # type: ignore[index]
 
 
 async def until(condition: Callable[[], object], timeout_s: float, what: str) -> None:

@@ -11,7 +11,7 @@ from tests.integration.daemon.specs import pod_config
 
 PODS = 200
 WARM_UP = 30
-GROWTH_LIMIT_KIB = 1536
+GROWTH_LIMIT_KIB = 1024
 
 
 async def _live_and_die(daemon: Daemon, controller: Controller, number: int, netns: str) -> None:

@@ -226,7 +226,7 @@ async def test_a_half_made_pod_is_rolled_back(node: Node, lab: Lab, pid: cri.Nam
     finally:
         lab.run("umount", "/etc/hosts")
         gate.unlink()
-    assert lab.path(f"{pod.directory}/ns").exists()
+    assert lab.path(f"{pod.directory}/etc").exists()
     await node.start()
     await lab.expect_nothing_more_than(before, 0, node.daemon.state_dir)
     with refused(Code.NOT_FOUND, pod.id):

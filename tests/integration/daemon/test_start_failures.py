@@ -55,7 +55,7 @@ async def _nothing_remains(pod: Pod) -> AsyncIterator[None]:
     ],
     ids=["plain", "shared PID namespace", "user namespace"],
 )
-@pytest.mark.parametrize("step", ["ns", "etc", "shm", "task.sock", "sandbox.json.new"])
+@pytest.mark.parametrize("step", ["namespaces.json.new", "etc", "shm", "task.sock", "sandbox.json.new"])
 async def test_a_step_finds_its_place_taken(make_pod: MakePod, step: str, kinds: dict[str, Any]) -> None:
     pod = await make_pod(start=False, **kinds)
     async with _nothing_remains(pod):
