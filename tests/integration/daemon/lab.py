@@ -61,11 +61,13 @@ class Inventory(NamedTuple):
     descriptors: frozenset[str]
 
     def additions(self, later: Inventory) -> list[str]:
-        """What `later` has more."""
+        """What `later` has more. A process stays the same when it executes another program."""
+        pids = {process.split(" ")[0] for process in self.processes}
         return [
             f"{kind}: {thing}"
             for kind, old, new in zip(self._fields, self, later, strict=True)
             for thing in sorted(new - old)
+            if kind != "processes" or thing.split(" ")[0] not in pids
         ]
 
 

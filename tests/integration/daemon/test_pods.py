@@ -34,9 +34,9 @@ async def test_a_pod_has_namespaces_of_its_own_and_its_containers_share_them(
 ) -> None:
     pod = await make_pod()
     for kind in ("net", "ipc", "uts"):
-        first = await _namespace(pod, kind)
-        assert first == await _namespace(pod, kind), kind
-        assert first != _host_namespace(lab, kind), kind
+        shared = await _namespace(pod, kind)
+        assert shared == await _namespace(pod, kind), kind
+        assert shared != _host_namespace(lab, kind), kind
     first, second = await pod.running(), await pod.running()
     own = {os.readlink(lab.path(f"/proc/{container.pid}/ns/pid")) for container in (first, second)}
     assert len(own | {_host_namespace(lab, "pid")}) == 3
