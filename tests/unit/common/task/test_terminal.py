@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import stat
 import tty
@@ -57,6 +58,11 @@ class Console:
                 await asyncio.sleep(0)
         return data
 
+    async def input(self) -> bytes:
+        """Be a process that reads: what came first."""
+        await asyncio.get_running_loop().run_in_executor(None, select.select, [self.slave], [], [], 10)
+        return os.read(self.slave, 100)
+
     async def write_until_full(self) -> int:
         """Be a process that writes until it would block for long; return how much that was."""
         os.set_blocking(self.slave, False)
@@ -94,8 +100,7 @@ async def test_bytes_pass_both_ways(console: Console) -> None:
     os.write(console.slave, b"prompt> ")
     assert await console.read_all(8) == b"prompt> "
     os.write(console.to_process, b"ls\n")
-    await asyncio.sleep(0.01)
-    assert os.read(console.slave, 100) == b"ls\n"
+    assert await console.input() == b"ls\n"
 
 
 async def test_the_socket_is_ours_alone_and_gone_once_used(console: Console) -> None:
@@ -180,8 +185,7 @@ async def test_input_survives_a_writer_that_leaves_until_it_is_closed(
     await asyncio.sleep(0.02)
     with open(tmp_path / "in", "wb", buffering=0) as writer:
         writer.write(b"again\n")
-    await asyncio.sleep(0.01)
-    assert os.read(console.slave, 100) == b"again\n"
+    assert await console.input() == b"again\n"
     console.stdio.close_stdin()
     await asyncio.sleep(0.01)
     with pytest.raises(OSError, match="No such device"):
@@ -196,15 +200,19 @@ async def test_a_terminal_may_lack_a_direction(tmp_path: Path, fifo: MkFifo, mis
         tmp_path, "" if missing == "stdin" else fifo("in"), "" if missing == "stdout" else fifo("out")
     )
     await console.connect()
-    for _ in range(50):  # more than the terminal's buffer: it is read, and thrown away or delivered
-        os.write(console.slave, b"o" * 1000)
-        await asyncio.sleep(0)
+    os.set_blocking(console.slave, False)
+    written = 0
+    async with asyncio.timeout(10):
+        while written < 50_000:  # more than the terminal's buffer: it is read, and thrown away or delivered
+            try:
+                written += os.write(console.slave, b"o" * 1000)
+            except BlockingIOError:
+                await asyncio.sleep(0.001)
     if missing == "stdin":
-        assert len(await console.read_all(50_000)) == 50_000
+        assert len(await console.read_all(written)) == written
     else:
         os.write(console.to_process, b"in")
-        await asyncio.sleep(0.01)
-        assert os.read(console.slave, 10) == b"in"
+        assert await console.input() == b"in"
     console.hang_up()
     await asyncio.sleep(0.01)
     console.close()
