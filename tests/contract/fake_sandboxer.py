@@ -56,10 +56,10 @@ class FakeSandbox:
             await self._sandboxer.pass_gate("destroy")
             self._release()
 
-    async def recover(self, on_exit: SandboxExit, *, running: bool, pid: int) -> Endpoint:
+    async def recover(self, on_exit: SandboxExit, *, running: bool) -> Endpoint:
         with self._sandboxer.call("recover", self):
             self.on_exit = on_exit
-            self._sandboxer.recovered[self.pod.sandbox_id] = (running, pid)
+            self._sandboxer.recovered[self.pod.sandbox_id] = running
             await self._sandboxer.pass_gate("recover")
             self._listen()
             return self.endpoint
@@ -107,7 +107,7 @@ class FakeSandboxer:
 
     def __init__(self) -> None:
         self.sandboxes: dict[str, FakeSandbox] = {}
-        self.recovered: dict[str, tuple[bool, int]] = {}
+        self.recovered: dict[str, bool] = {}
         self.calls: list[tuple[str, str]] = []
         self.failures: dict[str, Exception] = {}
         self.gates: dict[str, asyncio.Event] = {}

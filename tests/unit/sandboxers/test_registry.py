@@ -351,7 +351,7 @@ async def test_a_running_pod_is_taken_up(new_daemon: NewDaemon) -> None:
     old, entry = before.registry.entry("pod"), after.registry.entry("pod")
     assert (entry.state, entry.endpoint, entry.pod) == (SandboxState.READY, old.endpoint, old.pod)
     assert entry.created_at_ns == old.created_at_ns
-    assert after.sandboxer.recovered == {"pod": (True, PID)}
+    assert after.sandboxer.recovered == {"pod": True}
     after.sandboxer.sandboxes["pod"].end(3, 4)
     await entry.end.wait()
     assert entry.exit_code == 3
@@ -366,7 +366,7 @@ async def test_a_stopped_pod_is_taken_up_with_its_end(new_daemon: NewDaemon) -> 
     entry = after.registry.entry("pod")
     await asyncio.wait_for(entry.end.wait(), 1)
     assert (entry.exit_code, entry.exited_at_ns, entry.state) == (7, 99, SandboxState.STOPPED)
-    assert after.sandboxer.recovered == {"pod": (False, PID)}
+    assert after.sandboxer.recovered == {"pod": False}
     await after.registry.stop("pod", 1)
     await after.registry.shutdown("pod")
 

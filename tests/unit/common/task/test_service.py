@@ -47,7 +47,7 @@ class Life:
         # No cgroup hierarchy at all: these processes have no cgroups of their own that could be killed.
         self.parts = TaskParts(self.backend, ExitWatcher(), self.sink, OomWatcher(), Hierarchies({}))
         view = PodView({}, {}, "/dev/shm")
-        preparer = HostPreparer(view, f"{directory}/tasks", self.parts.hierarchies, True)
+        preparer = HostPreparer(lambda: view, f"{directory}/tasks", self.parts.hierarchies, True)
         self.service = TaskService("pod", self.parts, preparer, str(directory))
         self.path = directory / "task.sock"
         service = Service(TASK_METHODS, self.service)

@@ -1,0 +1,42 @@
+"""The contract of `Sandboxer`, for the fake one and for real pods."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.linux.namespaces import close_all
+from common.linux.procs import set_child_subreaper
+from sandboxers.runc.config import EngineConfig, RuncConfig
+from sandboxers.runc.sandboxer import RuncSandboxer
+from tests.contract.fake_sandboxer import FakeSandboxer
+from tests.contract.sandboxer import NewSandboxer, SandboxerContract
+
+
+class TestFakeSandboxer(SandboxerContract):
+    """Files and a socket, as the unit tests use them."""
+
+    @pytest.fixture
+    def new_sandboxer(self) -> NewSandboxer:
+        return FakeSandboxer
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+class TestRuncSandboxer(SandboxerContract):
+    """Real namespaces and mounts."""
+
+    @pytest.fixture
+    def new_sandboxer(self, tmp_path: Path) -> NewSandboxer:
+        set_child_subreaper()
+        state_dir = str(tmp_path / "state")
+        config = RuncConfig(state_dir=state_dir, engine=EngineConfig(events_address=""))
+        return lambda: RuncSandboxer(config)
+
+    async def abandon(self, sandbox: Any) -> None:
+        sandbox._server.close()
+        await sandbox._server.wait_closed()
+        close_all(sandbox._namespaces._held)
