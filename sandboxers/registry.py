@@ -242,9 +242,7 @@ class SandboxRegistry:
             log.info("sandbox.rolled_back", state=state.value)
             return
         entry.state = SandboxState.STOP_FAILED if state is SandboxState.STOPPING else state
-        entry.endpoint = await entry.sandbox.recover(
-            entry.finish, running=state is SandboxState.READY, pid=record.pid
-        )
+        entry.endpoint = await entry.sandbox.recover(entry.finish, running=state is SandboxState.READY)
         if record.exit_code >= 0:
             entry.finish(record.exit_code, record.exited_at_ns)
         self._entries[entry.id] = entry

@@ -43,10 +43,10 @@ class Sandbox(Protocol):
         """Stop, and remove everything that was made for the pod. Idempotent."""
         ...
 
-    async def recover(self, on_exit: SandboxExit, *, running: bool, pid: int) -> Endpoint:
+    async def recover(self, on_exit: SandboxExit, *, running: bool) -> Endpoint:
         """Take up what an earlier daemon has made.
 
-        `running` tells whether the pod had not been stopped; `pid` is that of the endpoint it had.
+        `running` tells whether the pod had not been stopped.
         """
         ...
 

@@ -1,19 +1,25 @@
-"""Namespaces that live without a process: made by a throwaway thread, kept as bind mounts of nsfs files."""
+"""Namespaces that live without a process: made by a throwaway thread, held as open descriptors."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
 import os
 from collections.abc import Collection, Mapping
 
 from common.errors import InvalidArgument, NotFound
 from common.linux import _libc
-from common.linux.flags import MNT_DETACH, MS_BIND, UMOUNT_NOFOLLOW
 from common.linux.sysctls import Kind, check_sysctls, namespace_of, write_sysctls
 
-__all__ = ["Kind", "check_netns", "create_pinned", "namespace_id", "owner_userns", "pin", "unpin"]
+__all__ = [
+    "Kind",
+    "check_netns",
+    "close_all",
+    "create",
+    "namespace_id",
+    "open_all",
+    "owner_userns",
+    "path_of",
+]
 
 _CLONE_FLAGS = {Kind.IPC: _libc.CLONE_NEWIPC, Kind.UTS: _libc.CLONE_NEWUTS}
 _HOSTNAME_BYTES = 64  # __NEW_UTS_LEN
@@ -21,42 +27,19 @@ _NS_GET_USERNS = 0xB701  # _IO(0xb7, 1), ioctl_ns(2)
 _NS_GET_NSTYPE = 0xB703  # _IO(0xb7, 3)
 
 
-def pin(ns_source_path: str, target_file: str) -> None:
-    """Keep the namespace of a /proc/…/ns/… file alive as a bind mount on `target_file`, which is made (0600).
-
-    Raises FileExistsError when the target exists, other OSError with the paths; leaves nothing then.
-    """
-    os.close(os.open(target_file, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    try:
-        _libc.mount(ns_source_path, target_file, None, MS_BIND, None)
-    except BaseException:
-        os.unlink(target_file)
-        raise
+def path_of(namespace_fd: int) -> str:
+    """Return a path by which other programs of root can join a namespace that this process holds open."""
+    return f"/proc/{os.getpid()}/fd/{namespace_fd}"
 
 
-def unpin(target_file: str) -> None:
-    """Undo `pin`; harmless when it is undone already. Raises OSError with the path."""
-    try:
-        _libc.umount2(target_file, MNT_DETACH | UMOUNT_NOFOLLOW)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT):
-            raise
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(target_file)
+def create(
+    kinds: Collection[Kind], hostname: str | None, sysctls: Mapping[str, str], netns_path: str | None
+) -> dict[Kind, int]:
+    """Create IPC and UTS namespaces and return a descriptor of each, which the caller owns. Takes about 0.3 ms.
 
-
-def create_pinned(
-    kinds: Collection[Kind],
-    targets: Mapping[Kind, str],
-    hostname: str | None,
-    sysctls: Mapping[str, str],
-    netns_path: str | None,
-) -> None:
-    """Create IPC and UTS namespaces and pin each at its target file; all or nothing. Takes about 0.6 ms.
-
-    `hostname` needs UTS among the kinds. `sysctls` are written inside; those of net.* in the namespace of
-    `netns_path`, and they are refused without one. Raises InvalidArgument naming what is malformed or not
-    allowed, OSError for what the kernel refuses.
+    They live as long as a descriptor, or a process inside. `hostname` needs UTS among the kinds. `sysctls` are
+    written inside; those of net.* in the namespace of `netns_path`, and they are refused without one. Raises
+    InvalidArgument naming what is malformed or not allowed, OSError for what the kernel refuses.
     """
     if unknown := set(kinds) - _CLONE_FLAGS.keys():
         raise InvalidArgument(f"cannot create {', '.join(sorted(unknown))} namespaces without a process")
@@ -65,17 +48,16 @@ def create_pinned(
     for kind in kinds:
         flags |= _CLONE_FLAGS[kind]
 
-    def create() -> None:
+    def create() -> dict[Kind, int]:
         _libc.unshare(flags)
         if netns_path and any(namespace_of(key) is Kind.NET for key in sysctls):
             enter(netns_path, _libc.CLONE_NEWNET)
         if hostname is not None:
             _libc.sethostname(hostname)
         write_sysctls(sysctls)
-        pin_all({kind: f"/proc/thread-self/ns/{kind}" for kind in kinds}, targets)
+        return open_all({kind: f"/proc/thread-self/ns/{kind}" for kind in kinds})
 
-    if kinds or sysctls:
-        _libc.run_in_own_thread(create)
+    return _libc.run_in_own_thread(create) if kinds or sysctls else {}
 
 
 def check_settings(
@@ -89,13 +71,22 @@ def check_settings(
     check_sysctls(sysctls, {*kinds, Kind.NET} if has_netns else kinds)
 
 
-def pin_all(sources: Mapping[Kind, str], targets: Mapping[Kind, str]) -> None:
-    """Pin each source at the target of its kind; all or none."""
-    with contextlib.ExitStack() as undo:
-        for kind, source in sources.items():
-            pin(source, targets[kind])
-            undo.callback(unpin, targets[kind])
-        undo.pop_all()
+def open_all(paths: Mapping[Kind, str]) -> dict[Kind, int]:
+    """Open namespace files; all or none. Raises OSError with the path."""
+    opened: dict[Kind, int] = {}
+    try:
+        for kind, path in paths.items():
+            opened[kind] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except BaseException:
+        close_all(opened)
+        raise
+    return opened
+
+
+def close_all(namespaces: dict[Kind, int]) -> None:
+    """Close the descriptors and forget them."""
+    while namespaces:
+        os.close(namespaces.popitem()[1])
 
 
 def enter(path: str, nstype: int) -> None:

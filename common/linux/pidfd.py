@@ -49,6 +49,14 @@ def pidfs_inode(pidfd: int) -> int:
     return os.fstat(pidfd).st_ino
 
 
+def is_same_process(pid: int, started: int) -> bool:
+    """Tell whether `pid` is still the process that has this start time, in clock ticks since boot."""
+    try:
+        return start_time(pid) == started
+    except ProcessLookupError:
+        return False
+
+
 def start_time(pid: int) -> int:
     """Return when `pid` started, in clock ticks since boot (proc_pid_stat(5), field 22).
 

@@ -1,6 +1,6 @@
 """Namespaces that need a process to make them: those of user-namespace pods and shared PID namespaces.
 
-A helper program joins or creates the user namespace, unshares the rest and says so; the daemon pins
+A helper program joins or creates the user namespace, unshares the rest and says so; the daemon opens
 /proc/<helper>/ns/*, and the helper ends. For a shared PID namespace it leaves an init behind, which becomes
 a child of the daemon (a child subreaper). The helper's side is `_holder_main`; both talk JSON in packets of
 a socket pair, the helper's stdin.
@@ -15,12 +15,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from common import errors
-from common.linux.namespaces import Kind, check_settings, pin_all, unpin
+from common.linux.namespaces import Kind, check_settings, close_all, open_all
 from common.linux.pod_init import pod_init_elf
 from common.process.exits import ExitWatcher
 from common.process.spawn import Child, spawn
@@ -38,14 +38,13 @@ IdMapping = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class HolderRequest:
-    """What to make and where to pin it.
+    """What to make: `kinds` out of IPC, UTS, PID and USER.
 
-    `targets` names the file for each kind to create, out of IPC, UTS, PID and USER. USER is pinned whether
-    it was joined (`userns_fd`) or made from `uid_mappings`/`gid_mappings`. Without either the namespaces
-    belong to the daemon's user namespace. `netns_path` is where sysctls of net.* are written.
+    USER is held whether it was joined (`userns_fd`) or made from `uid_mappings`/`gid_mappings`. Without
+    either the namespaces belong to the daemon's user namespace. `netns_path` is where sysctls of net.* go.
     """
 
-    targets: Mapping[Kind, str]
+    kinds: Collection[Kind]
     hostname: str | None = None
     sysctls: Mapping[str, str] = field(default_factory=dict)
     netns_path: str | None = None
@@ -56,18 +55,22 @@ class HolderRequest:
 
 @dataclass(frozen=True, slots=True)
 class HolderResult:
-    """The init of a shared PID namespace, as the host sees it: its pid and a pidfd that the caller owns.
+    """A descriptor of each namespace, and the init of a shared PID namespace as the host sees it.
 
-    0 and -1 when no PID namespace was asked for.
+    The caller owns the descriptors and the pidfd. `pid` is 0 and `pidfd` -1 when no PID namespace was asked for.
     """
 
+    namespaces: dict[Kind, int]
     pid: int = 0
     pidfd: int = -1
 
 
-async def hold_namespaces(request: HolderRequest, watcher: ExitWatcher) -> HolderResult:
-    """Make the namespaces of `request` and pin them; all or nothing, in about 30 ms.
+async def hold_namespaces(
+    request: HolderRequest, watcher: ExitWatcher, on_held: Callable[[HolderResult], None]
+) -> HolderResult:
+    """Make the namespaces of `request` and open them; all or nothing, in about 30 ms.
 
+    `on_held` may write down what there is: until it has returned, the init dies with this process.
     The init, when there is one, has become a child of the daemon: hand `pid` and `pidfd` to `watcher.watch`
     before the next await. Raises InvalidArgument for what the request got wrong, OSError for what the kernel
     refuses, DeadlineExceeded after 10 s.
@@ -86,7 +89,7 @@ async def hold_namespaces(request: HolderRequest, watcher: ExitWatcher) -> Holde
         conversation = _Conversation(ours, helper, request)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                result = await conversation.hold()
+                result = await conversation.hold(on_held)
                 await helper.wait()
         except BaseException as error:
             conversation.undo()
@@ -100,35 +103,33 @@ async def hold_namespaces(request: HolderRequest, watcher: ExitWatcher) -> Holde
 
 
 class _Conversation:
-    __slots__ = ("_helper", "_pidfd", "_pinned", "_request", "_socket")
+    __slots__ = ("_helper", "_namespaces", "_pidfd", "_request", "_socket")
 
     def __init__(self, sock: socket.socket, helper: Child, request: HolderRequest) -> None:
         self._socket = sock
         self._helper = helper
         self._request = request
-        self._pinned = False
+        self._namespaces: dict[Kind, int] = {}
         self._pidfd = -1
 
-    async def hold(self) -> HolderResult:
+    async def hold(self, on_held: Callable[[HolderResult], None]) -> HolderResult:
         message = await self._receive()
         if message.get("step") == "map":
             self._write_mappings()
             self._send({"step": "mapped"})
             message = await self._receive()
         pid = int(message["init"])
-        sources = {kind: self._source(kind) for kind in self._request.targets}
-        pin_all(sources, self._request.targets)
-        self._pinned = True
+        self._namespaces = open_all({kind: self._source(kind) for kind in self._request.kinds})
         if pid:
             self._pidfd = os.pidfd_open(pid)
+        result = HolderResult(self._namespaces, pid, self._pidfd)
+        on_held(result)
         self._send({"step": "done"})
-        return HolderResult(pid, self._pidfd)
+        return result
 
     def undo(self) -> None:
         """Take back whatever `hold` has reached."""
-        if self._pinned:
-            for target in self._request.targets.values():
-                unpin(target)
+        close_all(self._namespaces)
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -174,7 +175,7 @@ class _Conversation:
 
 
 def _check(request: HolderRequest) -> None:
-    kinds = request.targets.keys()
+    kinds = set(request.kinds)
     if unknown := kinds - {Kind.IPC, Kind.UTS, Kind.PID, Kind.USER}:
         raise errors.InvalidArgument(f"cannot create {', '.join(sorted(unknown))} namespaces")
     maps = bool(request.uid_mappings), bool(request.gid_mappings)
@@ -189,12 +190,12 @@ def _check(request: HolderRequest) -> None:
 
 def _instructions(request: HolderRequest) -> dict[str, Any]:
     return {
-        "kinds": [kind.value for kind in request.targets],
+        "kinds": [kind.value for kind in request.kinds],
         "hostname": request.hostname,
         "sysctls": dict(request.sysctls),
         "netns_path": request.netns_path,
         "new_userns": bool(request.uid_mappings),
-        "init": pod_init_elf().hex() if Kind.PID in request.targets else None,
+        "init": pod_init_elf().hex() if Kind.PID in request.kinds else None,
     }
 
 

@@ -135,6 +135,12 @@ def has_private_pid_namespace(spec: Spec) -> bool:
     )
 
 
+def has_late_hooks(spec: Spec) -> bool:
+    """Tell whether hooks run on the host after the container was created, which may look at its rootfs there."""
+    hooks = spec.get("hooks")
+    return isinstance(hooks, dict) and bool(hooks.get("poststart") or hooks.get("poststop"))
+
+
 def join_pod(spec: Spec, pod: PodView, is_pod_process: Callable[[int], bool]) -> None:
     """Point the container's namespaces, files and shared memory at its pod's, in place.
 

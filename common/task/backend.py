@@ -37,7 +37,8 @@ class PreparedContainer:
     """What a preparer leaves for the backend and the service.
 
     `directory` is our own bundle: config.json as rewritten, and all files of this container. `owner` is the
-    host's (uid, gid) of the first process. `cgroups_path` is the specification's linux.cgroupsPath.
+    host's (uid, gid) of the first process. `cgroups_path` is the specification's linux.cgroupsPath. `mounted`
+    tells that we have mounted the rootfs, `keep_mounted` that hooks may look for it there later.
     """
 
     directory: str
@@ -45,6 +46,8 @@ class PreparedContainer:
     owner: tuple[int, int]
     cgroups_path: str
     private_pid_namespace: bool
+    mounted: bool = False
+    keep_mounted: bool = False
 
 
 class ContainerPreparer(Protocol):
@@ -54,6 +57,10 @@ class ContainerPreparer(Protocol):
         self, request: ContainerRequest, undo: AsyncExitStack, is_pod_process: Callable[[int], bool]
     ) -> PreparedContainer:
         """Mount the rootfs, rewrite the spec, make the container's directory; each step pushes its undo."""
+        ...
+
+    async def settle(self, container: PreparedContainer) -> None:
+        """Let go of what only the making of the container has needed."""
         ...
 
     async def release(self, container: PreparedContainer) -> None:

@@ -22,6 +22,7 @@ from common.oci.spec import (
     Spec,
     check_process,
     fit_to_privileges,
+    has_late_hooks,
     has_private_pid_namespace,
     join_pod,
     parse_process,
@@ -42,15 +43,16 @@ log = get_logger()
 class HostPreparer:
     """Prepares the containers of one pod (`ContainerPreparer`)."""
 
-    __slots__ = ("_directory", "_hierarchies", "_may_raise_limits", "_pod")
+    __slots__ = ("_directory", "_hierarchies", "_may_raise_limits", "_view")
 
     def __init__(
-        self, pod: PodView, directory: str, hierarchies: Hierarchies, may_raise_limits: bool
+        self, view: Callable[[], PodView], directory: str, hierarchies: Hierarchies, may_raise_limits: bool
     ) -> None:
-        """:param directory: where each container gets a directory of its own.
+        """:param view: returns what the pod has ready, which a restart of the daemon changes.
+        :param directory: where each container gets a directory of its own.
         :param may_raise_limits: whether this daemon has CAP_SYS_RESOURCE.
         """
-        self._pod = pod
+        self._view = view
         self._directory = directory
         self._hierarchies = hierarchies
         self._may_raise_limits = may_raise_limits
@@ -65,7 +67,8 @@ class HostPreparer:
         """
         spec = _read_spec(request.bundle)
         check_process(spec["process"], f"{request.bundle}/{CONFIG_FILE}")
-        join_pod(spec, self._pod, is_pod_process)
+        pod = self._view()
+        join_pod(spec, pod, is_pod_process)
         if not self._may_raise_limits and (lowered := fit_to_privileges(spec)):
             log.warning("container.limits_lowered", reason="no CAP_SYS_RESOURCE", lowered=lowered)
         rootfs = _find_rootfs(request.bundle, spec)
@@ -80,6 +83,8 @@ class HostPreparer:
             owner=process_owner(spec, spec["process"]),
             cgroups_path=cgroups_path,
             private_pid_namespace=has_private_pid_namespace(spec),
+            mounted=bool(request.rootfs),
+            keep_mounted=has_late_hooks(spec),
         )
         os.makedirs(self._directory, 0o700, exist_ok=True)
         try:
@@ -92,13 +97,23 @@ class HostPreparer:
         write_record(f"{prepared.directory}/{RECORD_FILE}", record_of(request, prepared))
         if request.rootfs:
             undo.callback(unmount_stack, rootfs)
-            self._mount(request, rootfs)
+            _mount(request, rootfs, pod.namespaces.get("user"))
         _write_spec(prepared.directory, spec)
         return prepared
 
+    async def settle(self, container: PreparedContainer) -> None:
+        """Unmount the rootfs here: the container has it in its own mount namespace, and with that it goes.
+
+        So a node carries no mount per container, which every program that reads or copies the mount table
+        pays for, and a daemon that dies leaves none behind.
+        """
+        if container.mounted and not container.keep_mounted:
+            unmount_stack(container.rootfs)
+
     async def release(self, container: PreparedContainer) -> None:
         """Unmount the rootfs, remove the container's cgroup if the runtime has left it, and our directory."""
-        unmount_stack(container.rootfs)
+        if container.mounted:
+            unmount_stack(container.rootfs)
         if container.cgroups_path:
             remove_leaf(self._hierarchies.at(parse_cgroups_path(container.cgroups_path).path))
         _remove_directory(container.directory)
@@ -109,18 +124,18 @@ class HostPreparer:
         with open(f"{container.directory}/{CONFIG_FILE}", "rb") as file:
             return process_owner(json.loads(file.read()), parsed)
 
-    def _mount(self, request: ContainerRequest, rootfs: str) -> None:
-        user_namespace = self._pod.namespaces.get("user")
-        userns_fd = os.open(user_namespace, os.O_RDONLY | os.O_CLOEXEC) if user_namespace else None
-        try:
-            mount_rootfs(request.rootfs, rootfs, userns_fd)
-        except OSError as error:
-            raise InvalidArgument(
-                f"cannot mount the rootfs of container {request.container_id}: {error}"
-            ) from error
-        finally:
-            if userns_fd is not None:
-                os.close(userns_fd)
+
+def _mount(request: ContainerRequest, rootfs: str, user_namespace: str | None) -> None:
+    userns_fd = os.open(user_namespace, os.O_RDONLY | os.O_CLOEXEC) if user_namespace else None
+    try:
+        mount_rootfs(request.rootfs, rootfs, userns_fd)
+    except OSError as error:
+        raise InvalidArgument(
+            f"cannot mount the rootfs of container {request.container_id}: {error}"
+        ) from error
+    finally:
+        if userns_fd is not None:
+            os.close(userns_fd)
 
 
 def _read_spec(bundle: str) -> Spec:

@@ -103,6 +103,7 @@ class TaskPod:
                 self._adopt(container, container.init, pid)
             undo.callback(container.init.close)
             stdio.release_child()
+            await self.preparer.settle(container.prepared)
             self._watch_memory(container)
             undo.callback(self._forget_memory, container)
             container.advance(ContainerTrigger.READY)

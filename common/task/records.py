@@ -31,6 +31,7 @@ class ContainerRecord:
     stdin: str
     stdout: str
     stderr: str
+    mounted: bool = True
     pid: int = 0
     start_time: int = 0
     started: bool = False
@@ -52,6 +53,7 @@ def record_of(request: ContainerRequest, prepared: PreparedContainer) -> Contain
         stdin=request.stdio.stdin,
         stdout=request.stdio.stdout,
         stderr=request.stdio.stderr,
+        mounted=prepared.mounted,
     )
 
 
@@ -59,5 +61,10 @@ def prepared_of(record: ContainerRecord) -> PreparedContainer:
     """Return what a preparer had left for the container of a record."""
     uid, gid = record.owner
     return PreparedContainer(
-        record.directory, record.rootfs, (uid, gid), record.cgroups_path, record.private_pid_namespace
+        record.directory,
+        record.rootfs,
+        (uid, gid),
+        record.cgroups_path,
+        record.private_pid_namespace,
+        record.mounted,
     )

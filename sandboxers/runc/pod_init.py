@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable
 
 from common.errors import NotFound
-from common.linux.namespaces import namespace_id
 from common.process.exits import ExitStatus, ExitWatcher
 
 
@@ -25,17 +24,6 @@ class PodInit:
         self._on_death = on_death
         self._ended: asyncio.Future[None] | None = None
         self._watch = exits.watch(pid, self._on_exit, pidfd)
-
-    @staticmethod
-    def stands_for(pid: int, pinned_namespace: str) -> bool:
-        """Tell whether `pid` is the first process of a pinned PID namespace, whatever pids have been reused for."""
-        try:
-            if namespace_id(f"/proc/{pid}/ns/pid") != namespace_id(pinned_namespace):
-                return False
-            with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-                return any(line.startswith("NSpid:") and line.split()[-1] == "1" for line in file)
-        except (FileNotFoundError, ProcessLookupError):
-            return False
 
     async def destroy(self) -> None:
         """Kill it, and with it everything in its namespace, and wait until the kernel has done so."""

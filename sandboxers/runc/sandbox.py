@@ -1,9 +1,9 @@
 """A pod of plain containers: namespaces without a process, shared files, and a Task service on its own socket.
 
-<pod directory>/ns/{ipc,uts,pid,user}   pinned namespaces; the network's file is the engine's
-                etc/, shm/              what the containers share
-                tasks/<container>/      what the Task service keeps of each container
-                task.sock               the Task service
+<pod directory>/namespaces.json      how to know the pod's namespaces again
+                etc/, shm/           what the containers share
+                tasks/<container>/   what the Task service keeps of each container
+                task.sock            the Task service
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from google.protobuf.message import Message
 from common.cgroup import Hierarchies, read_metrics
 from common.cgroup.paths import expand_slice
 from common.errors import status_of
-from common.linux import namespaces
 from common.linux.mounts import mount_tmpfs, unmount_stack
-from common.linux.namespaces import Kind
+from common.linux.namespaces import check_netns
 from common.oci.spec import PodView
 from common.process.exits import ExitStatus
 from common.task.host_preparer import HostPreparer
@@ -31,12 +30,10 @@ from common.ttrpc import PeerCredentials, Server, Service
 from sandboxers.pod_config import NamespaceMode, PodConfig
 from sandboxers.registry import TASK_SOCKET
 from sandboxers.runc.pod_files import pod_files, write_pod_files
-from sandboxers.runc.pod_init import PodInit
+from sandboxers.runc.pod_namespaces import PodNamespaces
 from sandboxers.sandbox import Endpoint, SandboxExit
 
 _LISTEN_BACKLOG = 128
-_UNKNOWN_EXIT_CODE = 255
-_OCI_NAMES = {Kind.IPC: "ipc", Kind.UTS: "uts", Kind.PID: "pid", Kind.USER: "user"}
 
 
 class PodSettings(NamedTuple):
@@ -53,7 +50,7 @@ class PodSettings(NamedTuple):
 class RuncSandbox:
     """One pod (`Sandbox`)."""
 
-    __slots__ = ("_directory", "_init", "_on_exit", "_parts", "_pod", "_server", "_settings", "_tasks")
+    __slots__ = ("_directory", "_namespaces", "_on_exit", "_parts", "_pod", "_server", "_settings", "_tasks")
 
     def __init__(self, pod: PodConfig, directory: str, parts: TaskParts, settings: PodSettings) -> None:
         self._pod = pod
@@ -61,22 +58,22 @@ class RuncSandbox:
         self._parts = parts
         self._settings = settings
         self._server: Server | None = None
-        self._init: PodInit | None = None
+        self._namespaces = PodNamespaces(pod, parts.exits, self._on_init_death)
         self._on_exit: SandboxExit | None = None
-        view = PodView(self._joinable_namespaces(), pod_files(f"{directory}/etc"), self._shm_path)
-        preparer = HostPreparer(view, f"{directory}/tasks", settings.hierarchies, settings.may_raise_limits)
+        preparer = HostPreparer(
+            self._view, f"{directory}/tasks", settings.hierarchies, settings.may_raise_limits
+        )
         self._tasks = TaskService(pod.sandbox_id, parts, preparer, directory)
 
     async def start(self, on_exit: SandboxExit) -> Endpoint:
         """Make namespaces, files, shared memory and the Task service's socket, in this order, or nothing."""
         self._on_exit = on_exit
         if self._pod.netns_path:
-            namespaces.check_netns(self._pod.netns_path)
+            check_netns(self._pod.netns_path)
         self._parts.primer.prime()
         async with AsyncExitStack() as undo:
-            undo.push_async_callback(self._destroy_init)
-            os.mkdir(f"{self._directory}/ns", 0o700)
-            await self._make_namespaces(undo)
+            await self._namespaces.make(self._sysctls(), self._directory)
+            undo.push_async_callback(self._namespaces.release)
             write_pod_files(self._pod, f"{self._directory}/etc")
             self._mount_shm(undo)
             self._listen()
@@ -86,32 +83,31 @@ class RuncSandbox:
     async def stop(self, timeout_s: float) -> None:
         """Kill what runs in the pod and release its namespaces; the Task service goes on answering."""
         await self._tasks.stop(timeout_s)
-        await self._destroy_init()
-        for kind in self._kinds_to_make():
-            namespaces.unpin(self._pin(kind))
+        await self._namespaces.release()
         unmount_stack(f"{self._directory}/shm")
 
     async def destroy(self) -> None:
         """Stop, remove the containers, and stop listening; the directory itself is the registry's."""
+        self._namespaces.find_init(self._directory)
         await self.stop(self._settings.stop_timeout_s)
         await self._tasks.delete_all()
         if self._server is not None:
             self._server.close()
             self._server = None
 
-    async def recover(self, on_exit: SandboxExit, *, running: bool, pid: int) -> Endpoint:
+    async def recover(self, on_exit: SandboxExit, *, running: bool) -> Endpoint:
         """Listen again on the same path, and take up the containers that an earlier daemon has left."""
         self._on_exit = on_exit
         await self._tasks.recover(f"{self._directory}/tasks")
-        if running and pid:
-            self._recover_init(pid)
+        if running:
+            await self._namespaces.recover(self._tasks.live_pids(), self._sysctls(), self._directory)
         self._listen()
         return self._endpoint
 
     def details(self) -> dict[str, Any]:
         """Tell where the pod's namespaces and containers are."""
         return {
-            "namespaces": self._joinable_namespaces(),
+            "namespaces": self._namespaces.joinable(),
             "containers": {
                 c.id: {"pid": c.init.pid, "state": c.init.state.value}
                 for c in self._tasks.containers.values()
@@ -128,43 +124,13 @@ class RuncSandbox:
 
     # -- what is made ------------------------------------------------------------------------------
 
-    def _kinds_to_make(self) -> list[Kind]:
-        pod, kinds = self._pod, []
-        if pod.has_user_namespace:
-            kinds.append(Kind.USER)
-        if pod.ipc != NamespaceMode.NODE:
-            kinds.append(Kind.IPC)
-        if not pod.has_host_network:
-            kinds.append(Kind.UTS)
-        if pod.pid == NamespaceMode.POD:
-            kinds.append(Kind.PID)
-        return kinds
-
-    def _joinable_namespaces(self) -> dict[str, str | None]:
-        pod = self._pod
-        joinable: dict[str, str | None] = {
-            _OCI_NAMES[kind]: self._pin(kind) for kind in self._kinds_to_make()
-        }
-        joinable["network"] = pod.netns_path or None
-        if pod.has_host_network:
-            # A host name belongs to the machine as long as its network does (engine contract section 5).
-            joinable["uts"] = None
-        if pod.ipc == NamespaceMode.NODE:
-            joinable["ipc"] = None
-        if pod.pid == NamespaceMode.NODE:
-            joinable["pid"] = None
-        return joinable
-
-    def _pin(self, kind: Kind) -> str:
-        return f"{self._directory}/ns/{kind.value}"
-
     @property
     def _shm_path(self) -> str:
         return "/dev/shm" if self._pod.ipc == NamespaceMode.NODE else f"{self._directory}/shm"
 
     @property
     def _endpoint(self) -> Endpoint:
-        return Endpoint(f"ttrpc+unix://{self._directory}/{TASK_SOCKET}", self._init.pid if self._init else 0)
+        return Endpoint(f"ttrpc+unix://{self._directory}/{TASK_SOCKET}", self._namespaces.init_pid)
 
     def _sysctls(self) -> dict[str, str]:
         """Return the pod's sysctls over the defaults that engines give a pod with a network of its own."""
@@ -175,45 +141,6 @@ class RuncSandbox:
             if self._settings.unprivileged_ping and not self._pod.has_user_namespace:
                 defaults["net.ipv4.ping_group_range"] = "0 2147483647"
         return {**defaults, **self._pod.sysctls}
-
-    async def _make_namespaces(self, undo: AsyncExitStack) -> None:
-        kinds = self._kinds_to_make()
-        targets = {kind: self._pin(kind) for kind in kinds}
-        hostname = self._pod.hostname if Kind.UTS in kinds and self._pod.hostname else None
-        sysctls, netns_path = self._sysctls(), self._pod.netns_path or None
-        if Kind.USER in kinds or Kind.PID in kinds:
-            await self._hold_namespaces(targets, hostname, sysctls, netns_path)
-        elif kinds or sysctls:
-            namespaces.create_pinned(kinds, targets, hostname, sysctls, netns_path)
-        for target in targets.values():
-            undo.callback(namespaces.unpin, target)
-
-    async def _hold_namespaces(
-        self, targets: dict[Kind, str], hostname: str | None, sysctls: dict[str, str], netns_path: str | None
-    ) -> None:
-        # Few pods need the helper process: what drives it is loaded with the first of them.
-        from common.linux.pod_holder import HolderRequest, IdMapping, hold_namespaces
-
-        pod, userns_fd = self._pod, None
-        uids: tuple[IdMapping, ...] = ()
-        gids: tuple[IdMapping, ...] = ()
-        if Kind.USER in targets:
-            if netns_path is not None:
-                netns_fd = os.open(netns_path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    userns_fd = namespaces.owner_userns(netns_fd)
-                finally:
-                    os.close(netns_fd)
-            else:
-                uids, gids = _mappings(pod.uid_mappings), _mappings(pod.gid_mappings)
-        try:
-            request = HolderRequest(targets, hostname, sysctls, netns_path, userns_fd, uids, gids)
-            held = await hold_namespaces(request, self._parts.exits)
-        finally:
-            if userns_fd is not None:
-                os.close(userns_fd)
-        if held.pid:
-            self._init = PodInit(self._parts.exits, held.pid, held.pidfd, self._on_init_death)
 
     def _mount_shm(self, undo: AsyncExitStack) -> None:
         if self._pod.ipc == NamespaceMode.NODE:
@@ -246,28 +173,13 @@ class RuncSandbox:
         )
         self._server.listen(listener)
 
-    # -- the init of a shared PID namespace --------------------------------------------------------
-
     def _on_init_death(self, status: ExitStatus) -> None:
         """The kernel has killed all containers with it: the pod is no more."""
-        self._init = None
         if self._on_exit is not None:
-            self._on_exit(status.code, status.exited_at_ns)
+            self._on_exit(status.code, status.exited_at_ns or time.time_ns())
 
-    async def _destroy_init(self) -> None:
-        if self._init is not None:
-            await self._init.destroy()
-            self._init = None
-
-    def _recover_init(self, pid: int) -> None:
-        if PodInit.stands_for(pid, self._pin(Kind.PID)):
-            self._init = PodInit(self._parts.exits, pid, None, self._on_init_death)
-        else:
-            self._on_init_death(ExitStatus(_UNKNOWN_EXIT_CODE, time.time_ns(), known=False))
-
-
-def _mappings(entries: list[list[int]]) -> tuple[tuple[int, int, int], ...]:
-    return tuple((inside, outside, count) for inside, outside, count in entries)
+    def _view(self) -> PodView:
+        return PodView(self._namespaces.joinable(), pod_files(f"{self._directory}/etc"), self._shm_path)
 
 
 def _root_of(mappings: list[list[int]]) -> int:
