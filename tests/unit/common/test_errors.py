@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from itertools import pairwise
 
 import grpc
@@ -47,7 +46,7 @@ def test_a_subclass_inherits_the_code() -> None:
 
 def test_a_time_out_of_the_library_is_a_deadline() -> None:
     assert status_of(TimeoutError()) == (Code.DEADLINE_EXCEEDED, "timed out")
-    assert status_of(asyncio.TimeoutError("slow")) == (Code.DEADLINE_EXCEEDED, "slow")
+    assert status_of(TimeoutError("slow")) == (Code.DEADLINE_EXCEEDED, "slow")
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyError("x"), AssertionError()])

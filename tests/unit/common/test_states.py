@@ -27,5 +27,5 @@ def test_a_transition_of_the_table_is_made() -> None:
 
 
 def test_any_other_is_refused_naming_subject_trigger_and_state() -> None:
-    with pytest.raises(FailedPrecondition, match="^cannot switch on the light: it is green$"):
+    with pytest.raises(FailedPrecondition, match=r"^cannot switch on the light: it is green$"):
         advance(TABLE, Light.GREEN, Trigger.GO, "the light")
