@@ -117,7 +117,3 @@ def _notify(state: str) -> None:
         contextlib.suppress(OSError),
     ):
         sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-
-
-if __name__ == "__main__":
-    main()

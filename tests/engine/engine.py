@@ -196,7 +196,7 @@ class Engine:
         env: Mapping[str, str] | None = None,
     ) -> None:
         """Start the sandboxer of the handler `sandboxd` and wait for its socket."""
-        self._sandboxer_command = [str(python), "-m", "sandboxers.daemon", "--config", str(config)]
+        self._sandboxer_command = [str(python), "-m", "sandboxers", "--config", str(config)]
         self._sandboxer_env = {**os.environ, "PYTHONPATH": str(CHECKOUT), **(env or {})}
         self._spawn_sandboxer()
 

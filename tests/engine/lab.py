@@ -103,7 +103,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("up", help=up.__doc__)
-    command.add_argument("--sandboxer", metavar="CONFIG", help="start sandboxers.daemon with this file too")
+    command.add_argument("--sandboxer", metavar="CONFIG", help="start sandboxd with this file too")
     command.add_argument(
         "--runtimes", choices=("recent", "system"), default="recent", help="which crun and runc"
     )

@@ -252,7 +252,7 @@ class Daemon:
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "sandboxers.daemon", "--config", f"{self.base}/config.yaml"]
+        return [sys.executable, "-m", "sandboxers", "--config", f"{self.base}/config.yaml"]
 
     @property
     def environment(self) -> dict[str, str]:

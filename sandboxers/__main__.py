@@ -1,0 +1,26 @@
+"""The program sandboxd: keeps out of the process what a daemon never uses, then runs `sandboxers.daemon`.
+
+asyncio loads ssl and hashlib loads OpenSSL, for features that a daemon on unix sockets does not have; both do
+without. Threads of gRPC would each get a heap of their own. Together 3 MiB of a daemon that weighs 35.
+"""
+
+from __future__ import annotations
+
+import sys
+
+for _unused in ("ssl", "_hashlib", "_lzma", "_bz2"):
+    sys.modules.setdefault(_unused, None)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """Run the daemon."""
+    from common.linux.heap import share_one_heap
+
+    share_one_heap()
+    from sandboxers import daemon
+
+    daemon.main()
+
+
+if __name__ == "__main__":
+    main()
