@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from common.linux.mounts import unmount_all
-from common.process.exits import ExitWatcher
 
 
 @pytest.fixture
@@ -19,13 +18,6 @@ def tree(tmp_path: Path) -> Iterator[Path]:
     """A directory below which nothing stays mounted."""
     yield tmp_path
     unmount_all(str(tmp_path))
-
-
-@pytest.fixture
-async def watcher() -> AsyncIterator[ExitWatcher]:
-    watcher = ExitWatcher()
-    yield watcher
-    watcher.close()
 
 
 @pytest.fixture
