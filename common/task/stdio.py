@@ -93,9 +93,9 @@ class Stdio:
 
     def _open_streams(self, spec: StdioSpec, owner: tuple[int, int]) -> None:
         if spec.stdin:
-            child, self._stdin_hold = open_input(spec.stdin, owner)
-            os.set_blocking(child, True)
+            child, self._stdin_hold = open_fifo(spec.stdin, owner)
             self._child_fds.append(child)
+            os.set_blocking(child, True)
         else:
             self._child_fds.append(_open_null())
         for path in (spec.stdout, spec.stderr):
@@ -104,9 +104,10 @@ class Stdio:
             elif path.startswith("file://"):
                 self._child_fds.append(_open_log_file(path.removeprefix("file://"), owner))
             else:
-                hold, child = open_output(path, owner)
+                hold, child = open_fifo(path, owner)
                 self._holds.append(hold)
                 self._child_fds.append(child)
+                os.set_blocking(child, True)
 
     def _open_terminal(self, spec: StdioSpec, directory: str) -> None:
         # Engines may name a FIFO for stderr all the same: a terminal has one output, and they expect no second.
@@ -114,48 +115,30 @@ class Stdio:
         source, sink = -1, -1
         with contextlib.ExitStack() as undo:
             if spec.stdin:
-                source, self._stdin_hold = open_input(spec.stdin, root)
+                source, self._stdin_hold = open_fifo(spec.stdin, root)
                 undo.callback(os.close, source)
             if spec.stdout:
-                hold, sink = open_output(spec.stdout, root)
+                hold, sink = open_fifo(spec.stdout, root)
                 self._holds.append(hold)
                 undo.callback(os.close, sink)
-                os.set_blocking(sink, False)
             self.terminal = Terminal(directory, source, sink)
             undo.pop_all()
         for _ in range(3):
             self._child_fds.append(_open_null())
 
 
-def open_output(path: str, owner: tuple[int, int]) -> tuple[int, int]:
-    """Open a FIFO for a process to write to: (read end to hold, blocking write end)."""
+def open_fifo(path: str, owner: tuple[int, int]) -> tuple[int, int]:
+    """Open both ends of a FIFO, which then belongs to `owner`: (read end, write end), both non-blocking."""
     inode = _pin_fifo(path)
     try:
         link = f"/proc/self/fd/{inode}"
-        hold = os.open(link, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        reader = os.open(link, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if owner != (0, 0):
-                os.fchown(hold, *owner)
-            return hold, os.open(link, os.O_WRONLY | os.O_CLOEXEC)
+                os.fchown(reader, *owner)
+            return reader, os.open(link, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except BaseException:
-            os.close(hold)
-            raise
-    finally:
-        os.close(inode)
-
-
-def open_input(path: str, owner: tuple[int, int]) -> tuple[int, int]:
-    """Open a FIFO for a process to read from: (non-blocking read end, write end to hold)."""
-    inode = _pin_fifo(path)
-    try:
-        link = f"/proc/self/fd/{inode}"
-        child = os.open(link, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            if owner != (0, 0):
-                os.fchown(child, *owner)
-            return child, os.open(link, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except BaseException:
-            os.close(child)
+            os.close(reader)
             raise
     finally:
         os.close(inode)
