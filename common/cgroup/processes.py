@@ -30,19 +30,22 @@ def pids(cgroup: Cgroup) -> list[int]:
     return sorted(_pids_below(where[1])) if where else []
 
 
-def signal_all(cgroup: Cgroup, signum: int) -> int:
-    """Send a signal to every process in the cgroup and below, once; return how many there were.
+def signal_all(cgroup: Cgroup, signum: int) -> set[int]:
+    """Send a signal to every process in the cgroup and below, once; return their pids.
 
-    What is started meanwhile may be missed: to end a cgroup, use `kill_all`.
+    A cgroup that holds this very process is left alone: what else is in there is not one container's. What is
+    started meanwhile may be missed: to end a cgroup, use `kill_all`.
     """
     where = _process_directory(cgroup)
     if where is None:
-        return 0
+        return set()
     controller, directory = where
-    alive = _pids_below(directory) - {os.getpid()}
+    alive = _pids_below(directory)
+    if os.getpid() in alive:
+        return set()
     if signum != signal.SIGKILL or not _kill_at_once(directory):
         _signal_each(cgroup, controller, alive, signum)
-    return len(alive)
+    return alive
 
 
 async def kill_all(cgroup: Cgroup, timeout_s: float) -> None:

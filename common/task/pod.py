@@ -194,9 +194,11 @@ class TaskPod:
 
         :raise NotFound: the process has ended.
         """
+        reached: set[int] = set()
         if everything and container.cgroup is not None and process.exit is None:
-            signal_all(container.cgroup, signum)
-        process.signal(signum)
+            reached = signal_all(container.cgroup, signum)
+        if process.pid not in reached:
+            process.signal(signum)
         if (
             signum == signals.SIGKILL
             and container.init.state is ProcessState.PAUSED

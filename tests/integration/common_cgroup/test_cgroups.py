@@ -27,6 +27,14 @@ from common.cgroup import (
 )
 from common.cgroup.locate import UNIFIED, Hierarchy
 from common.errors import DeadlineExceeded, FailedPrecondition, NotFound
+from common.oci.spec import PodView
+from common.process.exits import ExitWatcher
+from common.task.container import Container
+from common.task.host_preparer import HostPreparer
+from common.task.pod import TaskParts, TaskPod
+from common.task.stdio import NO_STDIO
+from tests.contract.fake_backend import FakeBackend, RecordingSink
+from tests.unit.common.task.conftest import until
 
 HOST = Hierarchies.read()
 
@@ -115,7 +123,7 @@ async def test_a_signal_reaches_every_process_once(cgroup: Cgroup) -> None:
     processes = [start(cgroup, "sh", "-c", script) for _ in range(2)]
     wait_for(cgroup, 2)
     await asyncio.sleep(0.2)  # until the traps are set
-    assert signal_all(cgroup, signal.SIGTERM) >= 2
+    assert signal_all(cgroup, signal.SIGTERM) >= {process.pid for process in processes}
     assert [process.wait() for process in processes] == [7, 7]
 
 
@@ -136,6 +144,58 @@ async def test_the_daemon_does_not_kill_itself() -> None:
         pytest.skip("the tests run in the root cgroup")
     with pytest.raises(FailedPrecondition, match="daemon itself"):
         await kill_all(own, timeout_s=1)
+
+
+COUNT_SIGNALS = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGRTMIN})
+print("ready", flush=True)
+signal.sigwait({signal.SIGRTMIN})
+again = signal.sigtimedwait({signal.SIGRTMIN}, 0.3)
+sys.exit(0 if again is None else 1)
+"""
+
+
+async def test_a_signal_to_all_reaches_the_first_process_once(host_cgroup: Cgroup, tmp_path: Path) -> None:
+    parts = TaskParts(FakeBackend(), ExitWatcher(), RecordingSink(), OomWatcher(), HOST)
+    preparer = HostPreparer(lambda: PodView({}, {}, ""), str(tmp_path), HOST, True)
+    pod = TaskPod("pod", parts, preparer, str(tmp_path))
+    container = Container("c", str(tmp_path), NO_STDIO)
+    container.cgroup = host_cgroup
+    output = tmp_path / "output"
+    process = start(
+        host_cgroup, "/bin/sh", "-c", f'exec "$@" > {output}', "sh", sys.executable, "-c", COUNT_SIGNALS
+    )
+    await until(lambda: output.exists() and output.read_text() == "ready\n")
+    container.init.pid = process.pid
+    container.init.watch = parts.exits.watch(process.pid, container.init.finish)
+    await pod.signal(container, container.init, signal.SIGRTMIN, everything=True)
+    assert (await container.init.end.wait()).code == 0
+    process.returncode = 0
+    parts.ooms.close()
+    parts.primer.close()
+    parts.exits.close()
+
+
+SIGNAL_OWN_CGROUP = """
+import os, signal, sys
+from common.cgroup import Cgroup, signal_all
+from tests.integration.common_cgroup import test_cgroups as tests
+
+hierarchies = tests.HOST if sys.argv[1] == "host" else tests.v2_view()
+for signum in (signal.SIGTERM, signal.SIGKILL):
+    assert signal_all(Cgroup(hierarchies, sys.argv[2]), signum) == set()
+"""
+
+
+async def test_a_cgroup_with_the_daemon_in_it_gets_no_signal(cgroup: Cgroup) -> None:
+    neighbour = start(cgroup, "sleep", "60")
+    wait_for(cgroup, 1)
+    view = "host" if cgroup._hierarchies is HOST else "v2"
+    assert start(cgroup, sys.executable, "-c", SIGNAL_OWN_CGROUP, view, cgroup.path).wait() == 0
+    assert neighbour.poll() is None
+    await kill_all(cgroup, timeout_s=5)
+    neighbour.wait()
 
 
 async def test_killing_what_is_gone_or_the_root_does_nothing(cgroup: Cgroup) -> None:
