@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from common.linux import procs
+
 TESTS = Path(__file__).parent
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 TIERS = ("integration", "engine", "vm", "chaos", "bench")
@@ -123,3 +125,11 @@ def _command(pid: str) -> str:
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:
         return "?"
+
+
+@pytest.fixture(scope="module")
+def subreaper() -> Iterator[None]:
+    """Orphans below this process become its children, as the daemon's do; later tests' engines keep theirs."""
+    procs.set_child_subreaper()
+    yield
+    procs.set_child_subreaper(False)

@@ -21,9 +21,9 @@ class PeerCredentials(NamedTuple):
     gid: int
 
 
-def set_child_subreaper() -> None:
-    """Make this process the parent of its orphaned descendants (prctl(2), PR_SET_CHILD_SUBREAPER)."""
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+def set_child_subreaper(enabled: bool = True) -> None:
+    """Make this process the parent of its orphaned descendants, or not (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, int(enabled))
 
 
 def has_capability(number: int) -> bool:

@@ -167,22 +167,29 @@ def _size(path: str) -> int:
 
 
 def _last_error(log: str, start: int) -> str:
-    """Return the newest error of a runtime's JSON log after `start`, or its raw end where it is not JSON."""
+    """Return the newest error of a runtime's JSON log after `start`, or its raw end where it is not JSON.
+
+    runc writes a line per entry, newer cruns spread an entry over several lines.
+    """
     try:
         with open(log, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(start if start <= size else 0, size - 16384))
-            lines = file.read().decode(errors="replace").splitlines()
+            text = file.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
-    for line in reversed(lines):
+    decoder, found, position = json.JSONDecoder(), "", text.find("{")
+    while position >= 0:
         try:
-            entry = json.loads(line)
+            entry, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
-            return str(entry.get("msg", "")).strip()[:1000]
-    return lines[-1][:1000] if lines else ""
+            end = position + 1
+        else:
+            if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
+                found = str(entry.get("msg", "")).strip()[:1000]
+        position = text.find("{", end)
+    lines = text.splitlines()
+    return found or (lines[-1][:1000] if lines else "")
 
 
 def _read_pid(path: str) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from common.linux.namespaces import close_all
-from common.linux.procs import set_child_subreaper
 from sandboxers.runc.config import EngineConfig, RuncConfig
 from sandboxers.runc.sandboxer import RuncSandboxer
 from tests.contract.fake_sandboxer import FakeSandboxer
@@ -30,8 +29,7 @@ class TestRuncSandboxer(SandboxerContract):
     """Real namespaces and mounts."""
 
     @pytest.fixture
-    def new_sandboxer(self, tmp_path: Path) -> NewSandboxer:
-        set_child_subreaper()
+    def new_sandboxer(self, tmp_path: Path, subreaper: None) -> NewSandboxer:
         state_dir = str(tmp_path / "state")
         config = RuncConfig(state_dir=state_dir, engine=EngineConfig(events_address=""))
         return lambda: RuncSandboxer(config)

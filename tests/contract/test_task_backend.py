@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from common.linux.procs import set_child_subreaper
 from common.oci.runtime import OciRuntime
 from common.process.exits import ExitWatcher
 from common.task.oci_backend import OciBackend
@@ -51,10 +50,11 @@ class TestOciBackend(TaskBackendContract):
         return root
 
     @pytest.fixture(params=["crun", "runc"])
-    def backend(self, request: pytest.FixtureRequest, exits: ExitWatcher, tmp_path: Path) -> OciBackend:
+    def backend(
+        self, request: pytest.FixtureRequest, exits: ExitWatcher, tmp_path: Path, subreaper: None
+    ) -> OciBackend:
         if shutil.which(request.param) is None:
             pytest.skip(f"{request.param} is not installed")
-        set_child_subreaper()
         state = tmp_path / "state"
         state.mkdir()
         binary = request.param

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from common.errors import InvalidArgument, SandboxdError
-from common.linux import procs
 from common.linux.namespaces import Kind, close_all, create, namespace_id, open_all, owner_userns, path_of
 from common.linux.pod_holder import HolderRequest, HolderResult, hold_namespaces
 from common.process.exits import ExitStatus, ExitWatcher
@@ -55,9 +54,8 @@ asyncio.run(main())
 
 
 @pytest.fixture(scope="module", autouse=True)
-def subreaper() -> None:
+def _subreaper(subreaper: None) -> None:
     """The init of a PID namespace must become a child of this process."""
-    procs.set_child_subreaper()
 
 
 async def hold(watcher: ExitWatcher, request: HolderRequest) -> HolderResult:

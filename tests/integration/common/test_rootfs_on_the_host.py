@@ -15,7 +15,6 @@ import pytest
 
 from common.cgroup import Hierarchies, OomWatcher
 from common.errors import SandboxdError
-from common.linux import procs
 from common.linux.mounts import MountSpec, mount, mounts_below
 from common.oci.runtime import OciRuntime
 from common.oci.spec import PodView
@@ -45,9 +44,8 @@ SEES_ITS_FILES = ["/bin/sh", "-c", "cat /greeting /volume/note && exec sleep 60"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def subreaper() -> None:
+def _subreaper(subreaper: None) -> None:
     """Containers become children of this process."""
-    procs.set_child_subreaper()
 
 
 class Host:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from common.linux import procs
 from common.linux.namespaces import namespace_id
 from common.process.exits import ExitStatus, ExitWatcher
 from common.process.spawn import CAPTURE, run
@@ -52,9 +51,8 @@ asyncio.run(main())
 
 
 @pytest.fixture(scope="module", autouse=True)
-def subreaper() -> None:
+def _subreaper(subreaper: None) -> None:
     """What a daemon leaves becomes a child of this process."""
-    procs.set_child_subreaper()
 
 
 class Pod:

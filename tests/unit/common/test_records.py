@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
-import signal
-from collections.abc import Iterator
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +17,8 @@ from hypothesis import strategies as st
 
 from common.errors import FailedPrecondition
 from common.records import UnreadableRecord, boot_id, quarantine_record, read_record, write_record
+
+CHECKOUT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +74,25 @@ def test_a_link_at_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file of this process may grow beyond 64 bytes: writes come up short, as on a full disk."""
-    old_limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, old_limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old_limits)
-    signal.signal(signal.SIGXFSZ, old_handler)
+# In a process of its own: no file may grow beyond 64 bytes there, so writes come up short, as on a full disk.
+WITHOUT_SPACE = """
+import resource, signal, sys
+from tests.unit.common.test_records import Note
+from common.records import write_record
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+try:
+    write_record(sys.argv[1], Note("x" * 100))
+except OSError as error:
+    sys.exit(error.errno)
+"""
 
 
-def test_without_space_the_old_record_stays(tmp_path: Path, small_files: None) -> None:
+def test_without_space_the_old_record_stays(tmp_path: Path) -> None:
     path = tmp_path / "note.json"
     path.write_text("old")
-    with pytest.raises(OSError, match="space") as raised:
-        write_record(str(path), Note("x" * 100))
-    assert raised.value.errno == errno.ENOSPC
+    ended = subprocess.run([sys.executable, "-c", WITHOUT_SPACE, str(path)], cwd=CHECKOUT)
+    assert ended.returncode == errno.ENOSPC
     assert path.read_text() == "old"
 
 

@@ -193,6 +193,7 @@ async def test_the_runtimes_own_words_choose_the_error(
         (entry("old") + entry("new") + entry("hint", "info"), "new"),
         (entry("cause", "fatal") + entry("w", "warning"), "cause"),
         ("plain words\n", "plain words"),
+        (json.dumps({"msg": "over lines {", "level": "error"}, indent=2) + "\n", "over lines {"),
         (entry("good") + "{half a li", "good"),
         ('[1]\n"x"\n7\n', "7"),
         ("\x00\x01\n", "\x00\x01"),
