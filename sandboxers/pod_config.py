@@ -94,7 +94,11 @@ def parse_create_request(request: api.ControllerCreateRequest) -> PodConfig:
     modes = security.namespace_options
     uid_mappings, gid_mappings = _user_namespace(sandbox_id, modes.userns_options)
     network = _MODES.get(modes.network, NamespaceMode.POD)
-    if not request.netns_path and network is NamespaceMode.POD:
+    if not request.netns_path and network is not NamespaceMode.NODE:
+        if options.type_url or options.value:
+            raise InvalidArgument(
+                f"sandbox {sandbox_id}: netns_path is empty, but its options do not ask for the node's network"
+            )
         network = NamespaceMode.NODE
     return PodConfig(
         sandbox_id=sandbox_id,

@@ -99,6 +99,12 @@ def test_a_pod_without_a_network_of_its_own_has_the_hosts() -> None:
     assert parse_create_request(request(with_modes(network=cri.NODE), netns_path="")).has_host_network
 
 
+@pytest.mark.parametrize("mode", [cri.POD, cri.CONTAINER, cri.TARGET])
+def test_a_pod_whose_network_is_missing_does_not_get_the_hosts(mode: int) -> None:
+    with pytest.raises(InvalidArgument, match="sandbox pod: netns_path is empty"):
+        parse_create_request(request(with_modes(network=mode), netns_path=""))
+
+
 def test_a_user_namespace_has_its_mappings() -> None:
     pod = parse_create_request(
         request(user_namespace(cri.POD, [mapping(), mapping(5, 65_536, 1)], [mapping()]))
