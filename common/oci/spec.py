@@ -148,7 +148,8 @@ def join_pod(spec: Spec, pod: PodView, is_pod_process: Callable[[int], bool]) ->
     a process's PID namespace may be joined by path (CRI's TARGET mode).
 
     :raise InvalidArgument: a namespace path under /proc is left that is not the pod's; joining it could put
-        the container into a stranger's namespace.
+        the container into a stranger's namespace. Or a namespace is not named that the pod does not share
+        with the host: without it the container would live in the host's.
     """
     linux = spec.setdefault("linux", {})
     joined = []
@@ -168,6 +169,12 @@ def join_pod(spec: Spec, pod: PodView, is_pod_process: Callable[[int], bool]) ->
             joined.append(entry)
         else:
             raise InvalidArgument(f"namespace path {path} of the container is not one of its pod's")
+    own = {"mount", "pid"} | pod.namespaces.keys()
+    shared_with_host = {kind for kind, pinned in pod.namespaces.items() if pinned is None}
+    if missing := own - shared_with_host - {entry.get("type") for entry in joined}:
+        raise InvalidArgument(
+            f"the container names no {', '.join(sorted(missing))} namespace and would get the host's"
+        )
     linux["namespaces"] = joined
     _inject_files(spec, pod)
 

@@ -36,6 +36,13 @@ HOST_POD = PodView(
 )
 
 
+SHARED = tuple(
+    {"type": kind, "path": f"/proc/0/ns/{name}"}
+    for kind, name in (("network", "net"), ("ipc", "ipc"), ("uts", "uts"))
+)
+OWN = ({"type": "mount"}, {"type": "pid"})
+
+
 def spec_of(**changes: Any) -> dict[str, Any]:
     """What containerd writes for a container, reduced to what is read here."""
     spec: dict[str, Any] = {
@@ -43,12 +50,18 @@ def spec_of(**changes: Any) -> dict[str, Any]:
         "process": {"args": ["sleep", "1"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
         "root": {"path": "rootfs"},
         "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-        "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
+        "linux": {"namespaces": [*SHARED, *OWN]},
     }
     return {**spec, **changes}
 
 
 def with_namespaces(*entries: dict[str, Any]) -> dict[str, Any]:
+    """A spec with these entries instead of the ordinary ones of their kinds."""
+    kinds = {entry["type"] for entry in entries}
+    return with_only(*entries, *(entry for entry in (*SHARED, *OWN) if entry["type"] not in kinds))
+
+
+def with_only(*entries: dict[str, Any]) -> dict[str, Any]:
     return spec_of(linux={"namespaces": list(entries)})
 
 
@@ -66,13 +79,21 @@ def namespaces(spec: dict[str, Any]) -> dict[str, str | None]:
 
 
 def test_paths_of_the_sandbox_process_become_the_pods_files() -> None:
-    kinds = {"network": "net", "ipc": "ipc", "uts": "uts"}
-    spec = with_namespaces(
-        *({"type": kind, "path": f"/proc/0/ns/{name}"} for kind, name in kinds.items()),
-        {"type": "mount"},
-        {"type": "pid"},
-    )
-    assert namespaces(join(spec)) == {**POD.namespaces, "mount": None, "pid": None}
+    assert namespaces(join(with_only(*SHARED, *OWN))) == {**POD.namespaces, "mount": None, "pid": None}
+
+
+@pytest.mark.parametrize("kind", ["network", "ipc", "uts", "user", "pid", "mount"])
+def test_a_namespace_that_is_not_named_would_be_the_hosts(kind: str) -> None:
+    pod = PodView({**POD.namespaces, "user": "/pod/ns/user"}, POD.files, POD.shm_path)
+    named = [*SHARED, *OWN, {"type": "user", "path": "/proc/0/ns/user"}]
+    assert "user" in namespaces(join(with_only(*named), pod))
+    left = [entry for entry in named if entry["type"] != kind]
+    with pytest.raises(InvalidArgument, match=f"names no {kind} namespace"):
+        join(with_only(*left), pod)
+
+
+def test_host_modes_need_no_entry() -> None:
+    assert namespaces(join(with_only({"type": "mount"}), HOST_POD)) == {"mount": None}
 
 
 def test_host_modes_drop_the_entry() -> None:
@@ -88,7 +109,7 @@ def test_host_modes_drop_the_entry() -> None:
 
 def test_the_pid_namespace_of_a_container_of_the_same_pod_may_be_joined() -> None:
     spec = with_namespaces({"type": "pid", "path": "/proc/4711/ns/pid"})
-    assert namespaces(join(spec, pids=(4711,))) == {"pid": "/proc/4711/ns/pid"}
+    assert namespaces(join(spec, pids=(4711,)))["pid"] == "/proc/4711/ns/pid"
 
 
 @pytest.mark.parametrize(
@@ -146,13 +167,13 @@ def test_whoever_the_engine_names_the_container_joins_its_own_pod(entries: list[
     short = {"network": "net", "ipc": "ipc", "uts": "uts"}
     spec = with_namespaces(*({"type": k, "path": f"/proc/{pid}/ns/{short[k]}"} for k, pid in entries))
     for kind, path in namespaces(join(spec)).items():
-        assert path == POD.namespaces[kind]
+        assert path == POD.namespaces.get(kind)
 
 
 def test_a_pid_namespace_is_private_only_without_a_path() -> None:
     assert has_private_pid_namespace(with_namespaces({"type": "pid"}))
     assert not has_private_pid_namespace(with_namespaces({"type": "pid", "path": "/pod/ns/pid"}))
-    assert not has_private_pid_namespace(with_namespaces({"type": "mount"}))
+    assert not has_private_pid_namespace(with_only({"type": "mount"}))
 
 
 # -- files and shared memory -----------------------------------------------------------------------
@@ -218,9 +239,11 @@ def test_what_is_no_spec_is_refused(text: bytes) -> None:
 
 
 def test_null_counts_as_absent() -> None:
-    spec = join(spec_of(linux=None, mounts=None, annotations=None))
-    assert spec["linux"]["namespaces"] == []
-    assert join(spec_of(linux={"namespaces": None, "uidMappings": None}))["linux"]["namespaces"] == []
+    for linux in (None, {"namespaces": None, "uidMappings": None}):
+        text = json.dumps(spec_of(linux=linux, mounts=None, annotations=None)).encode()
+        with pytest.raises(InvalidArgument, match="names no ipc, mount, network, pid, uts namespace"):
+            join_pod(parse_spec(text, "config.json"), POD, lambda _: False)
+    assert join(spec_of(mounts=None, annotations=None))["mounts"]
 
 
 JSON = st.recursive(
