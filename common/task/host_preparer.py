@@ -67,16 +67,18 @@ class HostPreparer:
         """
         spec = _read_spec(request.bundle)
         check_process(spec["process"], f"{request.bundle}/{CONFIG_FILE}")
+        rootfs = _find_rootfs(request.bundle, spec)
+        if request.rootfs and not rootfs.startswith(f"{request.bundle}/"):
+            raise InvalidArgument(f"the rootfs {rootfs} to mount lies outside of the bundle {request.bundle}")
+        cgroups_path = (spec.get("linux") or {}).get("cgroupsPath") or ""
+        if cgroups_path:
+            _check_cgroups_path(request.bundle, cgroups_path)
         pod = self._view()
         join_pod(spec, pod, is_pod_process)
         if not self._may_raise_limits and (lowered := fit_to_privileges(spec)):
             log.warning("container.limits_lowered", reason="no CAP_SYS_RESOURCE", lowered=lowered)
-        rootfs = _find_rootfs(request.bundle, spec)
         spec["root"]["path"] = rootfs
         set_version(spec)
-        cgroups_path = (spec.get("linux") or {}).get("cgroupsPath") or ""
-        if cgroups_path:
-            _check_cgroups_path(request.bundle, cgroups_path)
         prepared = PreparedContainer(
             directory=f"{self._directory}/{request.container_id}",
             rootfs=rootfs,

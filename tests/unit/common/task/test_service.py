@@ -25,6 +25,7 @@ from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
 from common.ttrpc import Client, Server, Service, StatusError
 from proto.gen.containerd.events import task_pb2 as events
 from proto.gen.containerd.task.v3 import shim_pb2 as api
+from proto.gen.containerd.types import mount_pb2
 from proto.gen.containerd.types import task_pb2 as types
 from tests.contract.fake_backend import FakeBackend, RecordingSink
 from tests.unit.common.task.conftest import open_descriptors, until
@@ -92,7 +93,7 @@ class Pod:
             "ociVersion": "1.2.0",
             "root": {"path": "rootfs"},
             "process": process,
-            "linux": {"namespaces": [{"type": "pid"}]},
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
             **spec,
         }
         (bundle / "config.json").write_text(json.dumps(document))
@@ -440,6 +441,15 @@ async def test_a_create_that_fails_leaves_nothing(pod: Pod, make: Any, code: Cod
     pod.life.backend.failures.clear()
     shutil.rmtree(pod.directory / "bundles", ignore_errors=True)
     await pod.run("c", "true", stdin=fields["stdin"])
+
+
+@pytest.mark.parametrize("path", ["/", "/proc", "."])
+async def test_mounts_go_nowhere_but_into_the_bundle(pod: Pod, path: str) -> None:
+    bundle = pod.bundle("c", ["true"], root={"path": path})
+    rootfs = [mount_pb2.Mount(type="bind", source="/nonesuch", options=["bind"])]
+    await pod.refused(
+        Code.INVALID_ARGUMENT, "Create", "outside of the bundle", id="c", bundle=bundle, rootfs=rootfs
+    )
 
 
 # -- execs -----------------------------------------------------------------------------------------
