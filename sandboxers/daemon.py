@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from sandboxers.isolation import load_isolation
 from sandboxers.registry import SandboxRegistry
 
 LOCK_FILE = ".lock"
+_OPEN_FILES = 65536
 
 log = get_logger()
 
@@ -58,6 +60,7 @@ async def run(config_path: str) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
+    _allow_descriptors()
     with _only_daemon(config.state_dir):
         set_child_subreaper()
         sandboxer = isolation.sandboxer(config)
@@ -84,6 +87,17 @@ async def run(config_path: str) -> None:
             controller.close()
             await server.stop(grace=1.0)
             sandboxer.close()
+
+
+def _allow_descriptors() -> None:
+    """Raise the soft limit on open files where it is a login shell's: a pod with one container takes about 7.
+
+    Not to the hard limit: containers inherit it, and some programs close every descriptor up to it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < enough:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
 
 
 @contextlib.contextmanager
