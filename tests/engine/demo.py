@@ -96,7 +96,7 @@ def show_pod(engine: Engine, narrator: Narrator) -> None:
         usages.append(f"{name:<8} CPU {cpu_ms:8.1f} ms   memory {memory_mib:6.2f} MiB")
     narrator.show("stats:", "\n".join(usages))
     tree = process_tree(engine.namespaces.root / "proc")
-    narrator.show("every process there is (no shim, no pause):", "\n".join(tree))
+    narrator.show("every process there is (1 is the namespaces' own; no shim, no pause):", "\n".join(tree))
     if any("containerd-shim" in line or "/pause" in line for line in tree):
         raise RuntimeError("a shim or a pause process runs")
 
