@@ -67,6 +67,11 @@ class Process:
         """How it ended, or None."""
         return self.end.value
 
+    @property
+    def runs(self) -> bool:
+        """Whether there is a process whose end is still to come."""
+        return self.watch is not None and self.exit is None
+
     def advance(self, trigger: ProcessTrigger) -> None:
         """Change state, or raise FailedPrecondition."""
         self.state = advance(PROCESS_TRANSITIONS, self.state, trigger, str(self))
@@ -94,7 +99,8 @@ class Process:
         self.watch.signal(signum)
 
     def close(self) -> None:
-        """Let go of streams and watch; what runs goes on."""
+        """Let go of streams and watch, and of who waits for the end; what runs goes on."""
+        self.end.interrupt(NotFound(f"{self} has been deleted"))
         if self.watch is not None:
             self.watch.cancel()
             self.watch = None
@@ -107,11 +113,13 @@ class Container:
     """A container: its first process, its execs, and what was prepared for it.
 
     `cgroup` is where its processes are (None until it is known); `oom_kills` counts those that were told.
+    `creation` comes when it is made, or is not going to be.
     """
 
     __slots__ = (
         "bundle",
         "cgroup",
+        "creation",
         "execs",
         "id",
         "init",
@@ -130,6 +138,7 @@ class Container:
         self.state = ContainerState.CREATING
         self.prepared: PreparedContainer | None = None
         self.record: ContainerRecord | None = None
+        self.creation: Completion[bool] | None = None
         self.cgroup: Cgroup | None = None
         self.oom_watch: OomWatch | None = None
         self.oom_kills = 0

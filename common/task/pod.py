@@ -18,6 +18,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from common.cgroup import Hierarchies, MigrationPrimer, OomWatcher, kill_all, pids, read_metrics, signal_all
+from common.completion import Completion
 from common.errors import FailedPrecondition, NotFound, SandboxdError
 from common.linux.pidfd import is_same_process, start_time
 from common.log import bound, get_logger
@@ -61,7 +62,7 @@ class TaskParts:
 class TaskPod:
     """The containers of one pod."""
 
-    __slots__ = ("containers", "directory", "parts", "preparer", "sandbox_id")
+    __slots__ = ("containers", "directory", "parts", "preparer", "sandbox_id", "stopped")
 
     def __init__(
         self, sandbox_id: str, parts: TaskParts, preparer: ContainerPreparer, directory: str
@@ -72,6 +73,7 @@ class TaskPod:
         self.preparer = preparer
         self.directory = directory
         self.containers: dict[str, Container] = {}
+        self.stopped = False
 
     def container(self, container_id: str) -> Container:
         """Return a container.
@@ -86,10 +88,24 @@ class TaskPod:
     # -- making and removing -----------------------------------------------------------------------
 
     async def create_container(self, request: ContainerRequest) -> Container:
-        """Prepare and make a container, up to its waiting first process; afterwards all of it exists, or nothing."""
+        """Prepare and make a container, up to its waiting first process; afterwards all of it exists, or nothing.
+
+        :raise FailedPrecondition: the pod has been stopped.
+        """
+        if self.stopped:
+            raise FailedPrecondition(f"pod {self.sandbox_id} has been stopped")
         self.parts.primer.prime()
         container = Container(request.container_id, request.bundle, request.stdio)
         self.containers[container.id] = container
+        creation = container.creation = Completion[bool]()
+        try:
+            await self._create(container, request)
+        finally:
+            container.creation = None
+            creation.set(True)
+        return container
+
+    async def _create(self, container: Container, request: ContainerRequest) -> None:
         async with AsyncExitStack() as undo:
             undo.callback(self.containers.pop, container.id)
             container.prepared = await self.preparer.prepare(request, undo, self._is_first_process)
@@ -109,7 +125,6 @@ class TaskPod:
             container.advance(ContainerTrigger.READY)
             self.save(container, pid=pid, start_time=start_time(pid))
             undo.pop_all()
-        return container
 
     async def start_exec(self, container: Container, process: Process) -> None:
         """Run a registered exec; on failure it is registered as before."""
@@ -141,8 +156,10 @@ class TaskPod:
         container.advance(ContainerTrigger.DELETE)
         try:
             assert container.prepared is not None
-            if container.init.exit is None and container.init.watch is not None:
-                container.init.signal(signals.SIGKILL)
+            if container.init.runs:
+                # It may have ended a moment ago, which is not told yet.
+                with contextlib.suppress(NotFound):
+                    container.init.signal(signals.SIGKILL)
                 await container.init.end.wait()
             await self._kill_leftovers(container)
             for process in (container.execs or {}).values():
@@ -158,23 +175,29 @@ class TaskPod:
         self.containers.pop(container.id, None)
 
     async def stop(self, timeout_s: float) -> None:
-        """Kill every process of every container and wait for their ends.
+        """Kill every process of every container and wait for their ends; from now on none is created.
 
-        :raise FailedPrecondition: something did not die in time.
+        One that is being created is waited for: what the pod shares is in its hands until then.
+
+        :raise FailedPrecondition: something was not created or did not die in time.
         """
-        running = [c for c in self.containers.values() if c.init.exit is None and c.init.watch is not None]
-        for container in running:
-            with contextlib.suppress(NotFound):
-                await self.signal(container, container.init, signals.SIGKILL, everything=True)
-        waits = [asyncio.ensure_future(container.init.end.wait()) for container in running]
-        if not waits:
-            return
-        _, late = await asyncio.wait(waits, timeout=timeout_s)
-        for wait in late:
-            wait.cancel()
-        if late:
-            alive = ", ".join(c.id for c in running if c.init.exit is None)
-            raise FailedPrecondition(f"killed, but still alive after {timeout_s:g} s: container {alive}")
+        self.stopped = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                for container in list(self.containers.values()):
+                    if container.creation is not None:
+                        await container.creation.wait()
+                    if container.init.runs:
+                        with contextlib.suppress(NotFound):
+                            await self.signal(container, container.init, signals.SIGKILL, everything=True)
+                for container in list(self.containers.values()):
+                    if container.init.runs:
+                        await container.init.end.wait()
+        except TimeoutError:
+            alive = [c.id for c in self.containers.values() if c.creation is not None or c.init.runs]
+            raise FailedPrecondition(
+                f"killed, but still there after {timeout_s:g} s: container {', '.join(alive)}"
+            ) from None
 
     async def delete_all(self) -> None:
         """Remove every container; the first failure is raised after all were tried."""
@@ -264,15 +287,10 @@ class TaskPod:
 
     def _finish(self, container: Container, process: Process, status: ExitStatus) -> None:
         with bound(sandbox_id=self.sandbox_id, container_id=container.id):
+            starting = process.state is ProcessState.STARTING
             process.finish(status)
-            event = events.TaskExit(
-                container_id=container.id,
-                id=process.exec_id or container.id,
-                pid=process.pid,
-                exit_status=status.code,
-            )
-            event.exited_at.FromNanoseconds(status.exited_at_ns)
-            self.parts.events.publish("/tasks/exit", event)
+            if not starting:
+                self.publish_exit(container, process, status)
             if process.exec_id:
                 return
             log.info("container.exited", exit_code=status.code, pid=process.pid)
@@ -281,6 +299,17 @@ class TaskPod:
                     self.save(container, exit_code=status.code, exited_at_ns=status.exited_at_ns)
                 except OSError as error:
                     log.error("container.record_not_written", error=error)
+
+    def publish_exit(self, container: Container, process: Process, status: ExitStatus) -> None:
+        """Tell the engine of an end. Whoever starts a process tells the end that comes meanwhile, after the start."""
+        event = events.TaskExit(
+            container_id=container.id,
+            id=process.exec_id or container.id,
+            pid=process.pid,
+            exit_status=status.code,
+        )
+        event.exited_at.FromNanoseconds(status.exited_at_ns)
+        self.parts.events.publish("/tasks/exit", event)
 
     async def _kill_leftovers(self, container: Container) -> None:
         """Kill what outlived the first process; in a PID namespace of its own the kernel has done it."""
@@ -324,18 +353,19 @@ class TaskPod:
                 except UnreadableRecord as error:
                     log.error("container.record_unreadable", kept_as=quarantine_record(path), error=error)
                     continue
-                await self._recover_container(record, of_this_boot)
+                except FailedPrecondition as error:
+                    log.error("container.not_recovered", record=path, error=error)
+                    continue
+                try:
+                    await self._recover_container(record, of_this_boot)
+                except (SandboxdError, OSError) as error:
+                    # It is known by now: what is left of it goes with its Delete, or with the pod.
+                    log.error("container.not_recovered", record=path, error=error)
 
     async def _recover_container(self, record: ContainerRecord, of_this_boot: bool) -> None:
-        prepared = prepared_of(record)
-        if record.pid == 0 or not of_this_boot:
-            await self.parts.backend.delete(record.container_id, prepared)
-            await self.preparer.release(prepared)
-            log.info("container.rolled_back", sandbox_id=self.sandbox_id, container_id=record.container_id)
-            return
         stdio = StdioSpec(record.terminal, record.stdin, record.stdout, record.stderr)
         container = Container(record.container_id, record.bundle, stdio)
-        container.prepared, container.record = prepared, record
+        container.prepared, container.record = prepared_of(record), record
         container.advance(ContainerTrigger.READY)
         init = container.init
         init.pid = record.pid
@@ -345,8 +375,11 @@ class TaskPod:
         self.containers[container.id] = container
         if record.exit_code >= 0:
             init.finish(ExitStatus(record.exit_code, record.exited_at_ns))
-        elif is_same_process(record.pid, record.start_time):
+        elif of_this_boot and record.pid and is_same_process(record.pid, record.start_time):
             self._adopt(container, init, record.pid)
             self._watch_memory(container)
         else:
             init.finish(ExitStatus(_UNKNOWN_EXIT_CODE, time.time_ns(), known=False))
+        if not record.pid or not of_this_boot:
+            await self.delete_container(container)
+            log.info("container.rolled_back", sandbox_id=self.sandbox_id, container_id=container.id)

@@ -96,6 +96,9 @@ class TaskService(TaskPod):
             if process.state is ProcessState.STARTING:
                 process.advance(ProcessTrigger.FAIL)
             raise
+        finally:
+            if process.exit is not None:
+                self.publish_exit(container, process, process.exit)
         if process.state is ProcessState.STARTING:
             process.advance(ProcessTrigger.STARTED)
         if not request.exec_id:

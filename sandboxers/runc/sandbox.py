@@ -98,6 +98,7 @@ class RuncSandbox:
     async def recover(self, on_exit: SandboxExit, *, running: bool) -> Endpoint:
         """Listen again on the same path, and take up the containers that an earlier daemon has left."""
         self._on_exit = on_exit
+        self._tasks.stopped = not running
         await self._tasks.recover(f"{self._directory}/tasks")
         if running:
             await self._namespaces.recover(self._tasks.live_pids(), self._sysctls(), self._directory)

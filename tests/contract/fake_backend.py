@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import select
@@ -51,15 +52,21 @@ class _Running:
 
 
 class FakeBackend:
-    """Runs `process.args` of config.json as ordinary processes (`TaskBackend`)."""
+    """Runs `process.args` of config.json as ordinary processes (`TaskBackend`).
+
+    What shall fail stands in `failures`, by the call's name; where one shall wait ("create", or "started" once
+    the process runs) in `gates`.
+    """
 
     def __init__(self) -> None:
         self._containers: dict[str, _Running] = {}
         self.failures: dict[str, Exception] = {}
+        self.gates: dict[str, asyncio.Event] = {}
         self.updates: list[bytes] = []
 
     async def create(self, container_id: str, container: PreparedContainer, stdio: Stdio) -> int:
         self._fail("create")
+        await self._pass_gate("create")
         if container_id in self._containers:
             raise AlreadyExists(f"container {container_id} exists already")
         with open(f"{container.directory}/config.json", encoding="utf-8") as file:
@@ -79,6 +86,7 @@ class FakeBackend:
     async def start(self, container_id: str, container: PreparedContainer) -> None:
         self._fail("start")
         os.write(self._alive(container_id).gate_fd, b"\n")
+        await self._pass_gate("started")
 
     async def exec(
         self, container_id: str, exec_id: str, container: PreparedContainer, process: bytes, stdio: Stdio
@@ -112,6 +120,10 @@ class FakeBackend:
         except ValueError as error:
             raise InvalidArgument(f"resources are not JSON: {error}") from error
         self.updates.append(resources)
+
+    async def _pass_gate(self, name: str) -> None:
+        if (gate := self.gates.get(name)) is not None:
+            await gate.wait()
 
     def _fail(self, call: str) -> None:
         if (failure := self.failures.get(call)) is not None:
@@ -157,17 +169,20 @@ class FakeBackend:
 
 
 class RecordingSink:
-    """Keeps events (`EventSink`)."""
+    """Keeps events (`EventSink`); they are delivered once `gate` is set, if there is one."""
 
     def __init__(self) -> None:
         self.published: list[tuple[str, Message]] = []
         self.flushes = 0
+        self.gate: asyncio.Event | None = None
 
     def publish(self, topic: str, event: Message) -> None:
         self.published.append((topic, event))
 
     async def flush(self, timeout_s: float) -> None:
         self.flushes += 1
+        if self.gate is not None:
+            await self.gate.wait()
 
     def topics(self) -> list[str]:
         return [topic.removeprefix("/tasks/") for topic, _ in self.published]

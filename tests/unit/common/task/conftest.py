@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.common.task.pod_lives import pod
+
+__all__ = ["fifo", "open_descriptors", "pod", "until"]
+
 
 @pytest.fixture
 def fifo(tmp_path: Path) -> Callable[[str], str]:

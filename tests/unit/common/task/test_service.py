@@ -3,150 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
-import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.empty_pb2 import Empty
 
-from common.cgroup import Hierarchies, OomWatcher
-from common.errors import Code, Internal, status_of
-from common.oci.spec import PodView
-from common.process.exits import ExitWatcher
-from common.task.host_preparer import HostPreparer
-from common.task.pod import TaskParts
-from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
-from common.ttrpc import Client, Server, Service, StatusError
+from common.errors import Code, FailedPrecondition, Internal
+from common.task.service import TASK_SERVICE_NAMES
 from proto.gen.containerd.events import task_pb2 as events
-from proto.gen.containerd.task.v3 import shim_pb2 as api
 from proto.gen.containerd.types import mount_pb2
 from proto.gen.containerd.types import task_pb2 as types
-from tests.contract.fake_backend import FakeBackend, RecordingSink
 from tests.unit.common.task.conftest import open_descriptors, until
-
-RESPONSES: dict[str, Any] = {
-    "Create": api.CreateTaskResponse, "Start": api.StartResponse, "State": api.StateResponse,
-    "Wait": api.WaitResponse, "Connect": api.ConnectResponse, "Delete": api.DeleteResponse,
-    "Pids": api.PidsResponse, "Stats": api.StatsResponse,
-}  # fmt: skip
-REQUESTS: dict[str, Any] = {name: method.request for name, method in TASK_METHODS.items()}
-
-
-class Life:
-    """One life of a pod's Task service: parts, service, socket; a second one over the same directory recovers."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.backend = FakeBackend()
-        self.sink = RecordingSink()
-        # No cgroup hierarchy at all: these processes have no cgroups of their own that could be killed.
-        self.parts = TaskParts(self.backend, ExitWatcher(), self.sink, OomWatcher(), Hierarchies({}))
-        view = PodView({}, {}, "/dev/shm")
-        preparer = HostPreparer(lambda: view, f"{directory}/tasks", self.parts.hierarchies, True)
-        self.service = TaskService("pod", self.parts, preparer, str(directory))
-        self.path = directory / "task.sock"
-        service = Service(TASK_METHODS, self.service)
-        self.server = Server(dict.fromkeys(TASK_SERVICE_NAMES, service), status_of=status_of, authorize=None)
-
-    async def listen(self) -> Client:
-        self.path.unlink(missing_ok=True)
-        sock = socket.socket(socket.AF_UNIX)
-        sock.setblocking(False)
-        sock.bind(str(self.path))
-        sock.listen()
-        self.server.listen(sock)
-        return await Client.connect(str(self.path), timeout_s=5)
-
-    def close(self) -> None:
-        self.server.close()
-        for container in self.service.containers.values():
-            container.init.close()
-        self.parts.ooms.close()
-        self.parts.primer.close()
-        self.parts.exits.close()
-
-
-class Pod:
-    """The engine's side of a pod."""
-
-    def __init__(self, life: Life, client: Client, directory: Path) -> None:
-        self.life = life
-        self.client = client
-        self.directory = directory
-        self.outputs: list[int] = []
-
-    async def call(self, method: str, service: str = TASK_SERVICE_NAMES[0], **fields: Any) -> Any:
-        request = REQUESTS[method](**fields)
-        return await self.client.call(service, method, request, RESPONSES.get(method, Empty), timeout_s=10)
-
-    def bundle(self, container_id: str, args: list[str], **spec: Any) -> str:
-        bundle = self.directory / "bundles" / container_id
-        (bundle / "rootfs").mkdir(parents=True)
-        process = {"args": args, "cwd": "/", "user": {"uid": os.getuid(), "gid": os.getgid()}}
-        document = {
-            "ociVersion": "1.2.0",
-            "root": {"path": "rootfs"},
-            "process": process,
-            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
-            **spec,
-        }
-        (bundle / "config.json").write_text(json.dumps(document))
-        return str(bundle)
-
-    def fifo(self, name: str) -> str:
-        path = str(self.directory / name)
-        if not os.path.exists(path):
-            os.mkfifo(path)
-            self.outputs.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
-        return path
-
-    async def create(self, container_id: str, *args: str, **fields: Any) -> Any:
-        bundle = self.bundle(container_id, list(args))
-        return await self.call("Create", id=container_id, bundle=bundle, **fields)
-
-    async def run(self, container_id: str, *args: str, **fields: Any) -> int:
-        await self.create(container_id, *args, **fields)
-        return int((await self.call("Start", id=container_id)).pid)
-
-    async def add_exec(self, container_id: str, exec_id: str, *args: str, **fields: Any) -> None:
-        await self.call("Exec", id=container_id, exec_id=exec_id, spec=process(*args), **fields)
-
-    async def refused(self, code: Code, method: str, text: str = "", **fields: Any) -> None:
-        with pytest.raises(StatusError) as raised:
-            await self.call(method, **fields)
-        assert raised.value.code == code, raised.value.message
-        assert text in raised.value.message
-
-
-def process(*args: str) -> Any:
-    spec = json.dumps({"args": list(args), "cwd": "/", "user": {"uid": os.getuid(), "gid": os.getgid()}})
-    return AnyMessage(
-        type_url="types.containerd.io/opencontainers/runtime-spec/1/Process", value=spec.encode()
-    )
-
-
-@pytest.fixture
-async def pod(tmp_path: Path) -> AsyncIterator[Pod]:
-    directory = tmp_path / "p"
-    directory.mkdir()
-    life = Life(directory)
-    pod = Pod(life, await life.listen(), tmp_path)
-    yield pod
-    pod.client.close()
-    pod.life.backend.failures.clear()
-    await pod.life.service.delete_all()
-    await asyncio.sleep(0.12)  # until the last processes are reaped
-    pod.life.close()
-    await asyncio.sleep(0)
-    for fd in pod.outputs:
-        os.close(fd)
-
+from tests.unit.common.task.pod_lives import Pod, process
 
 # -- a container's life ----------------------------------------------------------------------------
 
@@ -271,6 +141,46 @@ async def test_a_container_that_exits_before_start_returns_is_told(pod: Pod) -> 
         await pod.run(f"c{number}", "true")
         assert (await pod.call("Wait", id=f"c{number}")).exit_status == 0
         assert (await pod.call("State", id=f"c{number}")).status == types.STOPPED
+
+
+async def test_an_end_that_comes_before_start_returns_is_told_after_the_start(pod: Pod) -> None:
+    gate = pod.life.backend.gates["started"] = asyncio.Event()
+    await pod.create("c", "true")
+    start = asyncio.ensure_future(pod.call("Start", id="c"))
+    await pod.call("Wait", id="c")
+    gate.set()
+    await start
+    assert pod.life.sink.topics() == ["create", "start", "exit"]
+
+
+async def test_a_container_that_has_just_ended_is_deleted_when_its_end_is_told(pod: Pod) -> None:
+    gate = pod.life.sink.gate = asyncio.Event()
+    await pod.create("c", "true")
+    container = pod.life.service.containers["c"]
+    container.oom_kills = 1
+    await pod.call("Kill", id="c", signal=9)
+    await until(lambda: pod.life.sink.flushes == 1)
+    delete = asyncio.ensure_future(pod.call("Delete", id="c"))
+    await asyncio.sleep(0.05)
+    gate.set()
+    assert (await delete).exit_status == 137
+
+
+async def test_a_pod_stops_when_the_container_that_is_being_created_is_done(pod: Pod) -> None:
+    gate = pod.life.backend.gates["create"] = asyncio.Event()
+    create = asyncio.ensure_future(pod.create("c", "sleep", "60"))
+    await until(lambda: "c" in pod.life.service.containers)
+    with pytest.raises(FailedPrecondition, match=r"still there after 0\.05 s: container c"):
+        await pod.life.service.stop(0.05)
+    stop = asyncio.ensure_future(pod.life.service.stop(10))
+    await asyncio.sleep(0.05)
+    assert not stop.done()
+    gate.set()
+    await stop
+    assert (await create).pid
+    assert (await pod.call("Wait", id="c")).exit_status == 137
+    await pod.life.service.delete_all()
+    await pod.refused(Code.FAILED_PRECONDITION, "Create", "has been stopped", id="d", bundle="/x")
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -509,6 +419,15 @@ async def test_a_running_exec_is_killed_alone(pod: Pod) -> None:
     assert (await pod.call("State", id="c")).status == types.RUNNING
 
 
+async def test_who_waits_for_an_exec_that_is_deleted_unstarted_is_told(pod: Pod) -> None:
+    await pod.run("c", "sleep", "60")
+    await pod.add_exec("c", "e", "true")
+    wait = asyncio.ensure_future(pod.refused(Code.NOT_FOUND, "Wait", "deleted", id="c", exec_id="e"))
+    await pod.call("State", id="c", exec_id="e")
+    await pod.call("Delete", id="c", exec_id="e")
+    await wait
+
+
 async def test_input_may_be_closed_before_the_exec_starts(pod: Pod) -> None:
     await pod.run("c", "sleep", "60")
     await pod.add_exec("c", "e", "cat", stdin=pod.fifo("in"))
@@ -536,53 +455,3 @@ async def test_a_terminal_is_sized_before_and_after_its_start(pod: Pod) -> None:
     assert bytes(seen) == b"22 77\r\n"
     await pod.call("ResizePty", id="c", exec_id="e", width=10, height=5)
     await pod.refused(Code.FAILED_PRECONDITION, "ResizePty", "no terminal", id="c", width=1, height=1)
-
-
-# -- coming back -----------------------------------------------------------------------------------
-
-
-async def test_a_new_daemon_goes_on_with_what_it_finds(pod: Pod) -> None:
-    pid = await pod.run("running", "sleep", "60")
-    await pod.run("ended", "sh", "-c", "exit 9")
-    ended = await pod.call("Wait", id="ended")
-    created = (await pod.create("created", "sleep", "60")).pid
-    pod.client.close()
-    old = pod.life
-    old.close()
-    pod.life = Life(old.directory)
-    pod.life.backend = old.backend
-    pod.life.parts.backend = old.backend
-    await pod.life.service.recover(f"{old.directory}/tasks")
-    pod.client = await pod.life.listen()
-    state = await pod.call("State", id="running")
-    assert (state.status, state.pid) == (types.RUNNING, pid)
-    state = await pod.call("State", id="ended")
-    assert (state.status, state.exit_status, state.exited_at) == (types.STOPPED, 9, ended.exited_at)
-    assert (await pod.call("Wait", id="ended")) == ended
-    state = await pod.call("State", id="created")
-    assert (state.status, state.pid) == (types.CREATED, created)
-    await pod.call("Start", id="created")
-    await pod.call("Kill", id="running", signal=9)
-    assert (await pod.call("Wait", id="running")).exit_status == 137
-
-
-@pytest.mark.parametrize("text", ["junk", '{"version": 1, "boot_id": "x", "record": {"owner": [1]}}'])
-async def test_an_unreadable_record_is_kept_and_the_others_go_on(pod: Pod, text: str) -> None:
-    pid = await pod.run("good", "sleep", "60")
-    await pod.run("bad", "sleep", "60")
-    record = pod.life.directory / "tasks/bad/container.json"
-    pod.client.close()
-    old = pod.life
-    old.close()
-    record.write_text(text)
-    pod.life = Life(old.directory)
-    pod.life.backend = pod.life.parts.backend = old.backend
-    await pod.life.service.recover(f"{old.directory}/tasks")
-    pod.client = await pod.life.listen()
-    assert (await pod.call("State", id="good")).pid == pid
-    await pod.refused(Code.NOT_FOUND, "State", id="bad")
-    assert Path(f"{record}.unreadable").read_text() == text
-    for container in old.service.containers.values():
-        assert container.prepared is not None
-        if container.id == "bad":
-            await old.backend.delete("bad", container.prepared)
