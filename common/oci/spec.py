@@ -214,12 +214,12 @@ def set_version(spec: Spec) -> None:
     spec["ociVersion"] = _OCI_VERSION
 
 
-def fit_to_privileges(spec: Spec) -> list[str]:
-    """Lower what a daemon without CAP_SYS_RESOURCE cannot grant, in place, and return what was lowered.
+def fit_to_privileges(process: dict[str, Any]) -> list[str]:
+    """Lower what a daemon without CAP_SYS_RESOURCE cannot grant a process, in place; return what was lowered.
 
     Source: capabilities(7), setrlimit(2), proc(5) on oom_score_adj.
     """
-    process, lowered = spec["process"], []
+    lowered = []
     wanted = process.get("oomScoreAdj")
     if isinstance(wanted, int) and wanted < (own := _own_oom_score_adj()):
         process["oomScoreAdj"] = own

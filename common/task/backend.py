@@ -67,8 +67,8 @@ class ContainerPreparer(Protocol):
         """Take back all that prepare() did; idempotent."""
         ...
 
-    def process_owner(self, container: PreparedContainer, process: bytes) -> tuple[int, int]:
-        """Check the JSON of an Exec's process and return the host's (uid, gid) that it will run as."""
+    def prepare_process(self, container: PreparedContainer, process: bytes) -> tuple[bytes, tuple[int, int]]:
+        """Check the JSON of an Exec's process; return it as the backend shall run it, and its host's (uid, gid)."""
         ...
 
 

@@ -75,7 +75,7 @@ class HostPreparer:
             _check_cgroups_path(request.bundle, cgroups_path)
         pod = self._view()
         join_pod(spec, pod, is_pod_process)
-        if not self._may_raise_limits and (lowered := fit_to_privileges(spec)):
+        if not self._may_raise_limits and (lowered := fit_to_privileges(spec["process"])):
             log.warning("container.limits_lowered", reason="no CAP_SYS_RESOURCE", lowered=lowered)
         spec["root"]["path"] = rootfs
         set_version(spec)
@@ -120,11 +120,13 @@ class HostPreparer:
             remove_leaf(self._hierarchies.at(parse_cgroups_path(container.cgroups_path).path))
         _remove_directory(container.directory)
 
-    def process_owner(self, container: PreparedContainer, process: bytes) -> tuple[int, int]:
-        """Check an Exec's process and return the host's (uid, gid) that it will run as."""
+    def prepare_process(self, container: PreparedContainer, process: bytes) -> tuple[bytes, tuple[int, int]]:
+        """Check an Exec's process; return it with limits that we can grant, and the host's (uid, gid) of it."""
         parsed = parse_process(process, "the exec's process")
+        if not self._may_raise_limits and fit_to_privileges(parsed):
+            process = json.dumps(parsed, separators=(",", ":")).encode()
         with open(f"{container.directory}/{CONFIG_FILE}", "rb") as file:
-            return process_owner(json.loads(file.read()), parsed)
+            return process, process_owner(json.loads(file.read()), parsed)
 
 
 def _mount(request: ContainerRequest, rootfs: str, user_namespace: str | None) -> None:

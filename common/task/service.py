@@ -182,8 +182,7 @@ class TaskService(TaskPod):
             raise AlreadyExists(f"exec {exec_id} exists already in container {container.id}")
         stdio_spec = StdioSpec(request.terminal, request.stdin, request.stdout, request.stderr)
         process = Process(container.id, exec_id, stdio_spec)
-        process.command = request.spec.value
-        process.owner = self.preparer.process_owner(prepared, process.command)
+        process.command, process.owner = self.preparer.prepare_process(prepared, request.spec.value)
         container.execs[exec_id] = process
         self.parts.events.publish(
             "/tasks/exec-added", events.TaskExecAdded(container_id=container.id, exec_id=exec_id)

@@ -277,7 +277,7 @@ def test_any_value_in_any_place_is_taken_or_refused_as_the_callers_fault(place: 
         result = parse_spec(json.dumps(spec).encode(), "config.json")
         check_process(result["process"], "config.json")
         join_pod(result, POD, lambda pid: False)
-        fit_to_privileges(result)
+        fit_to_privileges(result["process"])
         process_owner(result, result["process"])
     except InvalidArgument:
         pass
@@ -362,22 +362,21 @@ def test_limits_above_ours_are_lowered_and_told() -> None:
         pytest.skip("RLIMIT_NOFILE is not limited here")
     low = {"type": "RLIMIT_NOFILE", "hard": hard, "soft": 10}
     limits = [{"type": "RLIMIT_NOFILE", "hard": hard + 1, "soft": hard + 1}, dict(low)]
-    spec = spec_of(process={"args": ["x"], "rlimits": limits})
-    assert fit_to_privileges(spec) == [f"RLIMIT_NOFILE {hard + 1} -> {hard}"]
+    assert fit_to_privileges({"args": ["x"], "rlimits": limits}) == [f"RLIMIT_NOFILE {hard + 1} -> {hard}"]
     assert limits == [{"type": "RLIMIT_NOFILE", "hard": hard, "soft": hard}, low]
 
 
 @pytest.mark.parametrize("name", ["RLIMIT_NONESUCH", "getrlimit", "RLIM_INFINITY", "", "error"])
 def test_a_limit_of_unknown_name_is_the_runtimes_to_judge(name: str) -> None:
     limit = {"type": name, "hard": 1 << 60, "soft": 1}
-    assert fit_to_privileges(spec_of(process={"args": ["x"], "rlimits": [limit]})) == []
+    assert fit_to_privileges({"args": ["x"], "rlimits": [limit]}) == []
     assert limit["hard"] == 1 << 60
 
 
 def test_an_oom_score_below_ours_is_raised_to_ours() -> None:
     own = int(Path("/proc/self/oom_score_adj").read_text())
-    spec = spec_of(process={"args": ["x"], "oomScoreAdj": own - 1})
-    assert fit_to_privileges(spec) == [f"oomScoreAdj {own - 1} -> {own}"]
-    assert spec["process"]["oomScoreAdj"] == own
-    spec["process"]["oomScoreAdj"] = own + 1
-    assert fit_to_privileges(spec) == []
+    process = {"args": ["x"], "oomScoreAdj": own - 1}
+    assert fit_to_privileges(process) == [f"oomScoreAdj {own - 1} -> {own}"]
+    assert process["oomScoreAdj"] == own
+    process["oomScoreAdj"] = own + 1
+    assert fit_to_privileges(process) == []

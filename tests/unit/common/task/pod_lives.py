@@ -42,12 +42,14 @@ class Life:
         self.sink = RecordingSink()
         # No cgroup hierarchy at all: these processes have no cgroups of their own that could be killed.
         self.parts = TaskParts(self.backend, ExitWatcher(), self.sink, OomWatcher(), Hierarchies({}))
-        view = PodView({}, {}, "/dev/shm")
-        preparer = HostPreparer(lambda: view, f"{directory}/tasks", self.parts.hierarchies, True)
-        self.service = TaskService("pod", self.parts, preparer, str(directory))
+        self.service = TaskService("pod", self.parts, self.preparer(may_raise_limits=True), str(directory))
         self.path = directory / "task.sock"
         service = Service(TASK_METHODS, self.service)
         self.server = Server(dict.fromkeys(TASK_SERVICE_NAMES, service), status_of=status_of, authorize=None)
+
+    def preparer(self, *, may_raise_limits: bool) -> HostPreparer:
+        view = PodView({}, {}, "/dev/shm")
+        return HostPreparer(lambda: view, f"{self.directory}/tasks", self.parts.hierarchies, may_raise_limits)
 
     async def listen(self) -> Client:
         self.path.unlink(missing_ok=True)

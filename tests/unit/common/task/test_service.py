@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 from pathlib import Path
@@ -406,6 +407,18 @@ async def test_execs_are_refused_where_they_cannot_be(pod: Pod) -> None:
     await pod.call("Wait", id="c")
     await pod.refused(Code.FAILED_PRECONDITION, "Exec", id="c", exec_id="g", spec=process("true"))
     await pod.refused(Code.FAILED_PRECONDITION, "Start", id="c", exec_id="e")
+
+
+async def test_an_exec_gets_no_more_than_a_daemon_without_privileges_can_grant(pod: Pod) -> None:
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    pod.life.service.preparer = pod.life.preparer(may_raise_limits=False)
+    await pod.run("c", "sleep", "60")
+    wanted = process("true")
+    wanted.value = wanted.value.replace(b"{", b'{"oomScoreAdj":%d,' % (own - 1), 1)
+    await pod.call("Exec", id="c", exec_id="e", spec=wanted)
+    command = json.loads(pod.life.service.containers["c"].process("e").command)
+    assert command == {**json.loads(wanted.value), "oomScoreAdj": own}
+    await pod.call("Start", id="c", exec_id="e")
 
 
 async def test_a_running_exec_is_killed_alone(pod: Pod) -> None:
