@@ -143,7 +143,14 @@ class OciRuntime:
         stdin, stdout, stderr = stdio or (None, None, None)
         log_start = _size(log)
         completed = await run(
-            argv, watcher=self._watcher, stdin=stdin, stdout=stdout, stderr=stderr, timeout_s=self.timeout_s
+            argv,
+            watcher=self._watcher,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            timeout_s=self.timeout_s,
+            # What a runtime had in hand when it was killed nobody knows and nobody cleans.
+            to_its_end=True,
         )
         if completed.status.code != 0:
             what = f"{os.path.basename(self.binary)} {command} of container {arguments[-1]}"

@@ -152,13 +152,15 @@ async def run(
     env: Mapping[str, str] | None = None,
     cwd: str = "/",
     started: Callable[[Child], None] | None = None,
+    to_its_end: bool = False,
 ) -> Completed:
     """Run a program to its end.
 
     `stdout` and `stderr` may be `CAPTURE`: up to 1 MiB of each is kept, the rest is read and dropped. Output
     is complete up to the program's exit; what a descendant writes later is not waited for. `input` is served
     from memory as stdin. `started` is told the child right after its start. On timeout or cancellation the
-    program is killed. Raises DeadlineExceeded naming the command, and what `spawn` raises.
+    program is killed; with `to_its_end` a caller that is cancelled waits for it as long as it may take, and only
+    a second cancellation kills it. Raises DeadlineExceeded naming the command, and what `spawn` raises.
     """
     with contextlib.ExitStack() as stack:
         if input is not None:
@@ -188,8 +190,14 @@ async def run(
         try:
             if started is not None:
                 started(child)
-            async with asyncio.timeout(timeout_s):
-                status = await child.wait()
+            async with asyncio.timeout(timeout_s) as limit:
+                try:
+                    status = await child.wait()
+                except asyncio.CancelledError:
+                    # Where its watcher has forgotten it the daemon ends, and the program goes on alone.
+                    if to_its_end and not limit.expired() and child.pidfd >= 0:
+                        await child.wait()
+                    raise
         except TimeoutError:
             await child.kill()
             raise DeadlineExceeded(f"{' '.join(argv[:3])} did not end within {timeout_s:g} s") from None

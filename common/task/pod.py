@@ -17,14 +17,30 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from common.cgroup import Hierarchies, MigrationPrimer, OomWatcher, kill_all, pids, read_metrics, signal_all
+from common.cgroup import (
+    Hierarchies,
+    MigrationPrimer,
+    OomWatcher,
+    kill_all,
+    parse_cgroups_path,
+    pids,
+    read_metrics,
+    remove_leaf,
+    signal_all,
+)
 from common.completion import Completion
-from common.errors import FailedPrecondition, NotFound, SandboxdError
+from common.errors import AlreadyExists, FailedPrecondition, NotFound, SandboxdError
 from common.linux.pidfd import is_same_process, start_time
 from common.log import bound, get_logger
 from common.process.exits import ExitStatus, ExitWatcher
 from common.records import UnreadableRecord, quarantine_record, read_record, write_record
-from common.task.backend import ContainerPreparer, ContainerRequest, EventSink, TaskBackend
+from common.task.backend import (
+    ContainerPreparer,
+    ContainerRequest,
+    EventSink,
+    PreparedContainer,
+    TaskBackend,
+)
 from common.task.container import Container, Process
 from common.task.records import RECORD_FILE, ContainerRecord, prepared_of, record_of
 from common.task.states import ContainerState, ContainerTrigger, ProcessState, ProcessTrigger
@@ -114,7 +130,13 @@ class TaskPod:
             container.init.stdio = stdio
             undo.callback(stdio.close)
             with self.parts.exits.adoption():
-                pid = await self.parts.backend.create(container.id, container.prepared, stdio)
+                try:
+                    pid = await self.parts.backend.create(container.id, container.prepared, stdio)
+                except AlreadyExists:
+                    raise
+                except BaseException:
+                    await self._kill_unknown(container.prepared)
+                    raise
                 undo.push_async_callback(self.parts.backend.delete, container.id, container.prepared)
                 self._adopt(container, container.init, pid)
             undo.callback(container.init.close)
@@ -310,6 +332,13 @@ class TaskPod:
         )
         event.exited_at.FromNanoseconds(status.exited_at_ns)
         self.parts.events.publish("/tasks/exit", event)
+
+    async def _kill_unknown(self, prepared: PreparedContainer) -> None:
+        """Kill what a runtime has left that was itself killed, and remove the cgroup that holds it."""
+        if prepared.cgroups_path:
+            cgroup = self.parts.hierarchies.at(parse_cgroups_path(prepared.cgroups_path).path)
+            await kill_all(cgroup, _KILL_TIMEOUT_S)
+            remove_leaf(cgroup)
 
     async def _kill_leftovers(self, container: Container) -> None:
         """Kill what outlived the first process; in a PID namespace of its own the kernel has done it."""

@@ -18,7 +18,7 @@ from common.errors import Code
 from proto.gen.runtime.v1 import api_pb2 as cri
 from tests.integration.daemon.client import Container, Controller, Pod, refused
 from tests.integration.daemon.conftest import MakePod
-from tests.integration.daemon.lab import BINARY, Daemon, Lab
+from tests.integration.daemon.lab import BINARY, CGROUP_PARENT, Daemon, Lab
 
 USERNS = (100_000, 65536)
 
@@ -241,6 +241,25 @@ async def test_the_runtime_cannot_create(pod: Pod, lab: Lab, script: str, code: 
     container = pod.container()
     async with _no_container_remains(container):
         with lab.sabotage(container.id, "create", script), refused(code, said):
+            await container.create()
+
+
+HALF_WAY = """
+sh -c '
+for parent in /sys/fs/cgroup{parent} /sys/fs/cgroup/*{parent}; do
+    [ -d $parent ] && mkdir $parent/{id} && echo $$ > $parent/{id}/cgroup.procs
+done
+exec sleep 1000' &
+sleep 0.3
+kill -9 $$
+"""
+
+
+async def test_the_runtime_is_killed_half_way(pod: Pod, lab: Lab) -> None:
+    container = pod.container()
+    script = HALF_WAY.format(parent=CGROUP_PARENT, id=container.id)
+    async with _no_container_remains(container):
+        with lab.sabotage(container.id, "create", script), refused(Code.INTERNAL, "137"):
             await container.create()
 
 

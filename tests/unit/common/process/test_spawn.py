@@ -104,6 +104,38 @@ async def test_cancelling_kills_the_program(watcher: ExitWatcher) -> None:
     assert (await asyncio.wait_for(children[0].wait(), 5)).code == 137
 
 
+async def test_a_program_may_be_let_run_to_its_end(watcher: ExitWatcher, tmp_path: Path) -> None:
+    argv = ["sh", "-c", f"sleep 0.2; touch {tmp_path}/done"]
+    task = asyncio.ensure_future(run(argv, watcher=watcher, timeout_s=60, to_its_end=True))
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize(("timeout_s", "cancellations"), [(0.1, 1), (60, 2)])
+async def test_a_program_that_does_not_end_is_not_waited_for(
+    watcher: ExitWatcher, timeout_s: float, cancellations: int
+) -> None:
+    children: list[Child] = []
+    argv = ["sleep", "30"]
+    task = asyncio.ensure_future(
+        run(argv, watcher=watcher, timeout_s=timeout_s, to_its_end=True, started=children.append)
+    )
+    for _ in range(cancellations):
+        await asyncio.sleep(0.02)
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
+    assert (await asyncio.wait_for(children[0].wait(), 5)).code == 137
+
+
+async def test_one_that_is_let_run_to_its_end_has_a_limit_all_the_same(watcher: ExitWatcher) -> None:
+    with pytest.raises(DeadlineExceeded, match="sleep 30 did not end"):
+        await run(["sleep", "30"], watcher=watcher, timeout_s=0.05, to_its_end=True)
+
+
 async def test_output_beyond_the_limit_is_dropped_without_blocking_the_program(watcher: ExitWatcher) -> None:
     result = await shell(watcher, "head -c 5000000 /dev/zero; exit 4")
     assert len(result.stdout) == CAPTURE_LIMIT_BYTES
