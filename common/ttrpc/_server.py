@@ -231,7 +231,9 @@ class ServerConnection(FrameSocket):
         self._server.journal.closed(self._id)
         self._server.lost(self, lingers=self._calls is not None)
         for call in list((self._calls or {}).values()):
-            call.cancel()
+            # One whose deadline has passed is taking back what it did: a second time would interrupt that.
+            if not call.expired:
+                call.cancel()
 
     def close(self) -> None:
         self._close(None)

@@ -170,6 +170,27 @@ async def test_a_thousand_parked_calls_do_not_delay_another_one(place: Place) ->
     assert place.server.connection_count == 0
 
 
+async def test_a_handler_that_cleans_up_after_its_deadline_is_not_cancelled_again(place: Place) -> None:
+    steps: list[str] = []
+
+    async def clean_up_late(target: object, request: BytesValue, context: object) -> BytesValue:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            steps.append("cancelled")
+            await asyncio.sleep(0.1)
+            steps.append("clean")
+        return request
+
+    place.server = Server({NAME: Service({"Late": Method(BytesValue, clean_up_late)}, None)})
+    place.listen()
+    raw = place.raw()
+    await raw.send(request_frame(1, "Late", timeout_nano=10_000_000))
+    await until(lambda: steps == ["cancelled"])
+    raw.close()
+    await until(lambda: steps == ["cancelled", "clean"])
+
+
 async def test_losing_a_connection_cancels_only_its_own_handlers(place: Place) -> None:
     place.listen()
     first, second = place.raw(), place.raw()
