@@ -84,6 +84,40 @@ def mount_tmpfs(
     _libc.mount("tmpfs", target, "tmpfs", flags, f"size={size_bytes},mode={mode:o},uid={uid},gid={gid}")
 
 
+def hold_mount(path: str) -> int:
+    """Return a descriptor that keeps the file system mounted at `path`, wherever else it is unmounted.
+
+    It is a mount of its own, attached nowhere: no mount table shows it. Raises OSError with the path.
+    """
+    return _libc.open_tree(_libc.AT_FDCWD, path, _libc.OPEN_TREE_CLONE | _libc.OPEN_TREE_CLOEXEC)
+
+
+def hold_mount_of(pid: int, path: str) -> int:
+    """Like `hold_mount`, for a path as a process sees it in its mount namespace.
+
+    Raises OSError with the path, also where nothing is mounted at exactly this path.
+    """
+    namespace_fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+
+    def hold() -> int:
+        # A thread that shares its working directory with others may not change its mount namespace.
+        _libc.unshare(_libc.CLONE_FS)
+        _libc.setns(namespace_fd, _libc.CLONE_NEWNS)
+        if not os.path.ismount(path):
+            raise OSError(errno.EINVAL, "not a mount point", path)
+        return hold_mount(path)
+
+    try:
+        return _libc.run_in_own_thread(hold)
+    finally:
+        os.close(namespace_fd)
+
+
+def attach_mount(held: int, path: str) -> None:
+    """Mount at `path` what `hold_mount` has returned, once per descriptor. Raises OSError with the path."""
+    _libc.move_mount(held, path)
+
+
 def mount_rootfs(mounts: Sequence[MountSpec], target: str, userns_fd: int | None = None) -> None:
     """Mount a snapshotter's mounts on the directory `target`, in order; all of them or none.
 

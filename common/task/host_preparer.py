@@ -12,6 +12,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import Protocol
 
 from common.cgroup import Hierarchies, parse_cgroups_path, remove_leaf
 from common.errors import AlreadyExists, InvalidArgument, NotFound
@@ -40,19 +41,33 @@ CONFIG_FILE = "config.json"
 log = get_logger()
 
 
+class Attachable(Protocol):
+    """A mount that is in place only for those who need it now, told apart by a name; both calls are idempotent."""
+
+    def attach(self, user: str) -> None: ...
+    def detach(self, user: str) -> None: ...
+
+
 class HostPreparer:
     """Prepares the containers of one pod (`ContainerPreparer`)."""
 
-    __slots__ = ("_directory", "_hierarchies", "_may_raise_limits", "_view")
+    __slots__ = ("_directory", "_hierarchies", "_may_raise_limits", "_shm", "_view")
 
     def __init__(
-        self, view: Callable[[], PodView], directory: str, hierarchies: Hierarchies, may_raise_limits: bool
+        self,
+        view: Callable[[], PodView],
+        shm: Attachable,
+        directory: str,
+        hierarchies: Hierarchies,
+        may_raise_limits: bool,
     ) -> None:
         """:param view: returns what the pod has ready, which a restart of the daemon changes.
+        :param shm: what must be mounted while a container is made that binds it.
         :param directory: where each container gets a directory of its own.
         :param may_raise_limits: whether this daemon has CAP_SYS_RESOURCE.
         """
         self._view = view
+        self._shm = shm
         self._directory = directory
         self._hierarchies = hierarchies
         self._may_raise_limits = may_raise_limits
@@ -100,15 +115,18 @@ class HostPreparer:
         if request.rootfs:
             undo.callback(unmount_stack, rootfs)
             _mount(request, rootfs, pod.namespaces.get("user"))
+        undo.callback(self._shm.detach, request.container_id)
+        self._shm.attach(request.container_id)
         _write_spec(prepared.directory, spec)
         return prepared
 
     async def settle(self, container: PreparedContainer) -> None:
-        """Unmount the rootfs here: the container has it in its own mount namespace, and with that it goes.
+        """Unmount the rootfs and /dev/shm here: the container has them in its own mount namespace.
 
         So a node carries no mount per container, which every program that reads or copies the mount table
         pays for, and a daemon that dies leaves none behind.
         """
+        self._shm.detach(os.path.basename(container.directory))
         if container.mounted and not container.keep_mounted:
             unmount_stack(container.rootfs)
 

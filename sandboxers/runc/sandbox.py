@@ -19,7 +19,6 @@ from google.protobuf.message import Message
 from common.cgroup import Hierarchies, read_metrics
 from common.cgroup.paths import expand_slice
 from common.errors import status_of
-from common.linux.mounts import mount_tmpfs, unmount_stack
 from common.linux.namespaces import check_netns
 from common.oci.spec import PodView
 from common.process.exits import ExitStatus
@@ -31,6 +30,7 @@ from sandboxers.pod_config import NamespaceMode, PodConfig
 from sandboxers.registry import TASK_SOCKET
 from sandboxers.runc.pod_files import pod_files, write_pod_files
 from sandboxers.runc.pod_namespaces import PodNamespaces
+from sandboxers.runc.shared_memory import HostSharedMemory, SharedMemory
 from sandboxers.sandbox import Endpoint, SandboxExit
 
 _LISTEN_BACKLOG = 128
@@ -50,7 +50,17 @@ class PodSettings(NamedTuple):
 class RuncSandbox:
     """One pod (`Sandbox`)."""
 
-    __slots__ = ("_directory", "_namespaces", "_on_exit", "_parts", "_pod", "_server", "_settings", "_tasks")
+    __slots__ = (
+        "_directory",
+        "_namespaces",
+        "_on_exit",
+        "_parts",
+        "_pod",
+        "_server",
+        "_settings",
+        "_shm",
+        "_tasks",
+    )
 
     def __init__(self, pod: PodConfig, directory: str, parts: TaskParts, settings: PodSettings) -> None:
         self._pod = pod
@@ -60,8 +70,9 @@ class RuncSandbox:
         self._server: Server | None = None
         self._namespaces = PodNamespaces(pod, parts.exits, self._on_init_death)
         self._on_exit: SandboxExit | None = None
+        self._shm = _shared_memory(pod, f"{directory}/shm", settings.shm_size_mib)
         preparer = HostPreparer(
-            self._view, f"{directory}/tasks", settings.hierarchies, settings.may_raise_limits
+            self._view, self._shm, f"{directory}/tasks", settings.hierarchies, settings.may_raise_limits
         )
         self._tasks = TaskService(pod.sandbox_id, parts, preparer, directory)
 
@@ -75,7 +86,8 @@ class RuncSandbox:
             await self._namespaces.make(self._sysctls(), self._directory)
             undo.push_async_callback(self._namespaces.release)
             write_pod_files(self._pod, f"{self._directory}/etc")
-            self._mount_shm(undo)
+            self._shm.make()
+            undo.callback(self._shm.release)
             self._listen()
             undo.pop_all()
         return self._endpoint
@@ -84,7 +96,7 @@ class RuncSandbox:
         """Kill what runs in the pod and release its namespaces; the Task service goes on answering."""
         await self._tasks.stop(timeout_s)
         await self._namespaces.release()
-        unmount_stack(f"{self._directory}/shm")
+        self._shm.release()
 
     async def destroy(self) -> None:
         """Stop, remove the containers, and stop listening; the directory itself is the registry's."""
@@ -101,7 +113,9 @@ class RuncSandbox:
         self._tasks.stopped = not running
         await self._tasks.recover(f"{self._directory}/tasks")
         if running:
-            await self._namespaces.recover(self._tasks.live_pids(), self._sysctls(), self._directory)
+            pids = self._tasks.live_pids()
+            await self._namespaces.recover(pids, self._sysctls(), self._directory)
+            self._shm.recover(pids)
         self._listen()
         return self._endpoint
 
@@ -126,10 +140,6 @@ class RuncSandbox:
     # -- what is made ------------------------------------------------------------------------------
 
     @property
-    def _shm_path(self) -> str:
-        return "/dev/shm" if self._pod.ipc == NamespaceMode.NODE else f"{self._directory}/shm"
-
-    @property
     def _endpoint(self) -> Endpoint:
         return Endpoint(f"ttrpc+unix://{self._directory}/{TASK_SOCKET}", self._namespaces.init_pid)
 
@@ -142,15 +152,6 @@ class RuncSandbox:
             if self._settings.unprivileged_ping and not self._pod.has_user_namespace:
                 defaults["net.ipv4.ping_group_range"] = "0 2147483647"
         return {**defaults, **self._pod.sysctls}
-
-    def _mount_shm(self, undo: AsyncExitStack) -> None:
-        if self._pod.ipc == NamespaceMode.NODE:
-            return
-        path = f"{self._directory}/shm"
-        os.mkdir(path, 0o700)
-        uid, gid = (_root_of(self._pod.uid_mappings), _root_of(self._pod.gid_mappings))
-        mount_tmpfs(path, self._settings.shm_size_mib << 20, 0o1777, uid, gid)
-        undo.callback(unmount_stack, path)
 
     def _listen(self) -> None:
         path = f"{self._directory}/{TASK_SOCKET}"
@@ -180,7 +181,14 @@ class RuncSandbox:
             self._on_exit(status.code, status.exited_at_ns or time.time_ns())
 
     def _view(self) -> PodView:
-        return PodView(self._namespaces.joinable(), pod_files(f"{self._directory}/etc"), self._shm_path)
+        return PodView(self._namespaces.joinable(), pod_files(f"{self._directory}/etc"), self._shm.path)
+
+
+def _shared_memory(pod: PodConfig, path: str, size_mib: int) -> SharedMemory | HostSharedMemory:
+    if pod.ipc == NamespaceMode.NODE:
+        return HostSharedMemory()
+    owner = (_root_of(pod.uid_mappings), _root_of(pod.gid_mappings))
+    return SharedMemory(path, size_mib << 20, owner)
 
 
 def _root_of(mappings: list[list[int]]) -> int:

@@ -38,3 +38,4 @@ class TestRuncSandboxer(SandboxerContract):
         sandbox._server.close()
         await sandbox._server.wait_closed()
         close_all(sandbox._namespaces._held)
+        sandbox._shm.release()

@@ -25,6 +25,7 @@ from common.task.host_preparer import HostPreparer
 from common.task.oci_backend import OciBackend
 from common.task.pod import TaskParts, TaskPod
 from common.task.stdio import StdioSpec
+from sandboxers.runc.shared_memory import HostSharedMemory
 from tests.contract.fake_backend import RecordingSink
 
 MS_BIND, MS_REC, MS_SHARED = 0x1000, 0x4000, 0x100000
@@ -75,7 +76,9 @@ class Host:
         backend = OciBackend(OciRuntime(str(binary), str(tree / "containers"), watcher, 20))
         self.parts = TaskParts(backend, watcher, RecordingSink(), OomWatcher(), Hierarchies({}))
         view = PodView({}, {}, "/dev/shm")
-        preparer = HostPreparer(lambda: view, str(tree / "tasks"), self.parts.hierarchies, False)
+        preparer = HostPreparer(
+            lambda: view, HostSharedMemory(), str(tree / "tasks"), self.parts.hierarchies, False
+        )
         self.pod = TaskPod("pod", self.parts, preparer, str(tree))
 
     @property

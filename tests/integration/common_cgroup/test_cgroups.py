@@ -33,6 +33,7 @@ from common.task.container import Container
 from common.task.host_preparer import HostPreparer
 from common.task.pod import TaskParts, TaskPod
 from common.task.stdio import NO_STDIO
+from sandboxers.runc.shared_memory import HostSharedMemory
 from tests.contract.fake_backend import FakeBackend, RecordingSink
 from tests.unit.common.task.conftest import until
 
@@ -158,7 +159,7 @@ sys.exit(0 if again is None else 1)
 
 async def test_a_signal_to_all_reaches_the_first_process_once(host_cgroup: Cgroup, tmp_path: Path) -> None:
     parts = TaskParts(FakeBackend(), ExitWatcher(), RecordingSink(), OomWatcher(), HOST)
-    preparer = HostPreparer(lambda: PodView({}, {}, ""), str(tmp_path), HOST, True)
+    preparer = HostPreparer(lambda: PodView({}, {}, ""), HostSharedMemory(), str(tmp_path), HOST, True)
     pod = TaskPod("pod", parts, preparer, str(tmp_path))
     container = Container("c", str(tmp_path), NO_STDIO)
     container.cgroup = host_cgroup

@@ -23,6 +23,7 @@ from common.task.pod import TaskParts
 from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
 from common.ttrpc import Client, Server, Service, StatusError
 from proto.gen.containerd.task.v3 import shim_pb2 as api
+from sandboxers.runc.shared_memory import HostSharedMemory
 from tests.contract.fake_backend import FakeBackend, RecordingSink
 
 RESPONSES: dict[str, Any] = {
@@ -49,7 +50,13 @@ class Life:
 
     def preparer(self, *, may_raise_limits: bool) -> HostPreparer:
         view = PodView({}, {}, "/dev/shm")
-        return HostPreparer(lambda: view, f"{self.directory}/tasks", self.parts.hierarchies, may_raise_limits)
+        return HostPreparer(
+            lambda: view,
+            HostSharedMemory(),
+            f"{self.directory}/tasks",
+            self.parts.hierarchies,
+            may_raise_limits,
+        )
 
     async def listen(self) -> Client:
         self.path.unlink(missing_ok=True)

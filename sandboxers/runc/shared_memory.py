@@ -1,0 +1,126 @@
+"""The /dev/shm that a pod's containers share: a tmpfs that is mounted only while a container is being made.
+
+In between it is held as a descriptor, and by the containers that have it in their mount namespaces, where a
+new daemon finds it again. Where no container runs, a new daemon makes a new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from common.linux.mounts import attach_mount, hold_mount, hold_mount_of, mount_tmpfs, unmount_stack
+from common.records import read_record, write_record
+
+_IN_CONTAINER = "/dev/shm"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedMemoryRecord:
+    """By which a new daemon knows the tmpfs again: its device number."""
+
+    VERSION: ClassVar[int] = 1
+
+    device: int
+
+
+class SharedMemory:
+    """Owns the descriptor, and the mount while there are users. `path` is where it is mounted then."""
+
+    __slots__ = ("_held", "_owner", "_size_bytes", "_users", "path")
+
+    def __init__(self, path: str, size_bytes: int, owner: tuple[int, int]) -> None:
+        """:param owner: the host's uid and gid of the pod's root."""
+        self.path = path
+        self._size_bytes = size_bytes
+        self._owner = owner
+        self._held = -1
+        self._users: set[str] | None = None
+
+    def make(self) -> None:
+        """Make the tmpfs and record it; all or nothing."""
+        os.mkdir(self.path, 0o700)
+        try:
+            self._mount_new()
+        except BaseException:
+            self.release()
+            raise
+
+    def recover(self, pids: Iterable[int]) -> None:
+        """Hold again what an earlier daemon has made; `pids` are those that run in the pod."""
+        unmount_stack(self.path)
+        with contextlib.suppress(FileNotFoundError):
+            record, _ = read_record(self._record_path, SharedMemoryRecord)
+            for pid in pids:
+                with contextlib.suppress(OSError):
+                    held = hold_mount_of(pid, _IN_CONTAINER)
+                    if os.fstat(held).st_dev == record.device:
+                        self._held = held
+                        return
+                    os.close(held)
+        os.makedirs(self.path, 0o700, exist_ok=True)
+        self._mount_new()
+
+    def attach(self, user: str) -> None:
+        """Mount it for a user."""
+        if self._users:
+            self._users.add(user)
+            return
+        attach_mount(self._held, self.path)
+        self._users = {user}
+        # What is attached cannot be attached again: hold another one.
+        attached, self._held = self._held, hold_mount(self.path)
+        os.close(attached)
+
+    def detach(self, user: str) -> None:
+        """Unmount it after its last user."""
+        if self._users:
+            self._users.discard(user)
+            if not self._users:
+                self._users = None
+                unmount_stack(self.path)
+
+    def release(self) -> None:
+        """Let go of it. Idempotent."""
+        self._users = None
+        unmount_stack(self.path)
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+
+    @property
+    def _record_path(self) -> str:
+        return f"{self.path}.json"
+
+    def _mount_new(self) -> None:
+        mount_tmpfs(self.path, self._size_bytes, 0o1777, *self._owner)
+        try:
+            write_record(self._record_path, SharedMemoryRecord(os.stat(self.path).st_dev))
+            self._held = hold_mount(self.path)
+        finally:
+            unmount_stack(self.path)
+
+
+class HostSharedMemory:
+    """The host's /dev/shm, for a pod that lives in the host's IPC namespace: always there."""
+
+    __slots__ = ()
+    path = _IN_CONTAINER
+
+    def make(self) -> None:
+        """It is there."""
+
+    def recover(self, pids: Iterable[int]) -> None:
+        """It is there."""
+
+    def attach(self, user: str) -> None:
+        """It is attached."""
+
+    def detach(self, user: str) -> None:
+        """It stays."""
+
+    def release(self) -> None:
+        """It is not ours."""
