@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import grpc
 import grpc.aio
 
-from common.errors import Code, InvalidArgument, Unavailable, status_of
+from common.errors import Code, FailedPrecondition, InvalidArgument, Unavailable, status_of
 from common.log import bound, get_logger
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2_grpc as api_grpc
@@ -215,7 +215,10 @@ async def serve(controller: Controller, socket_path: str) -> grpc.aio.Server:
         os.unlink(socket_path)
     old_mask = os.umask(0o177)
     try:
-        server.add_insecure_port(f"unix:{socket_path}")
+        try:
+            server.add_insecure_port(f"unix:{socket_path}")
+        except RuntimeError as error:
+            raise FailedPrecondition(f"cannot listen on {socket_path}: {error}") from error
         await server.start()
     finally:
         os.umask(old_mask)

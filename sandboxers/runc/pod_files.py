@@ -19,7 +19,7 @@ def write_pod_files(pod: PodConfig, directory: str) -> dict[str, str]:
         "resolv.conf": resolv_conf(pod) or _host_file("/etc/resolv.conf"),
     }
     for name, text in contents.items():
-        with open(f"{directory}/{name}", "x", encoding="utf-8") as file:
+        with open(f"{directory}/{name}", "x", encoding="utf-8", errors="surrogateescape") as file:
             os.fchmod(file.fileno(), 0o644)
             file.write(text)
     return pod_files(directory)

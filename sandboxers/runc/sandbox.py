@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
@@ -18,7 +19,7 @@ from google.protobuf.message import Message
 
 from common.cgroup import Hierarchies, read_metrics
 from common.cgroup.paths import expand_slice
-from common.errors import status_of
+from common.errors import FailedPrecondition, status_of
 from common.linux.namespaces import check_netns
 from common.oci.spec import PodView
 from common.process.exits import ExitStatus
@@ -95,7 +96,13 @@ class RuncSandbox:
     async def stop(self, timeout_s: float) -> None:
         """Kill what runs in the pod and release its namespaces; the Task service goes on answering."""
         await self._tasks.stop(timeout_s)
-        await self._namespaces.release()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._namespaces.release()
+        except TimeoutError:
+            raise FailedPrecondition(
+                f"killed, but still alive after {timeout_s:g} s: the pod's init"
+            ) from None
         self._shm.release()
 
     async def destroy(self) -> None:

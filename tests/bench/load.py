@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.bench import census
 from tests.engine.cri import container_config, pod_config
@@ -13,6 +14,8 @@ from tests.engine.engine import Engine
 
 # A removal is not measured, but at full width it would disturb what follows.
 REMOVALS_AT_ONCE = 8
+# The share of busy time below which a machine counts as quiet.
+QUIET = 0.08
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +144,20 @@ def execs(engine: Engine, handlers: Sequence[str], rounds: int) -> Samples:
                 raise RuntimeError(f"{handler}: `true` ended with {answer.exit_code}: {answer.stderr!r}")
     remove_pods(engine, pods.values())
     return samples
+
+
+def settle(timeout_s: float = 30.0) -> None:
+    """Wait until the machine has nothing left to do of what was started before, so that it is not measured."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        before = _cpu_times()
+        time.sleep(1)
+        busy, total = (now - then for now, then in zip(_cpu_times(), before, strict=True))
+        if busy < QUIET * total:
+            return
+
+
+def _cpu_times() -> tuple[int, int]:
+    ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    idle = ticks[3] + ticks[4]
+    return sum(ticks) - idle, sum(ticks)
