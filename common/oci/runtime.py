@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 
 from common.errors import (
@@ -20,7 +21,7 @@ from common.errors import (
     SandboxdError,
 )
 from common.process.exits import ExitWatcher
-from common.process.spawn import run
+from common.process.spawn import CLEAN_ENVIRONMENT, run
 
 _CODES: tuple[tuple[str, type[SandboxdError]], ...] = (
     # What crun and runc say, and whose fault it is; the first match wins.
@@ -50,7 +51,8 @@ class OciRuntime:
     __slots__ = ("_watcher", "binary", "invocations", "root", "timeout_s")
 
     def __init__(self, binary: str, root: str, watcher: ExitWatcher, timeout_s: float) -> None:
-        self.binary = binary
+        # Looked up once: each exec would try every directory of PATH again.
+        self.binary = shutil.which(binary, path=CLEAN_ENVIRONMENT["PATH"]) or binary
         self.root = root
         self.timeout_s = timeout_s
         self.invocations = 0

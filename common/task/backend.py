@@ -37,8 +37,9 @@ class PreparedContainer:
     """What a preparer leaves for the backend and the service.
 
     `directory` is our own bundle: config.json as rewritten, and all files of this container. `owner` is the
-    host's (uid, gid) of the first process. `cgroups_path` is the specification's linux.cgroupsPath. `mounted`
-    tells that we have mounted the rootfs, `keep_mounted` that hooks may look for it there later.
+    host's (uid, gid) of the first process. `cgroups_path` is the specification's linux.cgroupsPath. `mapped`
+    tells that ids are others inside (a user namespace), `mounted` that we have mounted the rootfs, and
+    `keep_mounted` that hooks may look for it there later.
     """
 
     directory: str
@@ -46,6 +47,7 @@ class PreparedContainer:
     owner: tuple[int, int]
     cgroups_path: str
     private_pid_namespace: bool
+    mapped: bool = True
     mounted: bool = False
     keep_mounted: bool = False
 

@@ -85,7 +85,8 @@ class HostPreparer:
         rootfs = _find_rootfs(request.bundle, spec)
         if request.rootfs and not rootfs.startswith(f"{request.bundle}/"):
             raise InvalidArgument(f"the rootfs {rootfs} to mount lies outside of the bundle {request.bundle}")
-        cgroups_path = (spec.get("linux") or {}).get("cgroupsPath") or ""
+        linux = spec.get("linux") or {}
+        cgroups_path = linux.get("cgroupsPath") or ""
         if cgroups_path:
             _check_cgroups_path(request.bundle, cgroups_path)
         pod = self._view()
@@ -100,6 +101,7 @@ class HostPreparer:
             owner=process_owner(spec, spec["process"]),
             cgroups_path=cgroups_path,
             private_pid_namespace=has_private_pid_namespace(spec),
+            mapped=bool(linux.get("uidMappings") or linux.get("gidMappings")),
             mounted=bool(request.rootfs),
             keep_mounted=has_late_hooks(spec),
         )
@@ -143,6 +145,8 @@ class HostPreparer:
         parsed = parse_process(process, "the exec's process")
         if not self._may_raise_limits and fit_to_privileges(parsed):
             process = json.dumps(parsed, separators=(",", ":")).encode()
+        if not container.mapped:
+            return process, process_owner({}, parsed)
         with open(f"{container.directory}/{CONFIG_FILE}", "rb") as file:
             return process, process_owner(json.loads(file.read()), parsed)
 

@@ -66,5 +66,5 @@ def prepared_of(record: ContainerRecord) -> PreparedContainer:
         (uid, gid),
         record.cgroups_path,
         record.private_pid_namespace,
-        record.mounted,
+        mounted=record.mounted,
     )
