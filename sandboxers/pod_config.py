@@ -61,7 +61,6 @@ class PodConfig:
     sysctls: dict[str, str] = field(default_factory=dict)
     uid_mappings: list[list[int]] = field(default_factory=list)
     gid_mappings: list[list[int]] = field(default_factory=list)
-    selinux_label: str = ""
 
     @property
     def has_user_namespace(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from common.cgroup import parse_cgroups_path
 from common.errors import AlreadyExists
 from common.oci.runtime import OciRuntime
 from common.oci.spec import check_resources
@@ -39,7 +40,8 @@ class OciBackend:
 
     async def _create(self, container_id: str, container: PreparedContainer, stdio: Stdio) -> int:
         terminal = stdio.terminal
-        systemd_cgroup = container.cgroups_path.count(":") == 2 and not container.cgroups_path.startswith("/")
+        path = container.cgroups_path
+        systemd_cgroup = bool(path) and parse_cgroups_path(path).systemd
         pid = await self._runtime.create(
             container_id,
             container.directory,
