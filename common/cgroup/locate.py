@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from common.cgroup.paths import parse_cgroups_path
 from common.errors import NotFound
 
 UNIFIED = ""
@@ -64,6 +65,16 @@ class Hierarchies:
         paths = {name: path for name, path in membership.items() if name in self._by_controller}
         ordinary = paths.get(UNIFIED if self.unified else "memory", "/")
         return Cgroup(self, ordinary, {name: path for name, path in paths.items() if path != ordinary})
+
+    def of_container(self, cgroups_path: str, container_id: str) -> Cgroup | None:
+        """Return the cgroup that a spec's linux.cgroupsPath asks for, if its name says that it is this container's.
+
+        None otherwise: what a spec merely points at may be an engine's parent cgroup, or somebody else's.
+        """
+        path = parse_cgroups_path(cgroups_path).path if cgroups_path else ""
+        leaf = path.rpartition("/")[2]
+        own = leaf in (container_id, f"{container_id}.scope") or leaf.endswith(f"-{container_id}.scope")
+        return self.at(path) if own else None
 
     def directory(self, controller: str, path: str) -> str | None:
         """Return the directory of a cgroup, or None where this mount namespace does not show it."""

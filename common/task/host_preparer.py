@@ -136,8 +136,9 @@ class HostPreparer:
         """Unmount the rootfs, remove the container's cgroup if the runtime has left it, and our directory."""
         if container.mounted:
             unmount_stack(container.rootfs)
-        if container.cgroups_path:
-            remove_leaf(self._hierarchies.at(parse_cgroups_path(container.cgroups_path).path))
+        cgroup = self._hierarchies.of_container(container.cgroups_path, os.path.basename(container.directory))
+        if cgroup is not None:
+            remove_leaf(cgroup)
         _remove_directory(container.directory)
 
     def prepare_process(self, container: PreparedContainer, process: bytes) -> tuple[bytes, tuple[int, int]]:

@@ -22,7 +22,6 @@ from common.cgroup import (
     MigrationPrimer,
     OomWatcher,
     kill_all,
-    parse_cgroups_path,
     pids,
     read_metrics,
     remove_leaf,
@@ -135,7 +134,7 @@ class TaskPod:
                 except AlreadyExists:
                     raise
                 except BaseException:
-                    await self._kill_unknown(container.prepared)
+                    await self._kill_unknown(container.id, container.prepared)
                     raise
                 undo.push_async_callback(self.parts.backend.delete, container.id, container.prepared)
                 self._adopt(container, container.init, pid)
@@ -333,10 +332,10 @@ class TaskPod:
         event.exited_at.FromNanoseconds(status.exited_at_ns)
         self.parts.events.publish("/tasks/exit", event)
 
-    async def _kill_unknown(self, prepared: PreparedContainer) -> None:
+    async def _kill_unknown(self, container_id: str, prepared: PreparedContainer) -> None:
         """Kill what a runtime has left that was itself killed, and remove the cgroup that holds it."""
-        if prepared.cgroups_path:
-            cgroup = self.parts.hierarchies.at(parse_cgroups_path(prepared.cgroups_path).path)
+        cgroup = self.parts.hierarchies.of_container(prepared.cgroups_path, container_id)
+        if cgroup is not None:
             await kill_all(cgroup, _KILL_TIMEOUT_S)
             remove_leaf(cgroup)
 

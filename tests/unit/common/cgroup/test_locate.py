@@ -92,3 +92,21 @@ def test_a_process_that_is_not_there_is_not_found() -> None:
 
 def test_this_process_is_located() -> None:
     assert Hierarchies.read().locate(os.getpid()).path.startswith("/")
+
+
+@pytest.mark.parametrize(
+    ("cgroups_path", "own"),
+    [
+        ("/kubepods/pod1/c1", "/kubepods/pod1/c1"),
+        ("system.slice:cri-containerd:c1", "/system.slice/cri-containerd-c1.scope"),
+        ("/kubepods/pod1", None),
+        ("/c1/other", None),
+        ("/kubepods/c10", None),
+        ("", None),
+    ],
+)
+def test_only_a_cgroup_that_is_named_after_the_container_is_its_own(
+    cgroups_path: str, own: str | None
+) -> None:
+    cgroup = Hierarchies({}).of_container(cgroups_path, "c1")
+    assert (cgroup.path if cgroup else None) == own
