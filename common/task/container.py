@@ -147,6 +147,11 @@ class Container:
         """Change state, or raise FailedPrecondition."""
         self.state = advance(CONTAINER_TRANSITIONS, self.state, trigger, f"container {self.id}")
 
+    @property
+    def ends_whole(self) -> bool:
+        """Whether the kernel ends all processes with the first: it has a PID namespace of its own."""
+        return self.prepared is not None and self.prepared.private_pid_namespace
+
     def process(self, exec_id: str) -> Process:
         """Return the first process (empty id) or an exec.
 

@@ -289,8 +289,7 @@ class TaskPod:
             self._finish(container, process, status)
             return
         oom_killed = self._check_memory(container)
-        private = container.prepared is not None and container.prepared.private_pid_namespace
-        if private and not oom_killed:
+        if container.ends_whole and not oom_killed:
             self._finish(container, process, status)
         else:
             asyncio.get_running_loop().create_task(self._finish_late(container, status, oom_killed))
@@ -340,9 +339,8 @@ class TaskPod:
             remove_leaf(cgroup)
 
     async def _kill_leftovers(self, container: Container) -> None:
-        """Kill what outlived the first process; in a PID namespace of its own the kernel has done it."""
-        private = container.prepared is not None and container.prepared.private_pid_namespace
-        if container.cgroup is not None and not private:
+        """Kill what outlived the first process."""
+        if container.cgroup is not None and not container.ends_whole:
             await kill_all(container.cgroup, _KILL_TIMEOUT_S)
 
     # -- memory ------------------------------------------------------------------------------------
