@@ -59,6 +59,7 @@ class Failpoint(enum.StrEnum):
     EXEC_STREAMS_OPENED = "exec.streams_opened"
     EXEC_RUNNING = "exec.running"
     EXEC_STARTED = "exec.started"
+    EXEC_EXITED = "exec.exited"
     EXEC_EXIT_RECORDED = "exec.exit_recorded"
     EXEC_DELETED = "exec.deleted"
     STDIN_CLOSED = "stdin.closed"

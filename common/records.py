@@ -7,6 +7,7 @@ death of the process; after a reboot nothing that a record describes is alive an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -28,7 +29,7 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 class UnreadableRecord(SandboxdError):
-    """A record that cannot be understood: it is kept aside for the operator, nothing is deleted for it."""
+    """A record that cannot be understood: it stays as it is for the operator, nothing is deleted for it."""
 
 
 @functools.cache
@@ -50,6 +51,9 @@ def write_record(path: str, record: Record) -> None:
             if file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
+        # What is half written would take the space that removing something needs.
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise OSError(error.errno, error.strerror, temporary) from None
     os.rename(temporary, path)
 
@@ -88,10 +92,3 @@ def read_record(path: str, record_type: type[RecordT]) -> tuple[RecordT, bool]:
 def _shapes(record_type: type[Record]) -> dict[str, type]:
     hints = get_type_hints(record_type)
     return {f.name: get_origin(hints[f.name]) or hints[f.name] for f in dataclasses.fields(record_type)}
-
-
-def quarantine_record(path: str) -> str:
-    """Set an unreadable record aside under a name that is not read again, and return that name."""
-    aside = f"{path}.unreadable"
-    os.rename(path, aside)
-    return aside

@@ -13,7 +13,16 @@ for _unused in ("ssl", "_hashlib", "_lzma", "_bz2"):
 
 
 def main() -> None:
-    """Run the daemon."""
+    """Run the daemon, or its supervisor."""
+    if "--supervise" in sys.argv[1:]:
+        from common.process.supervisor import supervise
+
+        sys.exit(supervise())
+    if "--list-failpoints" in sys.argv[1:]:
+        from common.failpoints import Failpoint
+
+        print(*Failpoint, sep="\n")
+        return
     from common.linux.heap import share_one_heap
 
     share_one_heap()

@@ -13,20 +13,23 @@ import gc
 import os
 import resource
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 
+from common.descriptors.notify import barrier, notify
 from common.errors import FailedPrecondition, SandboxdError
+from common.failpoints import VARIABLE, arm
 from common.linux.procs import set_child_subreaper
 from common.log import configure as configure_log
 from common.log import get_logger
 from sandboxers.controller import Controller, serve
 from sandboxers.isolation import load_isolation
+from sandboxers.outlasting import open_outlasting
 from sandboxers.registry import SandboxRegistry
 
 LOCK_FILE = ".lock"
 _OPEN_FILES = 65536
+_BARRIER_TIMEOUT_S = 2.0
 
 log = get_logger()
 
@@ -39,12 +42,28 @@ def main() -> None:
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="the YAML file that selects and tunes the type"
     )
+    parser.add_argument(
+        "--supervise",
+        action="store_true",
+        help="run below a small parent that keeps connections and exit codes when the daemon restarts:"
+        " where there is no systemd, or a kernel before 6.15",
+    )
+    parser.add_argument(
+        "--list-failpoints", action="store_true", help=f"show the failpoints that {VARIABLE} may name"
+    )
     arguments = parser.parse_args()
+    status = 0
+    runner = asyncio.Runner()
     try:
-        asyncio.run(run(arguments.config))
+        runner.run(run(arguments.config))
     except (SandboxdError, OSError) as error:
         log.error("daemon.failed", config=arguments.config, error=error)
-        sys.exit(1)
+        status = 1
+    # Not through the interpreter's end: that would cancel the calls in progress and so answer them, but they are
+    # the next daemon's, which finds them in the journal.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 async def run(config_path: str) -> None:
@@ -54,6 +73,9 @@ async def run(config_path: str) -> None:
     """
     isolation, config = load_isolation(config_path)
     configure_log(config.log.level, config.log.format)
+    armed = arm()
+    if armed:
+        log.warning("daemon.failpoints_armed", failpoints=armed)
     os.makedirs(config.state_dir, 0o700, exist_ok=True)
     os.makedirs(os.path.dirname(config.socket), 0o700, exist_ok=True)
     stopping = asyncio.Event()
@@ -63,16 +85,19 @@ async def run(config_path: str) -> None:
     _allow_descriptors()
     with _only_daemon(config.state_dir):
         set_child_subreaper()
-        sandboxer = isolation.sandboxer(config)
-        registry = SandboxRegistry(sandboxer, config.state_dir, config.pod.stop_timeout_s)
+        outlasting = open_outlasting(config.state_dir)
+        sandboxer = isolation.sandboxer(config, outlasting)
+        await sandboxer.settle()
+        registry = SandboxRegistry(sandboxer, config.state_dir, config.pod.stop_timeout_s, outlasting.store)
         await registry.recover()
+        outlasting.release_rest(keep=bool(registry.untouched))
         controller = Controller(registry)
         server = await serve(controller, config.socket)
         try:
             # What was loaded until now stays: keeping it out of collections keeps its pages shared and cold.
             gc.collect()
             gc.freeze()
-            _notify("READY=1")
+            notify("READY=1")
             log.info(
                 "daemon.ready",
                 type=sandboxer.name,
@@ -82,11 +107,12 @@ async def run(config_path: str) -> None:
             )
             await stopping.wait()
             log.info("daemon.stopping", sandboxes=len(registry))
-            _notify("STOPPING=1")
+            notify("STOPPING=1")
         finally:
             controller.close()
             await server.stop(grace=1.0)
             sandboxer.close()
+            await barrier(_BARRIER_TIMEOUT_S)
 
 
 def _allow_descriptors() -> None:
@@ -119,15 +145,3 @@ def _only_daemon(state_dir: str) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
-
-
-def _notify(state: str) -> None:
-    """Tell the service manager (sd_notify(3)); without one, nobody."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
-        contextlib.suppress(OSError),
-    ):
-        sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)

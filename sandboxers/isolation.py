@@ -51,7 +51,11 @@ class DaemonConfig(Protocol):
 
 
 class Daemonised(Sandboxer, Protocol):
-    """A sandboxer that a daemon can be built around."""
+    """A sandboxer that a daemon can be built around, made of its configuration and of what outlasts the daemon."""
+
+    async def settle(self) -> None:
+        """Let come to its end what an earlier daemon has begun outside of itself."""
+        ...
 
     def close(self) -> None:
         """Stop watching; what runs goes on."""

@@ -8,6 +8,7 @@ Calls that change a pod are serialised per id; Status and Wait never wait for th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -17,10 +18,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from common.completion import Completion
-from common.errors import AlreadyExists, Internal, NotFound, SandboxdError
+from common.descriptors.store import DescriptorStore, NoStore
+from common.errors import AlreadyExists, Internal, NotFound, SandboxdError, Unavailable
+from common.failpoints import Failpoint, failpoint
 from common.identifiers import directory_name
 from common.log import bound, get_logger
-from common.records import UnreadableRecord, quarantine_record, read_record, write_record
+from common.records import UnreadableRecord, read_record, write_record
 from common.states import advance
 from sandboxers.pod_config import PodConfig, pod_config_from_record
 from sandboxers.sandbox import Endpoint, Sandbox, Sandboxer
@@ -31,15 +34,18 @@ TASK_SOCKET = "task.sock"
 _LONGEST_SOCKET = "tty99999999.sock"
 _UNSTARTED_MAX_AGE_S = 600.0
 _ENDED_WITHOUT_US = 255
+_REMOVED_PREFIX = ".removed-"
+_NEVER_TOLD = frozenset({SandboxState.STARTING, SandboxState.FAILED})
 
 log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxRecord:
-    """One pod on disk. `state` is a `SandboxState` value; `exit_code` is -1 until the pod has ended."""
+    """One pod on disk. `state` is a `SandboxState` value; `exit_code` is -1 until the pod has ended. `descriptors` is
+    the name of its group in the descriptor store."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     pod: dict[str, Any]
     state: str
@@ -48,6 +54,7 @@ class SandboxRecord:
     pid: int = 0
     exit_code: int = -1
     exited_at_ns: int = 0
+    descriptors: str = ""
 
 
 class SandboxEntry:
@@ -60,15 +67,19 @@ class SandboxEntry:
         "endpoint",
         "exit_code",
         "exited_at_ns",
+        "group",
         "lock",
         "pod",
         "sandbox",
         "state",
     )
 
-    def __init__(self, pod: PodConfig, sandbox: Sandbox, directory: str, created_at_ns: int) -> None:
+    def __init__(
+        self, pod: PodConfig, sandbox: Sandbox, directory: str, group: str, created_at_ns: int
+    ) -> None:
         self.pod = pod
         self.sandbox = sandbox
+        self.group = group
         self.directory = directory
         self.created_at_ns = created_at_ns
         self.state = SandboxState.CREATED
@@ -96,8 +107,18 @@ class SandboxEntry:
             pid=self.endpoint.pid,
             exit_code=self.exit_code,
             exited_at_ns=self.exited_at_ns,
+            descriptors=self.group,
         )
         write_record(f"{self.directory}/{RECORD_FILE}", record)
+
+    def try_save(self, state: SandboxState | None = None) -> None:
+        """Write the record, if that is possible, of what happens whether it is on record or not."""
+        try:
+            self.save(state)
+        except FileNotFoundError:
+            pass  # the pod is removed already
+        except OSError as error:
+            log.error("sandbox.record_not_written", sandbox_id=self.id, error=error)
 
     def finish(self, exit_code: int, exited_at_ns: int) -> None:
         """Note the pod's end, once, and wake who waits for it."""
@@ -105,23 +126,36 @@ class SandboxEntry:
             self.exit_code, self.exited_at_ns = exit_code, exited_at_ns
         if (self.state, SandboxTrigger.EXIT) in SANDBOX_TRANSITIONS:
             self.advance(SandboxTrigger.EXIT)
-        try:
-            self.save()
-        except FileNotFoundError:
-            pass  # the pod is removed already
-        except OSError as error:
-            log.error("sandbox.record_not_written", sandbox_id=self.id, error=error)
+        self.try_save()
         self.end.set(True)
 
 
 class SandboxRegistry:
     """All pods of the daemon."""
 
-    def __init__(self, sandboxer: Sandboxer, state_dir: str, stop_timeout_s: float) -> None:
+    def __init__(
+        self,
+        sandboxer: Sandboxer,
+        state_dir: str,
+        stop_timeout_s: float,
+        store: DescriptorStore | None = None,
+    ) -> None:
         self._sandboxer = sandboxer
+        self._store: DescriptorStore = store or NoStore()
         self._state_dir = state_dir
         self._stop_timeout_s = stop_timeout_s
         self._entries: dict[str, SandboxEntry] = {}
+        self._untouched: dict[str, str] = {}
+
+    @property
+    def untouched(self) -> dict[str, str]:
+        """The directories of pods that were not recovered, and why: what belongs to them must be left alone."""
+        return {f"{self._state_dir}/{name}": why for name, why in self._untouched.items()}
+
+    @property
+    def entries(self) -> list[SandboxEntry]:
+        """All pods that are served."""
+        return list(self._entries.values())
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -140,11 +174,20 @@ class SandboxRegistry:
         """Return a pod.
 
         :raise NotFound: there is none of this id.
+        :raise Unavailable: there is one, which this daemon does not understand.
         """
         try:
             return self._entries[sandbox_id]
         except KeyError:
+            self._require_understood(sandbox_id)
             raise NotFound(f"no sandbox {sandbox_id[:100]!r}") from None
+
+    def _require_understood(self, sandbox_id: str) -> None:
+        if not self._untouched:
+            return
+        why = self._untouched.get(directory_name(self._state_dir, sandbox_id, _LONGEST_SOCKET))
+        if why is not None:
+            raise Unavailable(f"sandbox {sandbox_id} is left untouched: {why}")
 
     async def create(self, pod: PodConfig) -> None:
         """Register a pod and make its directory.
@@ -152,11 +195,13 @@ class SandboxRegistry:
         :raise AlreadyExists: the id is taken.
         """
         await self._forget_unstarted()
+        self._require_understood(pod.sandbox_id)
         if pod.sandbox_id in self._entries:
             raise AlreadyExists(f"sandbox {pod.sandbox_id} exists already")
         directory = f"{self._state_dir}/{directory_name(self._state_dir, pod.sandbox_id, _LONGEST_SOCKET)}"
-        sandbox = self._sandboxer.sandbox(pod, directory)
-        entry = SandboxEntry(pod, sandbox, directory, time.time_ns())
+        group = self._store.new_name("p")
+        sandbox = self._sandboxer.sandbox(pod, directory, group)
+        entry = SandboxEntry(pod, sandbox, directory, group, time.time_ns())
         try:
             os.mkdir(directory, 0o700)
         except FileExistsError:
@@ -168,6 +213,7 @@ class SandboxRegistry:
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
+        failpoint(Failpoint.SANDBOX_RECORDED)
         self._entries[pod.sandbox_id] = entry
 
     async def start(self, sandbox_id: str) -> SandboxEntry:
@@ -178,6 +224,7 @@ class SandboxRegistry:
             entry.advance(SandboxTrigger.START)
             try:
                 entry.save()
+                failpoint(Failpoint.SANDBOX_STARTING)
                 entry.endpoint = await entry.sandbox.start(entry.finish)
                 if entry.exit_code >= 0:
                     raise Internal(f"sandbox {entry.id} ended while it was being started")
@@ -187,6 +234,7 @@ class SandboxRegistry:
                 entry.advance(SandboxTrigger.FAIL)
                 await self._try_removal(self._remove(entry), entry)
                 raise
+            failpoint(Failpoint.SANDBOX_STARTED)
             entry.advance(SandboxTrigger.STARTED)
             log.info("sandbox.started", took_ms=round((time.monotonic() - begun) * 1000, 1))
         return entry
@@ -201,6 +249,7 @@ class SandboxRegistry:
         """Stop a pod and remove all of it; an unknown id is no error."""
         entry = self._entries.get(sandbox_id)
         if entry is None:
+            self._require_understood(sandbox_id)
             return
         async with entry.lock:
             if self._entries.get(sandbox_id) is entry:
@@ -211,8 +260,11 @@ class SandboxRegistry:
 
     async def recover(self) -> None:
         """Take up the pods that an earlier daemon has left in the state directory."""
+        failpoint(Failpoint.RECOVERY_BEGUN)
         for name in sorted(os.listdir(self._state_dir)):
             directory = f"{self._state_dir}/{name}"
+            if name.startswith(_REMOVED_PREFIX):
+                shutil.rmtree(directory, ignore_errors=True)
             if name.startswith(".") or not os.path.isdir(directory):
                 continue
             with bound(sandbox_id=name):
@@ -220,29 +272,45 @@ class SandboxRegistry:
                     await self._recover(directory)
                 except Exception as error:
                     # Whatever it is, it is not ours to delete: it may be somebody's pod. The others go on.
+                    self._untouched[name] = str(error)
                     log.error("sandbox.not_recovered", directory=directory, error=error)
+            failpoint(Failpoint.RECOVERY_POD_DONE)
+        failpoint(Failpoint.RECOVERY_DONE)
 
     async def _recover(self, directory: str) -> None:
-        path = f"{directory}/{RECORD_FILE}"
         try:
-            record, of_this_boot = read_record(path, SandboxRecord)
-            pod, state = pod_config_from_record(record.pod), SandboxState(record.state)
+            record, of_this_boot = read_record(f"{directory}/{RECORD_FILE}", SandboxRecord)
         except FileNotFoundError:
             # The record is the first thing that is made: nothing else can be in there.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{directory}/{RECORD_FILE}.new")
             os.rmdir(directory)
             return
-        except (UnreadableRecord, TypeError, ValueError):
-            log.error("sandbox.record_unreadable", kept_as=quarantine_record(path))
-            raise
-        entry = SandboxEntry(pod, self._sandboxer.sandbox(pod, directory), directory, record.created_at_ns)
-        if not of_this_boot or state in (SandboxState.CREATED, SandboxState.STARTING, SandboxState.FAILED):
+        try:
+            pod, state = pod_config_from_record(record.pod), SandboxState(record.state)
+        except (TypeError, ValueError) as error:
+            raise UnreadableRecord(f"record {directory}/{RECORD_FILE} is damaged: {error}") from error
+        group = record.descriptors or self._store.new_name("p")
+        self._store.reserve(group)
+        sandbox = self._sandboxer.sandbox(pod, directory, group)
+        entry = SandboxEntry(pod, sandbox, directory, group, record.created_at_ns)
+        if of_this_boot and state is SandboxState.CREATED:
+            # Nothing of it is made but its record: its Start may still come.
+            self._entries[entry.id] = entry
+            return
+        if not of_this_boot or state in _NEVER_TOLD:
             # Nobody was told that it stands, or the boot has ended it: its engine will ask for a new one.
-            await entry.sandbox.destroy()
-            shutil.rmtree(directory)
+            await sandbox.recover(entry.finish, running=False)
+            await self._remove(entry)
             log.info("sandbox.rolled_back", state=state.value)
             return
+        if state is SandboxState.REMOVING:
+            await sandbox.recover(entry.finish, running=False)
+            await self._remove(entry)
+            log.info("sandbox.removed")
+            return
         entry.state = SandboxState.STOP_FAILED if state is SandboxState.STOPPING else state
-        entry.endpoint = await entry.sandbox.recover(entry.finish, running=state is SandboxState.READY)
+        entry.endpoint = await sandbox.recover(entry.finish, running=state is SandboxState.READY)
         if record.exit_code >= 0:
             entry.finish(record.exit_code, record.exited_at_ns)
         self._entries[entry.id] = entry
@@ -254,6 +322,8 @@ class SandboxRegistry:
             await entry.sandbox.stop(timeout_s)
             return
         entry.advance(SandboxTrigger.STOP)
+        entry.try_save()
+        failpoint(Failpoint.SANDBOX_STOPPING)
         try:
             await entry.sandbox.stop(timeout_s)
         except BaseException:
@@ -261,11 +331,21 @@ class SandboxRegistry:
                 entry.advance(SandboxTrigger.FAIL)
             raise
         entry.finish(0, time.time_ns())
+        failpoint(Failpoint.SANDBOX_STOPPED)
         log.info("sandbox.stopped")
 
     async def _remove(self, entry: SandboxEntry) -> None:
+        entry.try_save(SandboxState.REMOVING)
+        failpoint(Failpoint.SANDBOX_REMOVING)
         await entry.sandbox.destroy()
-        shutil.rmtree(entry.directory, ignore_errors=True)
+        failpoint(Failpoint.SANDBOX_DESTROYED)
+        # Renamed first: a directory without its record would say no more whose it was.
+        removed = f"{self._state_dir}/{_REMOVED_PREFIX}{os.path.basename(entry.directory)}"
+        shutil.rmtree(removed, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(entry.directory, removed)
+        failpoint(Failpoint.SANDBOX_REMOVED)
+        shutil.rmtree(removed, ignore_errors=True)
         self._entries.pop(entry.id, None)
         entry.finish(_ENDED_WITHOUT_US, time.time_ns())
 

@@ -46,8 +46,17 @@ class Sandbox(Protocol):
     async def recover(self, on_exit: SandboxExit, *, running: bool) -> Endpoint:
         """Take up what an earlier daemon has made.
 
-        `running` tells whether the pod had not been stopped.
+        `running` tells whether the pod had not been stopped. Raises FailedPrecondition or UnreadableRecord, before
+        anything is changed, if the records of a part cannot be understood.
         """
+        ...
+
+    def abandoned(self) -> list[str]:
+        """Return the containers of an earlier daemon that no engine seems to ask for any more."""
+        ...
+
+    async def collect(self, container_id: str) -> None:
+        """Kill and remove an abandoned container."""
         ...
 
     def details(self) -> dict[str, Any]:
@@ -67,7 +76,10 @@ class Sandboxer(Protocol):
         """The name of the type: of its module, its configuration and its unit."""
         ...
 
-    def sandbox(self, pod: PodConfig, directory: str) -> Sandbox:
+    def sandbox(self, pod: PodConfig, directory: str, group: str) -> Sandbox:
         """Return an object for a pod, of which nothing is made yet; raise InvalidArgument if it asks for what
-        the type cannot give."""
+        the type cannot give.
+
+        `group` is the name under which a descriptor store keeps what the pod needs to outlive this process.
+        """
         ...

@@ -3,8 +3,10 @@
     CREATED ─START▶ STARTING ─STARTED▶ READY ─EXIT▶ STOPPED
        │               └─FAIL▶ FAILED    └─STOP▶ STOPPING ─EXIT▶ STOPPED
        └─STOP▶ STOPPING                          └─FAIL▶ STOP_FAILED ─STOP▶ STOPPING
+    STOPPED ─REMOVE▶ REMOVING ─FAIL▶ REMOVAL_FAILED ─REMOVE▶ REMOVING
+    FAILED ─REMOVE▶ REMOVING
 
-A sandbox that is FAILED or shut down is forgotten.
+A sandbox that has been removed is forgotten.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ class SandboxState(enum.Enum):
     STOP_FAILED = "not completely stopped"
     STOPPED = "stopped"
     FAILED = "failed to start"
+    REMOVING = "being removed"
+    REMOVAL_FAILED = "not completely removed"
+    REMOVING = "being removed"  # stands in records only: whoever finds it finishes the removal
 
 
 class SandboxTrigger(enum.Enum):
@@ -34,6 +39,7 @@ class SandboxTrigger(enum.Enum):
     STOP = "stop"
     FAIL = "give up"
     EXIT = "end"
+    REMOVE = "remove"
 
 
 SANDBOX_TRANSITIONS: Mapping[tuple[SandboxState, SandboxTrigger], SandboxState] = MappingProxyType(
@@ -47,5 +53,9 @@ SANDBOX_TRANSITIONS: Mapping[tuple[SandboxState, SandboxTrigger], SandboxState] 
         (SandboxState.STOPPING, SandboxTrigger.EXIT): SandboxState.STOPPED,
         (SandboxState.STOPPING, SandboxTrigger.FAIL): SandboxState.STOP_FAILED,
         (SandboxState.STOP_FAILED, SandboxTrigger.STOP): SandboxState.STOPPING,
+        (SandboxState.STOPPED, SandboxTrigger.REMOVE): SandboxState.REMOVING,
+        (SandboxState.FAILED, SandboxTrigger.REMOVE): SandboxState.REMOVING,
+        (SandboxState.REMOVING, SandboxTrigger.FAIL): SandboxState.REMOVAL_FAILED,
+        (SandboxState.REMOVAL_FAILED, SandboxTrigger.REMOVE): SandboxState.REMOVING,
     }
 )

@@ -35,12 +35,12 @@ class OomWatch:
 
     __slots__ = ("_callback", "_descriptor", "_path", "_seen", "_watcher")
 
-    def __init__(self, watcher: OomWatcher, path: str | None, callback: Callback) -> None:
+    def __init__(self, watcher: OomWatcher, path: str | None, callback: Callback, seen: int | None) -> None:
         self._watcher: OomWatcher | None = watcher
         self._path = path
         self._callback = callback
         self._descriptor = -1
-        self._seen = self._count()
+        self._seen = self._count() if seen is None else seen
 
     def check(self) -> bool:
         """Call back if processes were killed since the last look, and return whether that was so."""
@@ -84,13 +84,14 @@ class OomWatcher:
         """The number of watched cgroups."""
         return len(self._watches)
 
-    def watch(self, cgroup: Cgroup, callback: Callback) -> OomWatch:
+    def watch(self, cgroup: Cgroup, callback: Callback, seen: int | None = None) -> OomWatch:
         """Call back, from the event loop, whenever processes of the cgroup were killed for want of memory.
 
+        `seen` is how many of them are known already; by default all that the kernel has counted until now.
         A cgroup without a memory controller, or that is gone, is never called back for. Raises OSError where
         the kernel has no more watches or descriptors.
         """
-        watch = OomWatch(self, _counter_path(cgroup), callback)
+        watch = OomWatch(self, _counter_path(cgroup), callback, seen)
         if watch._path is not None:
             with contextlib.suppress(FileNotFoundError):
                 if cgroup.unified:

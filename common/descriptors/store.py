@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from common.descriptors.names import name_of
+
 
 class DescriptorStore(Protocol):
     """Keeps groups of descriptors by names of at most 8 characters: a letter for the kind, a serial number."""
@@ -20,6 +22,10 @@ class DescriptorStore(Protocol):
 
     def new_name(self, kind: str) -> str:
         """Return a name that no group has, nor has had since the boot; `kind` is one letter."""
+        ...
+
+    def reserve(self, name: str) -> None:
+        """Never return the serial number of this name again: it stands in a record."""
         ...
 
     def put(self, name: str, fds: Sequence[int]) -> None:
@@ -54,7 +60,10 @@ class NoStore:
     def new_name(self, kind: str) -> str:
         """Return a name that no group has."""
         self._serial += 1
-        return f"{kind}{self._serial}"
+        return name_of(kind, self._serial)
+
+    def reserve(self, name: str) -> None:
+        """Nothing of an earlier daemon is kept that could be mistaken."""
 
     def put(self, name: str, fds: Sequence[int]) -> None:
         """Keep nothing."""

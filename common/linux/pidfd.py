@@ -7,6 +7,8 @@ import fcntl
 import os
 import struct
 
+from common.linux.features import Feature, allowed
+
 # struct pidfd_info, first published size (include/uapi/linux/pidfd.h): mask, cgroupid, pid, tgid, ppid,
 # eight ids, exit_code.
 _INFO = struct.Struct("=QQIII8Ii")
@@ -35,6 +37,8 @@ def parent_pid(pidfd: int) -> int | None:
 
 
 def _get_info(pidfd: int, mask: int) -> tuple[int, ...] | None:
+    if not allowed(Feature.PIDFD_INFO):
+        return None
     request = _INFO.pack(mask, *([0] * 13))
     try:
         return _INFO.unpack(fcntl.ioctl(pidfd, _PIDFD_GET_INFO, request))

@@ -21,7 +21,8 @@ from common.errors import (
     SandboxdError,
 )
 from common.process.exits import ExitWatcher
-from common.process.spawn import CLEAN_ENVIRONMENT, run
+from common.process.orphans import outlive
+from common.process.spawn import CAPTURE, CLEAN_ENVIRONMENT, run
 
 _CODES: tuple[tuple[str, type[SandboxdError]], ...] = (
     # What crun and runc say, and whose fault it is; the first match wins.
@@ -85,6 +86,33 @@ class OciRuntime:
         """Let the created process execute the user's command."""
         await self._run("start", [container_id], f"{bundle}/log.json")
 
+    async def status(self, container_id: str, bundle: str) -> str:
+        """Return the state of a container: "created", "running", "paused" or "stopped".
+
+        :raise NotFound: the runtime knows no such container.
+        """
+        output = await self._run("state", [container_id], f"{bundle}/log.json")
+        try:
+            return str(json.loads(output)["status"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise Internal(f"the state of container {container_id} cannot be understood: {error}") from error
+
+    def pid_of_exec(self, process_file: str) -> int:
+        """Return the pid that an exec has left whose caller has died, 0 if there is none; forget its files."""
+        pid_file = f"{process_file}.pid"
+        try:
+            return _read_pid(pid_file)
+        except Internal:
+            return 0
+        finally:
+            for path in (pid_file, f"{process_file}.log"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+
+    async def settle(self) -> None:
+        """Wait for the ends of the commands that an earlier daemon has left running; kill what outstays the limit."""
+        await outlive(["--root", self.root], self.timeout_s)
+
     async def exec(
         self, container_id: str, process_file: str, stdio: tuple[int, int, int], console_socket: str | None
     ) -> int:
@@ -128,7 +156,7 @@ class OciRuntime:
         log: str,
         stdio: tuple[int, int, int] | None = None,
         global_options: Sequence[str] = (),
-    ) -> None:
+    ) -> bytes:
         self.invocations += 1
         argv = [
             self.binary,
@@ -142,7 +170,7 @@ class OciRuntime:
             command,
         ]
         argv += arguments
-        stdin, stdout, stderr = stdio or (None, None, None)
+        stdin, stdout, stderr = stdio or (None, CAPTURE if command == "state" else None, None)
         log_start = _size(log)
         completed = await run(
             argv,
@@ -157,6 +185,7 @@ class OciRuntime:
         if completed.status.code != 0:
             what = f"{os.path.basename(self.binary)} {command} of container {arguments[-1]}"
             raise _failure(what, completed.status.code, _last_error(log, log_start))
+        return completed.stdout
 
 
 def _failure(what: str, code: int, message: str) -> SandboxdError:

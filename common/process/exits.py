@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from common.errors import AlreadyExists, NotFound
 from common.linux import pidfd as pidfds
+from common.process.exit_log import ExitLog
 
 UNKNOWN_EXIT_CODE = 255
 
@@ -35,7 +36,8 @@ class ExitStatus:
     """How a process ended.
 
     `code` is 0..255, 128 + signal number when a signal ended it, 255 with `known=False` when nobody can
-    tell any more. `exited_at_ns` is the wall clock in ns since the epoch when the daemon noticed.
+    tell any more. `exited_at_ns` is the wall clock in ns since the epoch when the daemon, or its supervisor,
+    noticed.
     """
 
     code: int
@@ -49,14 +51,17 @@ Callback = Callable[[ExitStatus], None]
 class Watch:
     """A process whose end is awaited. Owns its pidfd until the callback ran or `cancel` was called."""
 
-    __slots__ = ("_attempt", "_callback", "_watcher", "pid", "pidfd")
+    __slots__ = ("_attempt", "_callback", "_watcher", "pid", "pidfd", "start_time")
 
-    def __init__(self, watcher: ExitWatcher, pid: int, pidfd: int, callback: Callback) -> None:
+    def __init__(
+        self, watcher: ExitWatcher, pid: int, pidfd: int, callback: Callback, start_time: int
+    ) -> None:
         self._watcher = watcher
         self._callback = callback
         self._attempt = 0
         self.pid = pid
         self.pidfd = pidfd
+        self.start_time = start_time
 
     def signal(self, signum: int) -> None:
         """Send a signal to exactly this process. Raises NotFound once it is gone."""
@@ -78,9 +83,11 @@ class ExitWatcher:
     Installs the handler of SIGCHLD, so it lives in the main thread.
     """
 
-    __slots__ = ("_adoptions", "_by_fd", "_by_pid", "_epoll", "_loop", "_sweep_timer")
+    __slots__ = ("_adoptions", "_by_fd", "_by_pid", "_epoll", "_log", "_loop", "_sweep_timer")
 
-    def __init__(self) -> None:
+    def __init__(self, log: ExitLog | None = None) -> None:
+        """:param log: where a supervisor writes how those have ended that were its children, not ours."""
+        self._log = log
         self._loop = asyncio.get_running_loop()
         self._by_fd: dict[int, Watch] = {}
         self._by_pid: dict[int, Watch] = {}
@@ -95,11 +102,12 @@ class ExitWatcher:
         """The number of processes whose end is awaited."""
         return len(self._by_fd)
 
-    def watch(self, pid: int, callback: Callback, pidfd: int | None = None) -> Watch:
+    def watch(self, pid: int, callback: Callback, pidfd: int | None = None, start_time: int = 0) -> Watch:
         """Call `callback` once, from the event loop, when the process ends.
 
-        Works for children, for processes that will be reparented to us, and for those of other parents
-        (their exit code needs Linux 6.15, else it is unknown). Takes over `pidfd`, or opens one.
+        Works for children, for processes that will be reparented to us, and for those of other parents: their
+        exit code needs Linux 6.15, or an exit log and the `start_time` (ticks since boot), else it is unknown.
+        Takes over `pidfd`, or opens one.
         Raises NotFound when there is no such process, AlreadyExists when it is watched; a `pidfd` that
         was passed stays the caller's then.
         """
@@ -110,11 +118,22 @@ class ExitWatcher:
                 pidfd = os.pidfd_open(pid)
             except ProcessLookupError:
                 raise NotFound(f"there is no process {pid}") from None
-        watch = Watch(self, pid, pidfd, callback)
+        watch = Watch(self, pid, pidfd, callback, start_time)
         self._epoll.register(pidfd, select.EPOLLIN)
         self._by_fd[pidfd] = watch
         self._by_pid[pid] = watch
         return watch
+
+    def ended(self, pid: int, start_time: int, pidfd: int | None) -> ExitStatus | None:
+        """Return what can be told of a process that is gone already: by a pidfd of it, or by its start time.
+
+        The time is that of the exit log, or now. None: nobody knows anything.
+        """
+        logged = self._log.find(pid, start_time) if self._log is not None and start_time else None
+        if logged is not None:
+            return ExitStatus(_code_of_wait_status(logged.raw_status), logged.exited_at_ns)
+        raw = pidfds.exit_info(pidfd) if pidfd is not None else None
+        return ExitStatus(_code_of_wait_status(raw), time.time_ns()) if raw is not None else None
 
     @contextlib.contextmanager
     def adoption(self) -> Iterator[None]:
@@ -152,14 +171,14 @@ class ExitWatcher:
         try:
             result = os.waitid(os.P_PIDFD, watch.pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
-            raw = pidfds.exit_info(watch.pidfd)
-            if raw is not None:
-                self._complete(watch, _code_of_wait_status(raw))
+            status = self.ended(watch.pid, watch.start_time, watch.pidfd)
+            if status is not None:
+                self._complete(watch, status)
             else:
                 self._collect_later(watch)
             return
         if result is not None:
-            self._complete(watch, _code_of_siginfo(result))
+            self._complete(watch, ExitStatus(_code_of_siginfo(result), time.time_ns()))
 
     def _collect_later(self, watch: Watch) -> None:
         if watch._attempt == 0:
@@ -170,17 +189,13 @@ class ExitWatcher:
         elif watch._attempt == len(_RETRY_DELAYS_S) and pidfds.parent_pid(watch.pidfd) is not None:
             delay_s = _FOREIGN_REAP_LIMIT_S
         else:
-            self._complete(watch, None)
+            self._complete(watch, ExitStatus(UNKNOWN_EXIT_CODE, time.time_ns(), known=False))
             return
         watch._attempt += 1
         self._loop.call_later(delay_s, self._collect, watch)
 
-    def _complete(self, watch: Watch, code: int | None) -> None:
-        now_ns = time.time_ns()
+    def _complete(self, watch: Watch, status: ExitStatus) -> None:
         self._forget(watch)
-        status = (
-            ExitStatus(UNKNOWN_EXIT_CODE, now_ns, known=False) if code is None else ExitStatus(code, now_ns)
-        )
         watch._callback(status)
 
     def _forget(self, watch: Watch) -> None:

@@ -24,12 +24,14 @@ from common.task.stdio import Stdio, StdioSpec
 
 @dataclass(frozen=True, slots=True)
 class ContainerRequest:
-    """What the engine says of a container at Create: its id, bundle directory, rootfs mounts and streams."""
+    """What the engine says of a container at Create: its id, bundle directory, rootfs mounts and streams; and under
+    which name a descriptor store keeps what its first process needs."""
 
     container_id: str
     bundle: str
     rootfs: tuple[MountSpec, ...]
     stdio: StdioSpec
+    descriptors: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,15 @@ class TaskBackend(Protocol):
 
     async def start(self, container_id: str, container: PreparedContainer) -> None:
         """Let the first process run the user's command."""
+        ...
+
+    async def is_started(self, container_id: str, container: PreparedContainer) -> bool:
+        """Tell whether start() was done for a container, by whatever daemon."""
+        ...
+
+    def pid_of_exec(self, exec_id: str, container: PreparedContainer) -> int | None:
+        """Tell how far an exec() came that a daemon's death has cut short: None if it was never begun, 0 if it
+        failed, else the pid that it had started."""
         ...
 
     async def exec(

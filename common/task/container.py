@@ -8,7 +8,7 @@ from common.errors import FailedPrecondition, NotFound
 from common.process.exits import ExitStatus, Watch
 from common.states import advance
 from common.task.backend import PreparedContainer
-from common.task.records import ContainerRecord
+from common.task.records import ContainerRecord, ExecRecord
 from common.task.states import (
     CONTAINER_TRANSITIONS,
     PROCESS_TRANSITIONS,
@@ -23,16 +23,17 @@ from common.task.stdio import Stdio, StdioSpec
 class Process:
     """A container's first process (`exec_id` is empty) or one that Exec added.
 
-    `command` is the JSON of an exec's process until it is started; `owner` the host's uid and gid of an exec.
+    `owner` is the host's uid and gid of an exec, `record` what is on disk of it (its process's JSON until it is
+    started).
     """
 
     __slots__ = (
-        "command",
         "container_id",
         "end",
         "exec_id",
         "owner",
         "pid",
+        "record",
         "state",
         "stdin_closed",
         "stdio",
@@ -45,10 +46,10 @@ class Process:
         self.container_id = container_id
         self.exec_id = exec_id
         self.stdio_spec = stdio_spec
-        self.command = b""
         self.owner = (0, 0)
         self.state = ProcessState.CREATED
         self.pid = 0
+        self.record: ExecRecord | None = None
         self.watch: Watch | None = None
         self.stdio: Stdio | None = None
         self.end: Completion[ExitStatus] = Completion()
@@ -113,7 +114,7 @@ class Container:
     """A container: its first process, its execs, and what was prepared for it.
 
     `cgroup` is where its processes are (None until it is known); `oom_kills` counts those that were told.
-    `creation` comes when it is made, or is not going to be.
+    `creation` comes when it is made, or is not going to be; `recovered` tells that another daemon made it.
     """
 
     __slots__ = (
@@ -127,6 +128,7 @@ class Container:
         "oom_watch",
         "prepared",
         "record",
+        "recovered",
         "state",
     )
 
@@ -142,6 +144,7 @@ class Container:
         self.cgroup: Cgroup | None = None
         self.oom_watch: OomWatch | None = None
         self.oom_kills = 0
+        self.recovered = False
 
     def advance(self, trigger: ContainerTrigger) -> None:
         """Change state, or raise FailedPrecondition."""

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from common.cgroup import Hierarchies, parse_cgroups_path, remove_leaf
 from common.errors import AlreadyExists, InvalidArgument, NotFound
+from common.failpoints import Failpoint, failpoint
 from common.linux.mounts import mount_rootfs, unmount_stack
 from common.log import get_logger
 from common.oci.spec import (
@@ -114,12 +115,15 @@ class HostPreparer:
             ) from None
         undo.callback(_remove_directory, prepared.directory)
         write_record(f"{prepared.directory}/{RECORD_FILE}", record_of(request, prepared))
+        failpoint(Failpoint.CONTAINER_RECORDED)
         if request.rootfs:
             undo.callback(unmount_stack, rootfs)
             _mount(request, rootfs, pod.namespaces.get("user"))
+            failpoint(Failpoint.CONTAINER_ROOTFS_MOUNTED)
         undo.callback(self._shm.detach, request.container_id)
         self._shm.attach(request.container_id)
         _write_spec(prepared.directory, spec)
+        failpoint(Failpoint.CONTAINER_SPEC_WRITTEN)
         return prepared
 
     async def settle(self, container: PreparedContainer) -> None:

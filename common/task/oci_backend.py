@@ -57,12 +57,25 @@ class OciBackend:
         """Let the first process run the user's command."""
         await self._runtime.start(container_id, container.directory)
 
+    async def is_started(self, container_id: str, container: PreparedContainer) -> bool:
+        """Ask the runtime whether the first process runs the user's command."""
+        return await self._runtime.status(container_id, container.directory) != "created"
+
+    def pid_of_exec(self, exec_id: str, container: PreparedContainer) -> int | None:
+        """Look at the files that an exec leaves while it is being started."""
+        path = _process_file(container, exec_id)
+        if not os.path.lexists(path):
+            return None
+        pid = self._runtime.pid_of_exec(path)
+        os.unlink(path)
+        return pid
+
     async def exec(
         self, container_id: str, exec_id: str, container: PreparedContainer, process: bytes, stdio: Stdio
     ) -> int:
         """Start one more process in the container."""
         terminal = stdio.terminal
-        path = f"{container.directory}/exec-{exec_id}.json"
+        path = _process_file(container, exec_id)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(process)
         try:
@@ -92,3 +105,7 @@ class OciBackend:
         """Apply new limits."""
         check_resources(resources, f"the update of container {container_id}")
         await self._runtime.update(container_id, container.directory, resources)
+
+
+def _process_file(container: PreparedContainer, exec_id: str) -> str:
+    return f"{container.directory}/exec-{exec_id}.json"

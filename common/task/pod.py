@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import os
 import signal as signals
-import time
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -28,11 +27,13 @@ from common.cgroup import (
     signal_all,
 )
 from common.completion import Completion
+from common.descriptors.store import DescriptorStore, NoStore
 from common.errors import AlreadyExists, FailedPrecondition, NotFound, SandboxdError
-from common.linux.pidfd import is_same_process, start_time
+from common.failpoints import Failpoint, failpoint
+from common.linux.pidfd import start_time
 from common.log import bound, get_logger
 from common.process.exits import ExitStatus, ExitWatcher
-from common.records import UnreadableRecord, quarantine_record, read_record, write_record
+from common.records import write_record
 from common.task.backend import (
     ContainerPreparer,
     ContainerRequest,
@@ -41,14 +42,13 @@ from common.task.backend import (
     TaskBackend,
 )
 from common.task.container import Container, Process
-from common.task.records import RECORD_FILE, ContainerRecord, prepared_of, record_of
-from common.task.states import ContainerState, ContainerTrigger, ProcessState, ProcessTrigger
-from common.task.stdio import Stdio, StdioSpec
+from common.task.records import EXEC_RECORDS, RECORD_FILE, ExecRecord, exec_path, record_of
+from common.task.states import ContainerState, ContainerTrigger, ProcessState
+from common.task.stdio import PROCESS_GROUP, Stdio, StdioSpec
 from proto.gen.containerd.events import task_pb2 as events
 
 _OOM_EVENT_TIMEOUT_S = 2.0
 _KILL_TIMEOUT_S = 10.0
-_UNKNOWN_EXIT_CODE = 255
 
 log = get_logger()
 
@@ -56,7 +56,7 @@ log = get_logger()
 class TaskParts:
     """What every pod's Task service of a daemon is assembled from; one object for all pods."""
 
-    __slots__ = ("backend", "events", "exits", "hierarchies", "ooms", "primer")
+    __slots__ = ("backend", "events", "exits", "hierarchies", "ooms", "primer", "store")
 
     def __init__(
         self,
@@ -65,12 +65,14 @@ class TaskParts:
         events: EventSink,
         ooms: OomWatcher,
         hierarchies: Hierarchies,
+        store: DescriptorStore | None = None,
     ) -> None:
         self.backend = backend
         self.exits = exits
         self.events = events
         self.ooms = ooms
         self.hierarchies = hierarchies
+        self.store: DescriptorStore = store or NoStore()
         self.primer = MigrationPrimer(hierarchies)
 
 
@@ -110,6 +112,7 @@ class TaskPod:
         if self.stopped:
             raise FailedPrecondition(f"pod {self.sandbox_id} has been stopped")
         self.parts.primer.prime()
+        request = dataclasses.replace(request, descriptors=self.parts.store.new_name(PROCESS_GROUP))
         container = Container(request.container_id, request.bundle, request.stdio)
         self.containers[container.id] = container
         creation = container.creation = Completion[bool]()
@@ -125,32 +128,85 @@ class TaskPod:
             undo.callback(self.containers.pop, container.id)
             container.prepared = await self.preparer.prepare(request, undo, self._is_first_process)
             container.record = record_of(request, container.prepared)
-            stdio = Stdio(request.stdio, container.prepared.owner, self.directory)
+            stdio = Stdio(
+                request.stdio,
+                container.prepared.owner,
+                self.directory,
+                self.parts.store,
+                request.descriptors,
+            )
             container.init.stdio = stdio
             undo.callback(stdio.close)
+            failpoint(Failpoint.CONTAINER_STREAMS_OPENED)
             with self.parts.exits.adoption():
                 try:
                     pid = await self.parts.backend.create(container.id, container.prepared, stdio)
                 except AlreadyExists:
                     raise
                 except BaseException:
-                    await self._kill_unknown(container.id, container.prepared)
+                    await self.kill_unknown(container.id, container.prepared)
                     raise
                 undo.push_async_callback(self.parts.backend.delete, container.id, container.prepared)
-                self._adopt(container, container.init, pid)
+                failpoint(Failpoint.CONTAINER_MADE)
+                self.adopt(container, container.init, pid)
             undo.callback(container.init.close)
             stdio.release_child()
+            stdio.keep_terminal()
             await self.preparer.settle(container.prepared)
-            self._watch_memory(container)
+            failpoint(Failpoint.CONTAINER_SETTLED)
+            self.watch_memory(container)
             undo.callback(self._forget_memory, container)
             container.advance(ContainerTrigger.READY)
             self.save(container, pid=pid, start_time=start_time(pid))
             undo.pop_all()
+        failpoint(Failpoint.CONTAINER_CREATED)
+
+    def add_exec(self, container: Container, exec_id: str, stdio_spec: StdioSpec, command: bytes) -> Process:
+        """Register an exec of which nothing is made yet; `command` is the JSON of its process."""
+        prepared = container.ready()
+        process = Process(container.id, exec_id, stdio_spec)
+        checked, process.owner = self.preparer.prepare_process(prepared, command)
+        process.record = ExecRecord(
+            exec_id=exec_id,
+            command=checked.decode("utf-8", "surrogateescape"),
+            owner=list(process.owner),
+            terminal=stdio_spec.terminal,
+            stdin=stdio_spec.stdin,
+            stdout=stdio_spec.stdout,
+            stderr=stdio_spec.stderr,
+            descriptors=self.parts.store.new_name(PROCESS_GROUP),
+        )
+        os.makedirs(f"{prepared.directory}/{EXEC_RECORDS}", 0o700, exist_ok=True)
+        self.save_exec(container, process)
+        if container.execs is None:
+            container.execs = {}
+        container.execs[exec_id] = process
+        failpoint(Failpoint.EXEC_RECORDED)
+        return process
+
+    def forget_exec(self, container: Container, process: Process) -> None:
+        """Take away an exec that does not run, and what is on disk of it."""
+        process.close()
+        if container.execs is not None:
+            container.execs.pop(process.exec_id, None)
+        if container.prepared is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(exec_path(container.prepared.directory, process.exec_id))
+        failpoint(Failpoint.EXEC_DELETED)
 
     async def start_exec(self, container: Container, process: Process) -> None:
         """Run a registered exec; on failure it is registered as before."""
         prepared = container.ready()
-        stdio = Stdio(process.stdio_spec, process.owner, self.directory)
+        assert process.record is not None
+        command = process.record.command.encode("utf-8", "surrogateescape")
+        stdio = Stdio(
+            process.stdio_spec,
+            process.owner,
+            self.directory,
+            self.parts.store,
+            process.record.descriptors,
+        )
+        failpoint(Failpoint.EXEC_STREAMS_OPENED)
         try:
             if stdio.terminal is not None and process.window is not None:
                 stdio.terminal.resize(*process.window)
@@ -158,12 +214,13 @@ class TaskPod:
                 stdio.close_stdin()
             process.stdio = stdio
             with self.parts.exits.adoption():
-                pid = await self.parts.backend.exec(
-                    container.id, process.exec_id, prepared, process.command, stdio
-                )
-                self._adopt(container, process, pid)
+                pid = await self.parts.backend.exec(container.id, process.exec_id, prepared, command, stdio)
+                failpoint(Failpoint.EXEC_RUNNING)
+                self.adopt(container, process, pid)
             stdio.release_child()
-            process.command = b""
+            stdio.keep_terminal()
+            self.save_exec(container, process, command="", pid=pid, start_time=start_time(pid))
+            failpoint(Failpoint.EXEC_STARTED)
         except BaseException:
             process.stdio = None
             stdio.close()
@@ -175,6 +232,7 @@ class TaskPod:
         A failure leaves it deletable: nothing is forgotten before it is gone.
         """
         container.advance(ContainerTrigger.DELETE)
+        failpoint(Failpoint.CONTAINER_DELETING)
         try:
             assert container.prepared is not None
             if container.init.runs:
@@ -187,13 +245,27 @@ class TaskPod:
                 process.close()
             container.execs = None
             await self.parts.backend.delete(container.id, container.prepared)
+            failpoint(Failpoint.CONTAINER_UNMADE)
             self._forget_memory(container)
             await self.preparer.release(container.prepared)
+            failpoint(Failpoint.CONTAINER_DELETED)
         except BaseException:
             container.advance(ContainerTrigger.FAIL)
             raise
         container.init.close()
         self.containers.pop(container.id, None)
+
+    def abandoned(self) -> list[str]:
+        """Return the containers of an earlier daemon that nobody asks for any more: their bundle is gone, as an
+        engine leaves it that has given a container up, and no call waits for their end."""
+        return [
+            container.id
+            for container in self.containers.values()
+            if container.recovered
+            and container.state is ContainerState.READY
+            and not container.init.end.waiter_count
+            and not os.path.lexists(container.bundle)
+        ]
 
     async def stop(self, timeout_s: float) -> None:
         """Kill every process of every container and wait for their ends; from now on none is created.
@@ -275,16 +347,51 @@ class TaskPod:
         container.record = dataclasses.replace(container.record, **changes)
         write_record(f"{container.record.directory}/{RECORD_FILE}", container.record)
 
-    def _adopt(self, container: Container, process: Process, pid: int) -> None:
+    def save_exec(self, container: Container, process: Process, **changes: Any) -> None:
+        """Write an exec's record with some fields changed."""
+        assert container.record is not None
+        assert process.record is not None
+        process.record = dataclasses.replace(process.record, **changes)
+        write_record(exec_path(container.record.directory, process.exec_id), process.record)
+
+    def save_change(self, container: Container, process: Process, **changes: Any) -> None:
+        """Write into the record what must not fail for want of space: what has happened has happened."""
+        try:
+            if process.exec_id:
+                self.save_exec(container, process, **changes)
+            else:
+                self.save(container, **changes)
+        except OSError as error:
+            log.error("container.record_not_written", container_id=container.id, error=error)
+
+    def adopt(
+        self,
+        container: Container,
+        process: Process,
+        pid: int,
+        pidfd: int | None = None,
+        start_time: int = 0,
+    ) -> None:
+        """Watch a process that is running, and let be kept what it needs to outlive this daemon.
+
+        `pidfd` is taken over; the start time tells who it is where it is not our child.
+        """
         process.pid = pid
-        process.watch = self.parts.exits.watch(pid, partial(self._on_exit, container, process))
+        on_exit = partial(self.on_exit, container, process)
+        process.watch = self.parts.exits.watch(pid, on_exit, pidfd, start_time)
+        if process.stdio is not None and pidfd is None:
+            process.stdio.keep(process.watch.pidfd)
+
+    def is_inside(self, container: Container, pid: int) -> bool:
+        """Tell whether a process is one of a container's."""
+        return pid in self.pids_of(container)
 
     def _is_first_process(self, pid: int) -> bool:
         return any(c.init.pid == pid and c.init.exit is None for c in self.containers.values())
 
     # -- ends (called by the event loop: nothing may be raised to nobody) --------------------------
 
-    def _on_exit(self, container: Container, process: Process, status: ExitStatus) -> None:
+    def on_exit(self, container: Container, process: Process, status: ExitStatus) -> None:
         if process.exec_id:
             self._finish(container, process, status)
             return
@@ -308,17 +415,17 @@ class TaskPod:
     def _finish(self, container: Container, process: Process, status: ExitStatus) -> None:
         with bound(sandbox_id=self.sandbox_id, container_id=container.id):
             starting = process.state is ProcessState.STARTING
+            # On record before anybody is told: the answer must be the same ever after.
+            if container.state is ContainerState.READY:
+                failpoint(Failpoint.EXEC_EXITED if process.exec_id else Failpoint.CONTAINER_EXITED)
+                self.save_change(container, process, exit_code=status.code, exited_at_ns=status.exited_at_ns)
+                recorded = Failpoint.EXEC_EXIT_RECORDED
+                failpoint(recorded if process.exec_id else Failpoint.CONTAINER_EXIT_RECORDED)
             process.finish(status)
             if not starting:
                 self.publish_exit(container, process, status)
-            if process.exec_id:
-                return
-            log.info("container.exited", exit_code=status.code, pid=process.pid)
-            if container.state is ContainerState.READY:
-                try:
-                    self.save(container, exit_code=status.code, exited_at_ns=status.exited_at_ns)
-                except OSError as error:
-                    log.error("container.record_not_written", error=error)
+            if not process.exec_id:
+                log.info("container.exited", exit_code=status.code, pid=process.pid)
 
     def publish_exit(self, container: Container, process: Process, status: ExitStatus) -> None:
         """Tell the engine of an end. Whoever starts a process tells the end that comes meanwhile, after the start."""
@@ -331,7 +438,7 @@ class TaskPod:
         event.exited_at.FromNanoseconds(status.exited_at_ns)
         self.parts.events.publish("/tasks/exit", event)
 
-    async def _kill_unknown(self, container_id: str, prepared: PreparedContainer) -> None:
+    async def kill_unknown(self, container_id: str, prepared: PreparedContainer) -> None:
         """Kill what a runtime has left that was itself killed, and remove the cgroup that holds it."""
         cgroup = self.parts.hierarchies.of_container(prepared.cgroups_path, container_id)
         if cgroup is not None:
@@ -345,9 +452,19 @@ class TaskPod:
 
     # -- memory ------------------------------------------------------------------------------------
 
-    def _watch_memory(self, container: Container) -> None:
-        container.cgroup = self.parts.hierarchies.locate(container.init.pid)
-        container.oom_watch = self.parts.ooms.watch(container.cgroup, partial(self._on_oom, container))
+    def watch_memory(self, container: Container) -> None:
+        """Find the cgroup of a container, whose first process may have ended, and watch its memory."""
+        assert container.prepared is not None
+        try:
+            container.cgroup = self.parts.hierarchies.locate(container.init.pid)
+        except NotFound:
+            path = container.prepared.cgroups_path
+            container.cgroup = self.parts.hierarchies.of_container(path, container.id)
+            if container.cgroup is None:
+                return
+        container.oom_watch = self.parts.ooms.watch(
+            container.cgroup, partial(self._on_oom, container), container.oom_kills
+        )
 
     def _forget_memory(self, container: Container) -> None:
         if container.oom_watch is not None:
@@ -362,50 +479,7 @@ class TaskPod:
 
     def _on_oom(self, container: Container, kills: int) -> None:
         container.oom_kills += kills
+        if container.state is ContainerState.READY:
+            self.save_change(container, container.init, oom_kills=container.oom_kills)
         self.parts.events.publish("/tasks/oom", events.TaskOOM(container_id=container.id))
         log.info("container.oom", sandbox_id=self.sandbox_id, container_id=container.id, kills=kills)
-
-    # -- recovery ----------------------------------------------------------------------------------
-
-    async def recover(self, tasks_directory: str) -> None:
-        """Take up the containers that an earlier daemon has left: go on with those that exist, undo half-made ones."""
-        with contextlib.suppress(FileNotFoundError):
-            for name in sorted(os.listdir(tasks_directory)):
-                path = f"{tasks_directory}/{name}/{RECORD_FILE}"
-                try:
-                    record, of_this_boot = read_record(path, ContainerRecord)
-                except FileNotFoundError:
-                    continue
-                except UnreadableRecord as error:
-                    log.error("container.record_unreadable", kept_as=quarantine_record(path), error=error)
-                    continue
-                except FailedPrecondition as error:
-                    log.error("container.not_recovered", record=path, error=error)
-                    continue
-                try:
-                    await self._recover_container(record, of_this_boot)
-                except (SandboxdError, OSError) as error:
-                    # It is known by now: what is left of it goes with its Delete, or with the pod.
-                    log.error("container.not_recovered", record=path, error=error)
-
-    async def _recover_container(self, record: ContainerRecord, of_this_boot: bool) -> None:
-        stdio = StdioSpec(record.terminal, record.stdin, record.stdout, record.stderr)
-        container = Container(record.container_id, record.bundle, stdio)
-        container.prepared, container.record = prepared_of(record), record
-        container.advance(ContainerTrigger.READY)
-        init = container.init
-        init.pid = record.pid
-        if record.started:
-            init.advance(ProcessTrigger.START)
-            init.advance(ProcessTrigger.STARTED)
-        self.containers[container.id] = container
-        if record.exit_code >= 0:
-            init.finish(ExitStatus(record.exit_code, record.exited_at_ns))
-        elif of_this_boot and record.pid and is_same_process(record.pid, record.start_time):
-            self._adopt(container, init, record.pid)
-            self._watch_memory(container)
-        else:
-            init.finish(ExitStatus(_UNKNOWN_EXIT_CODE, time.time_ns(), known=False))
-        if not record.pid or not of_this_boot:
-            await self.delete_container(container)
-            log.info("container.rolled_back", sandbox_id=self.sandbox_id, container_id=container.id)

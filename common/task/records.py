@@ -10,15 +10,19 @@ from common.task.backend import ContainerRequest, PreparedContainer
 RECORD_FILE = "container.json"
 
 
+EXEC_RECORDS = "execs"
+
+
 @dataclass(frozen=True, slots=True)
 class ContainerRecord:
     """One container. Written before anything of it is made (pid 0), and again when it runs and when it has ended.
 
     `start_time` is the first process's in clock ticks since boot (proc(5)): with it, a pid is an identity.
-    `exit_code` is -1 until the process has ended.
+    `exit_code` is -1 until the process has ended. `descriptors` names what a descriptor store keeps of the
+    first process. `starting` without `started` is a start of which nobody knows whether it was done.
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     container_id: str
     bundle: str
@@ -37,9 +41,38 @@ class ContainerRecord:
     started: bool = False
     exit_code: int = -1
     exited_at_ns: int = 0
+    descriptors: str = ""
+    starting: bool = False
+    paused: bool = False
+    stdin_closed: bool = False
+    oom_kills: int = 0
 
 
-def record_of(request: ContainerRequest, prepared: PreparedContainer) -> ContainerRecord:
+@dataclass(frozen=True, slots=True)
+class ExecRecord:
+    """One exec, in a file of its own below its container's directory. `command` is its process as JSON until it is
+    started; the other fields are those of `ContainerRecord`."""
+
+    VERSION: ClassVar[int] = 1
+
+    exec_id: str
+    command: str
+    owner: list[int]
+    terminal: bool
+    stdin: str
+    stdout: str
+    stderr: str
+    descriptors: str = ""
+    pid: int = 0
+    start_time: int = 0
+    exit_code: int = -1
+    exited_at_ns: int = 0
+    stdin_closed: bool = False
+
+
+def record_of(
+    request: ContainerRequest, prepared: PreparedContainer, descriptors: str = ""
+) -> ContainerRecord:
     """Return the record of a container of which nothing has been made yet."""
     return ContainerRecord(
         container_id=request.container_id,
@@ -54,7 +87,13 @@ def record_of(request: ContainerRequest, prepared: PreparedContainer) -> Contain
         stdout=request.stdio.stdout,
         stderr=request.stdio.stderr,
         mounted=prepared.mounted,
+        descriptors=request.descriptors,
     )
+
+
+def exec_path(directory: str, exec_id: str) -> str:
+    """Return where the record of an exec of the container with this directory is."""
+    return f"{directory}/{EXEC_RECORDS}/{exec_id}.json"
 
 
 def prepared_of(record: ContainerRecord) -> PreparedContainer:

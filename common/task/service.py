@@ -14,14 +14,14 @@ from types import MappingProxyType
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unimplemented
+from common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from common.failpoints import Failpoint, failpoint
 from common.identifiers import check_identifier
 from common.linux.mounts import MountSpec
 from common.process.exits import ExitStatus
 from common.task.backend import ContainerRequest
-from common.task.container import Process
 from common.task.pod import TaskPod
-from common.task.states import ProcessState, ProcessTrigger
+from common.task.states import ContainerState, ProcessState, ProcessTrigger
 from common.task.stdio import StdioSpec
 from common.ttrpc import CallContext, Method
 from proto.gen.containerd.events import task_pb2 as events
@@ -44,10 +44,13 @@ class TaskService(TaskPod):
 
     __slots__ = ()
 
-    async def create(self, request: api.CreateTaskRequest, _: CallContext) -> api.CreateTaskResponse:
+    async def create(self, request: api.CreateTaskRequest, context: CallContext) -> api.CreateTaskResponse:
         """Prepare a container and make it; its first process waits for start. All or nothing."""
         container_id = check_identifier("container", request.id)
         if container_id in self.containers:
+            made = self.containers[container_id]
+            if context.replayed and made.state is ContainerState.READY and made.bundle == request.bundle:
+                return api.CreateTaskResponse(pid=made.init.pid)
             raise AlreadyExists(f"container {container_id} exists already in this pod")
         if request.checkpoint:
             raise InvalidArgument(
@@ -72,11 +75,21 @@ class TaskService(TaskPod):
         self.parts.events.publish("/tasks/create", event)
         return api.CreateTaskResponse(pid=container.init.pid)
 
-    async def start(self, request: api.StartRequest, _: CallContext) -> api.StartResponse:
+    async def start(self, request: api.StartRequest, context: CallContext) -> api.StartResponse:
         """Start the first process, or an exec."""
         container = self.container(request.id)
         process = container.process(request.exec_id)
         prepared = container.ready()
+        if (
+            context.replayed
+            and process.pid
+            and process.state
+            not in (
+                ProcessState.CREATED,
+                ProcessState.STARTING,
+            )
+        ):
+            return api.StartResponse(pid=process.pid)
         process.advance(ProcessTrigger.START)
         try:
             if request.exec_id:
@@ -88,7 +101,10 @@ class TaskService(TaskPod):
                     ),
                 )
             else:
+                self.save(container, starting=True)
+                failpoint(Failpoint.CONTAINER_STARTING)
                 await self.parts.backend.start(container.id, prepared)
+                failpoint(Failpoint.CONTAINER_RUNNING)
                 self.parts.events.publish(
                     "/tasks/start", events.TaskStart(container_id=container.id, pid=process.pid)
                 )
@@ -102,7 +118,8 @@ class TaskService(TaskPod):
         if process.state is ProcessState.STARTING:
             process.advance(ProcessTrigger.STARTED)
         if not request.exec_id:
-            self.save(container, started=True)
+            self.save_change(container, process, started=True)
+            failpoint(Failpoint.CONTAINER_STARTED)
         return api.StartResponse(pid=process.pid)
 
     async def state(self, request: api.StateRequest, _: CallContext) -> api.StateResponse:
@@ -137,13 +154,19 @@ class TaskService(TaskPod):
         pid = container.init.pid if container is not None else 0
         return api.ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version="3")
 
-    async def kill(self, request: api.KillRequest, _: CallContext) -> Empty:
+    async def kill(self, request: api.KillRequest, context: CallContext) -> Empty:
         """Send a signal to a process, or to all processes of a container."""
         container = self.container(request.id)
         process = container.process(request.exec_id)
         if not 0 < request.signal <= 64:
             raise InvalidArgument(f"{request.signal} is not a signal")
-        await self.signal(container, process, request.signal, everything=request.all and not request.exec_id)
+        try:
+            everything = request.all and not request.exec_id
+            await self.signal(container, process, request.signal, everything=everything)
+        except NotFound:
+            if not context.replayed:
+                raise  # else the signal may be what has ended it
+        failpoint(Failpoint.CONTAINER_SIGNALLED)
         return Empty()
 
     async def delete(self, request: api.DeleteRequest, _: CallContext) -> api.DeleteResponse:
@@ -153,9 +176,7 @@ class TaskService(TaskPod):
         if process.state not in (ProcessState.STOPPED, ProcessState.CREATED):
             raise FailedPrecondition(f"cannot delete {process}: it is {process.state.value}; kill it first")
         if request.exec_id:
-            process.close()
-            assert container.execs is not None
-            del container.execs[request.exec_id]
+            self.forget_exec(container, process)
         else:
             await self.delete_container(container)
         status = process.exit or ExitStatus(0, 0)
@@ -168,22 +189,20 @@ class TaskService(TaskPod):
             self.parts.events.publish("/tasks/delete", event)
         return response
 
-    async def exec(self, request: api.ExecProcessRequest, _: CallContext) -> Empty:
+    async def exec(self, request: api.ExecProcessRequest, context: CallContext) -> Empty:
         """Register one more process; start runs it."""
         container = self.container(request.id)
         exec_id = check_identifier("exec", request.exec_id)
         self.parts.primer.prime()
-        prepared = container.ready()
+        container.ready()
         if container.init.state is ProcessState.STOPPED:
             raise FailedPrecondition(f"cannot exec in container {container.id}: it has stopped")
-        if container.execs is None:
-            container.execs = {}
-        if exec_id in container.execs:
+        if container.execs is not None and exec_id in container.execs:
+            if context.replayed:
+                return Empty()
             raise AlreadyExists(f"exec {exec_id} exists already in container {container.id}")
         stdio_spec = StdioSpec(request.terminal, request.stdin, request.stdout, request.stderr)
-        process = Process(container.id, exec_id, stdio_spec)
-        process.command, process.owner = self.preparer.prepare_process(prepared, request.spec.value)
-        container.execs[exec_id] = process
+        self.add_exec(container, exec_id, stdio_spec, request.spec.value)
         self.parts.events.publish(
             "/tasks/exec-added", events.TaskExecAdded(container_id=container.id, exec_id=exec_id)
         )
@@ -201,9 +220,12 @@ class TaskService(TaskPod):
 
     async def close_io(self, request: api.CloseIORequest, _: CallContext) -> Empty:
         """Let the process read end-of-file after what the engine has written."""
-        process = self.container(request.id).process(request.exec_id)
+        container = self.container(request.id)
+        process = container.process(request.exec_id)
         if request.stdin:
             process.stdin_closed = True
+            if process.exit is None:
+                self.save_change(container, process, stdin_closed=True)
             if process.stdio is not None:
                 process.stdio.close_stdin()
         return Empty()
@@ -214,23 +236,29 @@ class TaskService(TaskPod):
         pids = self.pids_of(container) or [container.init.pid]
         return api.PidsResponse(processes=[types.ProcessInfo(pid=pid) for pid in pids])
 
-    async def pause(self, request: api.PauseRequest, _: CallContext) -> Empty:
+    async def pause(self, request: api.PauseRequest, context: CallContext) -> Empty:
         """Freeze a running container."""
         container = self.container(request.id)
+        if context.replayed and container.init.state is ProcessState.PAUSED:
+            return Empty()
         container.init.require(ProcessTrigger.PAUSE)
         await self.parts.backend.pause(container.id, container.ready())
         if container.init.state is ProcessState.RUNNING:
             container.init.advance(ProcessTrigger.PAUSE)
+            self.save_change(container, container.init, paused=True)
         self.parts.events.publish("/tasks/paused", events.TaskPaused(container_id=container.id))
         return Empty()
 
-    async def resume(self, request: api.ResumeRequest, _: CallContext) -> Empty:
+    async def resume(self, request: api.ResumeRequest, context: CallContext) -> Empty:
         """Thaw a paused container."""
         container = self.container(request.id)
+        if context.replayed and container.init.state is ProcessState.RUNNING:
+            return Empty()
         container.init.require(ProcessTrigger.RESUME)
         await self.parts.backend.resume(container.id, container.ready())
         if container.init.state is ProcessState.PAUSED:
             container.init.advance(ProcessTrigger.RESUME)
+            self.save_change(container, container.init, paused=False)
         self.parts.events.publish("/tasks/resumed", events.TaskResumed(container_id=container.id))
         return Empty()
 
@@ -272,7 +300,7 @@ TASK_METHODS: Mapping[str, Method] = MappingProxyType(
         "Create": Method(api.CreateTaskRequest, TaskService.create, journaled=True),
         "Start": Method(api.StartRequest, TaskService.start, journaled=True),
         "State": Method(api.StateRequest, TaskService.state),
-        "Wait": Method(api.WaitRequest, TaskService.wait, journaled=True),
+        "Wait": Method(api.WaitRequest, TaskService.wait, journaled=True, repeatable=True),
         "Connect": Method(api.ConnectRequest, TaskService.connect),
         "Kill": Method(api.KillRequest, TaskService.kill, journaled=True),
         "Delete": Method(api.DeleteRequest, TaskService.delete, journaled=True),

@@ -3,6 +3,10 @@
 Facts (fifo(7), pipe(7); engine contract section 4.1): a reader that vanishes kills the writer with SIGPIPE
 unless somebody else holds a read end, and that hold must not be a write end, or the engine would never see
 the end of the output. So the daemon holds O_RDONLY on what the process writes, O_WRONLY on what it reads.
+
+Copies of the holds go to a descriptor store, so that a writer of logs and a reader of stdin do not notice the
+daemon's death. Kept in three groups, since they end at different times: what ends with the process's record
+("t", with its pidfd), the hold on stdin ("i"), and a terminal with its FIFOs ("y").
 """
 
 from __future__ import annotations
@@ -12,8 +16,12 @@ import errno
 import os
 import stat
 from dataclasses import dataclass
+from functools import partial
 
-from common.errors import InvalidArgument, NotFound
+from common.descriptors.kinds import is_readable
+from common.descriptors.store import DescriptorStore, NoStore
+from common.errors import InvalidArgument, NotFound, SandboxdError
+from common.failpoints import Failpoint, failpoint
 from common.task.terminal import Terminal
 
 
@@ -31,6 +39,11 @@ _OUR_FAULT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 NO_STDIO = StdioSpec(False, "", "", "")
 
+PROCESS_GROUP = "t"
+_STDIN_GROUP = "i"
+_TERMINAL_GROUP = "y"
+_NO_STORE = NoStore()
+
 
 class Stdio:
     """The open streams of one process. Owns its descriptors; every closing method is idempotent.
@@ -39,28 +52,80 @@ class Stdio:
     process has ended, `close()` when the process is deleted.
     """
 
-    __slots__ = ("_child_fds", "_holds", "_stdin_hold", "terminal")
+    __slots__ = ("_child_fds", "_holds", "_name", "_stdin_hold", "_store", "terminal")
 
-    def __init__(self, spec: StdioSpec, owner: tuple[int, int], directory: str) -> None:
+    def __init__(
+        self,
+        spec: StdioSpec,
+        owner: tuple[int, int],
+        directory: str,
+        store: DescriptorStore = _NO_STORE,
+        name: str = "",
+    ) -> None:
         """Open the streams.
 
         :param owner: the host's uid and gid of the process, who must be able to reopen /dev/stdout.
         :param directory: where the console socket of a terminal may lie for a moment.
+        :param store: where copies are kept, under `name` of the kind `PROCESS_GROUP`.
         :raise InvalidArgument: a path is not a FIFO (or file:// URI), or uses a scheme that is not supported.
         :raise NotFound: a path does not exist.
         """
         self._child_fds: list[int] = []
         self._holds: list[int] = []
         self._stdin_hold = -1
+        self._store = store
+        self._name = name
         self.terminal: Terminal | None = None
         try:
+            if not directory:
+                return
             if spec.terminal:
                 self._open_terminal(spec, directory)
             else:
                 self._open_streams(spec, owner)
+            if self._stdin_hold >= 0:
+                self._put(_STDIN_GROUP, [self._stdin_hold])
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def recover(
+        cls, spec: StdioSpec, stdin_closed: bool, store: DescriptorStore, name: str
+    ) -> tuple[Stdio, int | None]:
+        """Go on with the streams of a process that an earlier daemon has started; return its pidfd too, if it was kept.
+
+        What was not kept is opened anew where that helps: a lost terminal cannot be.
+        """
+        stdio = cls(spec, (0, 0), "", store, name)
+        kept = _Kept.take(store, name)
+        if stdin_closed:
+            stdio._remove(_STDIN_GROUP)
+        else:
+            stdio._stdin_hold, kept.stdin_hold = kept.stdin_hold, -1
+        if spec.terminal:
+            if kept.master >= 0:
+                stdio._attach(Terminal.recover(kept.master, kept.source, kept.sink))
+                kept.master = kept.source = kept.sink = -1
+        else:
+            stdio._holds, kept.holds = kept.holds, []
+            if not stdio._holds:
+                stdio._hold_again(spec, stdin_closed)
+        pidfd, kept.pidfd = kept.pidfd, -1
+        kept.close()
+        return stdio, pidfd if pidfd >= 0 else None
+
+    def keep(self, pidfd: int) -> None:
+        """Let copies of what the process needs to live on be kept, its pidfd among them."""
+        if self._store.keeps:
+            self._put(PROCESS_GROUP, [pidfd, *self._holds])
+
+    def keep_terminal(self) -> None:
+        """Let copies of the terminal be kept, now that there is one; they go when it hangs up."""
+        if self.terminal is not None and self.terminal.fds:
+            self._put(_TERMINAL_GROUP, self.terminal.fds)
+            self._attach(self.terminal)
+            failpoint(Failpoint.TERMINAL_RECEIVED)
 
     @property
     def child_fds(self) -> tuple[int, int, int]:
@@ -79,9 +144,12 @@ class Stdio:
         if self._stdin_hold >= 0:
             os.close(self._stdin_hold)
             self._stdin_hold = -1
+            self._remove(_STDIN_GROUP)
+            failpoint(Failpoint.STDIN_CLOSED)
 
     def close(self) -> None:
         """Close everything."""
+        self._remove(PROCESS_GROUP)
         self.release_child()
         self.close_stdin()
         if self.terminal is not None:
@@ -90,6 +158,30 @@ class Stdio:
         for fd in self._holds:
             os.close(fd)
         self._holds.clear()
+
+    def _put(self, group: str, fds: list[int]) -> None:
+        if self._name:
+            self._store.put(group + self._name[1:], fds)
+
+    def _remove(self, group: str) -> None:
+        if self._name:
+            self._store.remove(group + self._name[1:])
+
+    def _attach(self, terminal: Terminal) -> None:
+        self.terminal = terminal
+        terminal.on_close = partial(self._remove, _TERMINAL_GROUP)
+
+    def _hold_again(self, spec: StdioSpec, stdin_closed: bool) -> None:
+        for path in (spec.stdout, spec.stderr):
+            if path and not path.startswith("file://"):
+                with contextlib.suppress(SandboxdError, OSError):
+                    hold, writer = open_fifo(path, None)
+                    os.close(writer)
+                    self._holds.append(hold)
+        if spec.stdin and not stdin_closed and self._stdin_hold < 0:
+            with contextlib.suppress(SandboxdError, OSError):
+                reader, self._stdin_hold = open_fifo(spec.stdin, None)
+                os.close(reader)
 
     def _open_streams(self, spec: StdioSpec, owner: tuple[int, int]) -> None:
         if spec.stdin:
@@ -127,14 +219,51 @@ class Stdio:
             self._child_fds.append(_open_null())
 
 
-def open_fifo(path: str, owner: tuple[int, int]) -> tuple[int, int]:
-    """Open both ends of a FIFO, which then belongs to `owner`: (read end, write end), both non-blocking."""
+class _Kept:
+    """What a store returned of one process, told apart: pidfd, FIFO holds, terminal. Owns the descriptors."""
+
+    __slots__ = ("holds", "master", "pidfd", "sink", "source", "stdin_hold")
+
+    def __init__(self) -> None:
+        self.pidfd = self.stdin_hold = self.master = self.source = self.sink = -1
+        self.holds: list[int] = []
+
+    @classmethod
+    def take(cls, store: DescriptorStore, name: str) -> _Kept:
+        kept = cls()
+        if not name:
+            return kept
+        for fd in store.take(PROCESS_GROUP + name[1:]):
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                kept.holds.append(fd)
+            else:
+                kept.pidfd = fd
+        for fd in store.take(_STDIN_GROUP + name[1:]):
+            kept.stdin_hold = fd
+        for fd in store.take(_TERMINAL_GROUP + name[1:]):
+            if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+                kept.master = fd
+            elif is_readable(fd):
+                kept.source = fd
+            else:
+                kept.sink = fd
+        return kept
+
+    def close(self) -> None:
+        for fd in (self.pidfd, self.stdin_hold, self.master, self.source, self.sink, *self.holds):
+            if fd >= 0:
+                os.close(fd)
+
+
+def open_fifo(path: str, owner: tuple[int, int] | None) -> tuple[int, int]:
+    """Open both ends of a FIFO, which then belongs to `owner` (None: to whom it does): (read end, write end), both
+    non-blocking."""
     inode = _pin_fifo(path)
     try:
         link = f"/proc/self/fd/{inode}"
         reader = os.open(link, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            if owner != (0, 0):
+            if owner is not None and owner != (0, 0):
                 os.fchown(reader, *owner)
             return reader, os.open(link, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except BaseException:

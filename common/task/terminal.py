@@ -1,8 +1,9 @@
 """A pseudo terminal between a container's process and the engine's FIFOs.
 
 The OCI runtime makes the terminal inside the container and sends its master over a socket (runc,
-docs/terminals.md). The daemon copies bytes both ways in the event loop, with one pending buffer a
-direction: a reader that does not read stops the copying, and so the process, but nothing else.
+docs/terminals.md). The event loop has the kernel copy both ways (splice(2)): a byte is in the terminal or in
+the FIFO, never in this process, so none is lost when it dies. A reader that does not read stops the copying,
+and so the process, but nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import itertools
 import os
 import socket
+from collections.abc import Callable
 
 from common.errors import DeadlineExceeded, Internal
 from common.linux.terminal import set_window_size
@@ -34,8 +36,7 @@ class Terminal:
         "_sink",
         "_size",
         "_source",
-        "_to_master",
-        "_to_sink",
+        "on_close",
         "socket_path",
     )
 
@@ -47,12 +48,29 @@ class Terminal:
         """
         self._loop = asyncio.get_running_loop()
         self._source, self._sink, self._master = source, sink, -1
-        self._to_master, self._to_sink = b"", b""
         self._size: tuple[int, int] | None = None
+        self.on_close: Callable[[], None] | None = None
+        """Called once when everything is closed."""
+        self._listener: socket.socket | None = None
+        self.socket_path = ""
+        if directory:
+            self._listen(directory)
+
+    @classmethod
+    def recover(cls, master: int, source: int, sink: int) -> Terminal:
+        """Go on with a terminal whose descriptors, which are taken over, have outlived an earlier daemon."""
+        terminal = cls("", source, sink)
+        terminal._begin(master)
+        return terminal
+
+    @property
+    def fds(self) -> list[int]:
+        """The descriptors that a later daemon would need."""
+        return [fd for fd in (self._master, self._source, self._sink) if fd >= 0]
+
+    def _listen(self, directory: str) -> None:
         self.socket_path = f"{directory}/tty{next(_serial)}.sock"
-        self._listener: socket.socket | None = socket.socket(
-            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-        )
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             self._listener.bind(self.socket_path)
             os.chmod(self.socket_path, 0o600)
@@ -77,11 +95,14 @@ class Terminal:
         if not fds:
             raise Internal("the OCI runtime sent no descriptor for the terminal")
         self._stop_listening()
-        self._master = fds[0]
-        os.set_inheritable(self._master, False)
-        os.set_blocking(self._master, False)
+        os.set_inheritable(fds[0], False)
+        self._begin(fds[0])
         if self._size is not None:
             set_window_size(self._master, *self._size)
+
+    def _begin(self, master: int) -> None:
+        self._master = master
+        os.set_blocking(master, False)
         self._loop.add_reader(self._master, self._copy_output)
         if self._source >= 0:
             self._loop.add_reader(self._source, self._copy_input)
@@ -97,62 +118,55 @@ class Terminal:
         self._stop_listening()
         self._close_input()
         self._close_output()
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close()
 
     def _copy_output(self) -> None:
-        try:
-            data = os.read(self._master, _COPY_SIZE)
-        except BlockingIOError:
+        if self._sink < 0:
+            self._discard_output()
             return
-        except OSError:
-            data = b""  # EIO: the last process has closed the terminal
-        if not data:
-            # Hung up: the output is complete, since reading stops while anything is pending for the sink.
-            self.close()
-        elif self._sink >= 0:
-            self._to_sink = data
+        try:
+            if os.splice(self._master, self._sink, _COPY_SIZE, flags=os.SPLICE_F_NONBLOCK):
+                return
+        except BlockingIOError:
+            # There is something to read, so it is the engine that does not.
             self._loop.remove_reader(self._master)
-            self._write_sink()
-
-    def _write_sink(self) -> None:
-        try:
-            written = os.write(self._sink, self._to_sink)
-        except BlockingIOError:
-            written = 0
-        except OSError:
-            written = len(self._to_sink)
-        self._to_sink = self._to_sink[written:]
-        if self._to_sink:
-            self._loop.add_writer(self._sink, self._write_sink)
+            self._loop.add_writer(self._sink, self._go_on_with_output)
             return
+        except BrokenPipeError:
+            self._discard_output()
+            return
+        except OSError:
+            pass  # EIO: the last process has closed the terminal
+        self.close()
+
+    def _go_on_with_output(self) -> None:
         self._loop.remove_writer(self._sink)
-        if self._master >= 0:
-            self._loop.add_reader(self._master, self._copy_output)
+        self._loop.add_reader(self._master, self._copy_output)
+
+    def _discard_output(self) -> None:
+        try:
+            if os.read(self._master, _COPY_SIZE):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self.close()
 
     def _copy_input(self) -> None:
         try:
-            data = os.read(self._source, _COPY_SIZE)
+            if not os.splice(self._source, self._master, _COPY_SIZE, flags=os.SPLICE_F_NONBLOCK):
+                self._close_input()
         except BlockingIOError:
-            return
-        if not data:
-            self._close_input()
-            return
-        self._to_master = data
-        self._loop.remove_reader(self._source)
-        self._write_master()
-
-    def _write_master(self) -> None:
-        try:
-            written = os.write(self._master, self._to_master)
-        except BlockingIOError:
-            written = 0
+            # There is something to read, so it is the process that does not.
+            self._loop.remove_reader(self._source)
+            self._loop.add_writer(self._master, self._go_on_with_input)
         except OSError:
-            self._to_master = b""
             self._close_input()
-            return
-        self._to_master = self._to_master[written:]
-        if self._to_master:
-            self._loop.add_writer(self._master, self._write_master)
-            return
+
+    def _go_on_with_input(self) -> None:
         self._loop.remove_writer(self._master)
         if self._source >= 0:
             self._loop.add_reader(self._source, self._copy_input)

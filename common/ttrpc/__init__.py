@@ -43,7 +43,7 @@ from common.ttrpc._errors import (
 )
 from common.ttrpc._events import DataReceived, Event, RequestReceived, ResponseReceived, StreamRefused
 from common.ttrpc._frames import MAX_DATA_SIZE, Frame, FrameBuffer, OversizedFrame, encode_frame
-from common.ttrpc._journal import Journal, NullJournal
+from common.ttrpc._journal import Journal, NullJournal, Replay, ReplayedRequest
 from common.ttrpc._server import Server
 from common.ttrpc._state import StreamState
 from common.ttrpc._stream import MessageStream, ServerStream
@@ -68,6 +68,8 @@ __all__ = [
     "PeerCredentials",
     "ProtocolError",
     "RemoteProtocolError",
+    "Replay",
+    "ReplayedRequest",
     "RequestReceived",
     "ResponseReceived",
     "Role",

@@ -35,7 +35,16 @@ class PeerCredentials(NamedTuple):
 class CallContext:
     """What a handler may know of its call beside the request."""
 
-    __slots__ = ("connection_id", "deadline", "metadata", "method", "peer", "service", "stream_id")
+    __slots__ = (
+        "connection_id",
+        "deadline",
+        "metadata",
+        "method",
+        "peer",
+        "replayed",
+        "service",
+        "stream_id",
+    )
 
     def __init__(
         self,
@@ -46,6 +55,7 @@ class CallContext:
         peer: PeerCredentials | None,
         connection_id: int,
         stream_id: int,
+        replayed: bool = False,
     ) -> None:
         self.service = service
         self.method = method
@@ -56,17 +66,21 @@ class CallContext:
         self.peer = peer
         self.connection_id = connection_id
         self.stream_id = stream_id
+        self.replayed = replayed
+        """Whether a process that died had already begun with this call: all, some or nothing of it may be done."""
 
 
 class Method(NamedTuple):
     """A unary method: `handler(target, request, context)` returns the response message.
 
-    `journaled` declares that it waits or changes something: its frames go to the server's journal.
+    `journaled` declares that it waits or changes something: its frames go to the server's journal. `repeatable`
+    declares that it changes nothing, so that its outcome need not be recorded: it is simply run again.
     """
 
     request: type[Message]
     handler: Callable[[Any, Any, CallContext], Awaitable[Message]]
     journaled: bool = False
+    repeatable: bool = False
 
 
 class StreamMethod(NamedTuple):
@@ -148,6 +162,7 @@ class Call:
         "context",
         "expired",
         "journaled",
+        "repeatable",
         "stream",
         "task",
     )
@@ -162,6 +177,7 @@ class Call:
     ) -> None:
         self.context = context
         self.journaled = journaled
+        self.repeatable = False
         self.stream = stream
         self.expired = False
         self._loop = loop

@@ -1,36 +1,71 @@
-"""The seam for a journal: what must be on record before it leaves the kernel."""
+"""The seam for a journal: what must be on record before it leaves the kernel, and what a successor is told."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import itertools
+import socket
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class ReplayedRequest(NamedTuple):
+    """A request that an earlier process has admitted and not answered; `outcome` is its answer if it was done."""
+
+    stream_id: int
+    frame: bytes
+    outcome: bytes | None
+
+
+class Replay(NamedTuple):
+    """What an earlier process has left undone on a connection.
+
+    `pieces` are those of a frame that was read in part; it is not known whether the last one was consumed.
+    `spilled` are memfds with answers, whose offset tells how much of them was sent; they become the server's.
+    """
+
+    connection_id: int
+    requests: Sequence[ReplayedRequest] = ()
+    pieces: Sequence[bytes] = ()
+    spilled: Sequence[int] = ()
 
 
 class Journal(Protocol):
     """Told by a server what it is about to take responsibility for. All methods are called in the event loop.
 
-    A frame stays in the socket until `admitted` returned: a process that dies before finds it there
-    again, one that dies after finds it in its journal (or in both: stream ids only grow, so an id that
-    is on record is a replay). Only calls of methods declared `journaled` are reported.
+    A frame of a journaled call stays in the socket until `admitted` returned: a process that dies before finds it
+    there again, one that dies after finds it in its journal (or in both: stream ids only grow, so the id that
+    was admitted last is a replay if it comes first). Other calls are answered before they are consumed.
     """
 
+    def opened(self, sock: socket.socket) -> int:
+        """A connection was accepted; return its id, under which a successor knows it too."""
+
     def admitted(self, connection_id: int, stream_id: int, frame: bytes) -> None:
-        """Record a frame of a journaled call. If this raises, the call is answered with that error and not
-        run.
-        """
+        """Record a frame of a call. If this raises, the call is answered with that error and not run."""
+
+    def outcome(self, connection_id: int, stream_id: int, frame: bytes) -> None:
+        """The call is done, this is its answer, about to be sent; never raises."""
 
     def answered(self, connection_id: int, stream_id: int) -> None:
-        """The last frame of the call is in the kernel as a whole; its record is not needed any more."""
+        """The last frame of the call is in the kernel as a whole; its record is not needed any more; never raises."""
 
     def partial(self, connection_id: int, chunk: bytes) -> None:
         """Record a piece of a frame that cannot be peeked whole, before this piece is consumed.
 
-        All pieces of one frame arrive in order, whatever its method; `admitted` with the whole frame, or
-        nothing if the call is not journaled, ends the sequence. An oversized frame is recorded no further
-        than its header is known. If this raises, the connection is closed with the piece unread.
+        All pieces of one frame arrive in order, whatever its method; `admitted` with the whole frame comes next,
+        and an empty piece ends the sequence. An oversized frame is recorded no further than its header is known.
+        If this raises, the connection is closed with the piece unread.
         """
 
+    def spill(self, connection_id: int, stream_id: int, frame: bytes) -> int:
+        """Keep an answer that is too large to be sent whole or not at all, and return a memfd with it, at offset 0,
+        that becomes the caller's; -1: it cannot be kept."""
+
     def closed(self, connection_id: int) -> None:
-        """The connection is gone and with it the wish for any answer on it."""
+        """The connection is gone and with it the wish for any answer on it; never raises."""
+
+
+_connection_ids = itertools.count(1)
 
 
 class NullJournal:
@@ -38,7 +73,13 @@ class NullJournal:
 
     __slots__ = ()
 
+    def opened(self, sock: socket.socket) -> int:
+        return next(_connection_ids)
+
     def admitted(self, connection_id: int, stream_id: int, frame: bytes) -> None:
+        pass
+
+    def outcome(self, connection_id: int, stream_id: int, frame: bytes) -> None:
         pass
 
     def answered(self, connection_id: int, stream_id: int) -> None:
@@ -46,6 +87,9 @@ class NullJournal:
 
     def partial(self, connection_id: int, chunk: bytes) -> None:
         pass
+
+    def spill(self, connection_id: int, stream_id: int, frame: bytes) -> int:
+        return -1
 
     def closed(self, connection_id: int) -> None:
         pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import socket
 import struct
 from collections.abc import Callable, Mapping
@@ -11,13 +10,14 @@ from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import DecodeError, Message
 
+from common.failpoints import Failpoint, failpoint
 from common.ttrpc._calls import Call, CallContext, Method, PeerCredentials, Service, StreamMethod
 from common.ttrpc._connection import Connection, Role
 from common.ttrpc._errors import LocalProtocolError, StatusCode, StatusError
 from common.ttrpc._events import DataReceived, Event, RequestReceived, StreamRefused
-from common.ttrpc._frames import Frame, OversizedFrame, encode_frame
-from common.ttrpc._journal import Journal, NullJournal
-from common.ttrpc._socket import FrameSocket
+from common.ttrpc._frames import HEADER, HEADER_SIZE, REQUEST, Frame, OversizedFrame, encode_frame
+from common.ttrpc._journal import Journal, NullJournal, Replay
+from common.ttrpc._socket import FrameSocket, Spilled
 from common.ttrpc._state import StreamState
 from common.ttrpc._stream import ServerStream
 from proto.gen.ttrpc.request_pb2 import Response
@@ -31,7 +31,6 @@ ACCEPT_PAUSE_S: Final = 0.2
 MESSAGE_LIMIT: Final = 16 << 10  # characters of an error text: its frame stays small enough to be atomic
 
 _CREDENTIALS = struct.Struct("iII")
-_connection_ids = itertools.count(1)
 _null_journal = NullJournal()
 
 
@@ -54,18 +53,57 @@ class _Admitted(NamedTuple):
 class ServerConnection(FrameSocket):
     """One accepted connection and the handlers bound to it."""
 
-    __slots__ = ("_calls", "_id", "_peer", "_server")
+    __slots__ = ("_calls", "_id", "_peer", "_repeated", "_server")
 
-    def __init__(self, server: Server, sock: socket.socket, peer: PeerCredentials | None) -> None:
+    def __init__(
+        self, server: Server, sock: socket.socket, peer: PeerCredentials | None, connection_id: int
+    ) -> None:
         super().__init__(sock, Connection(Role.SERVER), asyncio.get_running_loop(), server.queue_limit)
         self._server = server
         self._peer = peer
-        self._id = next(_connection_ids)
+        self._id = connection_id
+        self._repeated = 0  # the stream id that may be in the journal and in the socket as well
         self._calls: dict[int, Call] | None = None  # those that wait, and all that stream
+
+    # ── taking over from a process that died ───────────────────────────────────────────────────
+
+    def replay(self, replay: Replay) -> None:
+        """Go on with what was left undone; call it before the event loop reads from the socket."""
+        for fd in replay.spilled:
+            rest = Spilled(fd)
+            if len(rest) and rest.begun:
+                self._enqueue(rest, 0)
+            else:
+                rest.close()  # sent, or its request is replayed
+        for stream_id, data, outcome in replay.requests:
+            self._repeated = stream_id
+            _size, _id, frame_type, flags = HEADER.unpack_from(data)
+            event = self._codec.receive_frame(Frame(stream_id, frame_type, flags, data[HEADER_SIZE:]))
+            if outcome is not None:
+                self._codec.abandon(stream_id)
+                self._write(outcome, stream_id, stream_id)
+            elif type(event) is RequestReceived:
+                self._repeat(event)
+        self._resume(replay.pieces)
+
+    def _repeat(self, event: RequestReceived) -> None:
+        service = self._server.services.get(event.request.service)
+        method = service.methods.get(event.request.method) if service is not None else None
+        if service is None or method is None:
+            error = _unimplemented(f"{event.request.service}/{event.request.method}")
+            self._respond(event.stream_id, event.stream_id, None, error)
+        elif type(method) is StreamMethod:
+            error = StatusError(StatusCode.UNAVAILABLE, "the server was restarted: begin the stream anew")
+            self._respond(event.stream_id, event.stream_id, None, error)
+        else:
+            self._begin(event, service, method, replayed=True)
 
     # ── a frame arrives ────────────────────────────────────────────────────────────────────────
 
     def _examine(self, frame: Frame | OversizedFrame) -> _Admitted:
+        repeated, self._repeated = self._repeated, 0
+        if repeated and frame.type == REQUEST and frame.stream_id == repeated:
+            return _Admitted(None)
         event = self._codec.receive_frame(frame)
         if type(event) is RequestReceived:
             service = self._server.services.get(event.request.service)
@@ -89,11 +127,26 @@ class ServerConnection(FrameSocket):
             self._server.journal.admitted(self._id, frame.stream_id, encode_frame(*frame))
         except Exception as error:
             return error
+        failpoint(Failpoint.REQUEST_ADMITTED)
         return None
+
+    def _acts_first(self, examined: _Admitted) -> bool:
+        return type(examined.method) is Method and not examined.method.journaled
+
+    def _acted(self, frame: Frame | OversizedFrame, examined: _Admitted) -> None:
+        call = self._call(frame.stream_id)
+        if call is not None:
+            # It waits after all: from now on its frame is nowhere but here.
+            call.journaled = self._admit(frame) is None
+            call.repeatable = True
+        elif self._unsent is not None and self._admit(frame) is None:
+            self._enqueue(memoryview(b""), frame.stream_id)
 
     def _act(self, examined: _Admitted) -> None:
         event = examined.event
         if type(event) is RequestReceived:
+            if examined.method is not None and examined.method.journaled:
+                failpoint(Failpoint.REQUEST_CONSUMED)
             if examined.error is not None:
                 self._respond(event.stream_id, 0, None, examined.error)
             else:
@@ -105,16 +158,23 @@ class ServerConnection(FrameSocket):
         elif type(event) is StreamRefused:
             self._refuse(event)
 
-    def _begin(self, event: RequestReceived, service: Service, method: Method | StreamMethod) -> None:
+    def _begin(
+        self,
+        event: RequestReceived,
+        service: Service,
+        method: Method | StreamMethod,
+        replayed: bool = False,
+    ) -> None:
         stream_id, request, state = event
         deadline = None
         if request.timeout_nano:
             deadline = self._loop.time() + request.timeout_nano / 1e9
         metadata = tuple((pair.key, pair.value) for pair in request.metadata) if request.metadata else ()
         context = CallContext(
-            request.service, request.method, metadata, deadline, self._peer, self._id, stream_id
+            request.service, request.method, metadata, deadline, self._peer, self._id, stream_id, replayed
         )
-        report = stream_id if method.journaled else 0
+        journaled = method.journaled or replayed
+        report = stream_id if journaled else 0
         stream: ServerStream[Any] | None = None
         argument: Any
         if type(method) is StreamMethod:
@@ -134,7 +194,8 @@ class ServerConnection(FrameSocket):
                 text = f"the payload is no {method.request.DESCRIPTOR.full_name}"
                 self._respond(stream_id, report, None, StatusError(StatusCode.INVALID_ARGUMENT, text))
                 return
-        call = Call(context, method.journaled, stream, self._loop, self._finished)
+        call = Call(context, journaled, stream, self._loop, self._finished)
+        call.repeatable = stream is not None or type(method) is not Method or method.repeatable
         if stream is not None:
             self._keep(call)
         try:
@@ -186,10 +247,16 @@ class ServerConnection(FrameSocket):
         if error is None and result is None and call.stream is not None:
             self._write(self._codec.send_data(stream_id, None, close=True), report)
         else:
-            self._respond(stream_id, report, result, error)
+            self._respond(stream_id, report, result, error, record=bool(report) and not call.repeatable)
 
     def _respond(
-        self, stream_id: int, report: int, result: Message | None, error: BaseException | None
+        self,
+        stream_id: int,
+        report: int,
+        result: Message | None,
+        error: BaseException | None,
+        *,
+        record: bool = False,
     ) -> None:
         if error is None:
             try:
@@ -208,7 +275,10 @@ class ServerConnection(FrameSocket):
             response.status.code = code
             response.status.message = text
             frame = self._codec.send_response(stream_id, response)
-        self._write(frame, report)
+        if record:
+            self._server.journal.outcome(self._id, stream_id, frame)
+            failpoint(Failpoint.OUTCOME_RECORDED)
+        self._write(frame, report, stream_id)
 
     # ── bookkeeping ────────────────────────────────────────────────────────────────────────────
 
@@ -224,7 +294,11 @@ class ServerConnection(FrameSocket):
         if self._server.journal is not _null_journal:
             self._server.journal.partial(self._id, bytes(piece))
 
+    def _spill(self, stream_id: int, frame: bytes) -> int:
+        return self._server.journal.spill(self._id, stream_id, frame)
+
     def _sent(self, report: int) -> None:
+        failpoint(Failpoint.REQUEST_ANSWERED)
         self._server.journal.answered(self._id, report)
 
     def _lost(self, reason: Exception | None) -> None:
@@ -332,12 +406,17 @@ class Server:
         """Accept connections on a bound, listening unix stream socket, which the server owns from now on."""
         self._listeners += (_Listener(self, sock),)
 
-    def adopt(self, sock: socket.socket) -> None:
+    def adopt(self, sock: socket.socket, replay: Replay | None = None) -> None:
         """Serve a connected unix stream socket, which the server owns from now on, without asking
         `authorize`.
+
+        With `replay` it is a connection that an earlier process has served: what that has left undone is done.
         """
-        connection = ServerConnection(self, sock, peer_credentials(sock))
+        connection_id = self.journal.opened(sock) if replay is None else replay.connection_id
+        connection = ServerConnection(self, sock, peer_credentials(sock), connection_id)
         self._connections[id(connection)] = connection
+        if replay is not None:
+            connection.replay(replay)
 
     def close(self) -> None:
         """Close listeners and connections and cancel the handlers bound to them. Idempotent; listen again at

@@ -13,7 +13,9 @@ Nothing that was not yet taken care of leaves the kernel: no read-ahead, and a f
 * It is oversized: the data is consumed and thrown away.
 
 One frame is one send(). The kernel takes up to 32 KiB on a unix socket whole or not at all; what it does not
-take is queued, up to a limit per connection beyond which a peer that does not read is given up.
+take is queued, up to a limit per connection beyond which a peer that does not read is given up. A larger frame may
+be spilled to a memfd and is sent from there: the kernel counts in the memfd's offset what has gone, so that whoever
+holds the memfd next goes on in the right place.
 
 The buffers into which sockets are peeked are shared: use the package from one thread of a process.
 """
@@ -21,9 +23,11 @@ The buffers into which sockets are peeked are shared: use the package from one t
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import socket
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 
 from common.ttrpc._connection import Connection
@@ -35,10 +39,12 @@ FRAMES_PER_WAKEUP: Final = 64
 PIECES_PER_WAKEUP: Final = 8
 REST_TIMEOUT_S: Final = 0.5
 DRAIN_ABOVE: Final = 256 << 10
+ATOMIC_SIZE: Final = 32 << 10
 
 _peeked: Final = bytearray(PEEK_SIZE)
 _peeked_view: Final = memoryview(_peeked)
 _discarded: Final = bytearray(PEEK_SIZE)
+_no_piece: Final = memoryview(b"")
 
 
 class _Rest:
@@ -49,6 +55,29 @@ class _Rest:
     def __init__(self, epoll: select.epoll, timer: asyncio.TimerHandle) -> None:
         self.epoll = epoll
         self.timer = timer
+
+
+class Spilled:
+    """A frame in a memfd; owns it. The kernel keeps the offset."""
+
+    __slots__ = ("_fd", "_left", "begun")
+
+    def __init__(self, fd: int) -> None:
+        gone = os.lseek(fd, 0, os.SEEK_CUR)
+        self._fd = fd
+        self._left = os.fstat(fd).st_size - gone
+        self.begun = gone > 0
+
+    def __len__(self) -> int:
+        return self._left
+
+    def send(self, sock: socket.socket) -> int:
+        sent = os.sendfile(sock.fileno(), self._fd, None, self._left)
+        self._left -= sent
+        return sent
+
+    def close(self) -> None:
+        os.close(self._fd)
 
 
 class FrameSocket:
@@ -78,7 +107,7 @@ class FrameSocket:
         self._closed = False
         self._rest: _Rest | None = None
         self._large: FrameBuffer | None = None
-        self._unsent: deque[tuple[memoryview, int]] | None = None
+        self._unsent: deque[tuple[memoryview | Spilled, int]] | None = None
         self._unsent_size = 0
         self._drain_waiters: list[asyncio.Future[None]] | None = None
         loop.add_reader(sock, self._on_readable)
@@ -96,6 +125,9 @@ class FrameSocket:
         self._loop.remove_reader(self._sock)
         if self._unsent is not None:
             self._loop.remove_writer(self._sock)
+            for rest, _report in self._unsent:
+                if type(rest) is Spilled:
+                    rest.close()
             self._unsent = None
         self._sock.close()
         self._large = None
@@ -153,6 +185,12 @@ class FrameSocket:
         except ProtocolError as error:
             self._close(error)
             return
+        if unconsumed and self._acts_first(examined):
+            self._act(examined)
+            if not self._closed:
+                self._acted(frame, examined)
+                self._consume(unconsumed)
+            return
         if unconsumed and not self._consume(unconsumed):
             return
         self._act(examined)
@@ -181,13 +219,33 @@ class FrameSocket:
             if not self._consume(size):
                 return
             buffer.feed(piece)
-            frame = buffer.next_frame()
-            if buffer.empty:
-                self._large = None
-            if frame is not None:
-                self._take(frame, 0)
+            self._take_collected(buffer)
             if self._large is None:
                 return
+
+    def _take_collected(self, buffer: FrameBuffer) -> None:
+        frame = buffer.next_frame()
+        if buffer.empty:
+            self._large = None
+        if frame is not None:
+            self._take(frame, 0)
+            if not self._closed:
+                self._partial(_no_piece)
+
+    def _resume(self, pieces: Sequence[bytes]) -> None:
+        """Go on with a frame of which an earlier process has recorded these pieces and consumed all, but
+        perhaps not the last: then it is still there.
+        """
+        if not pieces:
+            return
+        buffer = self._large = FrameBuffer()
+        for piece in pieces:
+            buffer.feed(piece)
+        last = pieces[-1]
+        if self._peek(len(last)) == len(last) and _peeked_view[: len(last)] == last:
+            self._consume(len(last))
+        if not self._closed:
+            self._take_collected(buffer)
 
     # ── waiting for the rest of a frame ────────────────────────────────────────────────────────
 
@@ -231,39 +289,56 @@ class FrameSocket:
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────
 
-    def _write(self, frame: bytes, report: int = 0) -> None:
+    def _write(self, frame: bytes, report: int = 0, stream_id: int = 0) -> None:
         """Send a frame, or queue what the kernel does not take; `_sent(report)` follows when all of it is
         gone.
         """
         if self._closed:
             return
+        rest: memoryview | Spilled = memoryview(frame)
+        if len(frame) > ATOMIC_SIZE and stream_id and (fd := self._spill(stream_id, frame)) >= 0:
+            rest = Spilled(fd)
+        self._enqueue(rest, report)
+
+    def _enqueue(self, rest: memoryview | Spilled, report: int) -> None:
         if self._unsent is None:
-            sent = self._send(frame)
-            if sent == len(frame):
-                if report:
-                    self._sent(report)
-                return
+            sent = self._send(rest)
             if sent < 0:
+                return
+            rest = self._after(rest, sent)
+            if not len(rest):
+                self._end(rest, report)
                 return
             self._unsent = deque()
             self._loop.add_writer(self._sock, self._on_writable)
-            rest = memoryview(frame)[sent:]
-        else:
-            rest = memoryview(frame)
         self._unsent.append((rest, report))
         self._unsent_size += len(rest)
         if self._unsent_size > self._queue_limit:
             self._close(ConnectionLost(f"the peer left {self._unsent_size} bytes unread"))
 
-    def _send(self, data: bytes | memoryview) -> int:
+    def _send(self, data: memoryview | Spilled) -> int:
         """Return how many bytes the kernel took; -1: the connection is closed."""
         try:
-            return self._sock.send(data, socket.MSG_NOSIGNAL)
+            if isinstance(data, Spilled):
+                return data.send(self._sock)
+            return self._sock.send(data, socket.MSG_NOSIGNAL) if data else 0
         except BlockingIOError:
             return 0
         except OSError as error:
+            if type(data) is Spilled and self._unsent is None:
+                data.close()
             self._close(error)
             return -1
+
+    @staticmethod
+    def _after(rest: memoryview | Spilled, sent: int) -> memoryview | Spilled:
+        return rest[sent:] if isinstance(rest, memoryview) else rest
+
+    def _end(self, rest: memoryview | Spilled, report: int) -> None:
+        if type(rest) is Spilled:
+            rest.close()
+        if report:
+            self._sent(report)
 
     def _on_writable(self) -> None:
         queue = self._unsent
@@ -274,12 +349,12 @@ class FrameSocket:
             if sent < 0:
                 return
             self._unsent_size -= sent
-            if sent < len(rest):
-                queue[0] = (rest[sent:], report)
+            rest = self._after(rest, sent)
+            if len(rest):
+                queue[0] = (rest, report)
                 break
             queue.popleft()
-            if report:
-                self._sent(report)
+            self._end(rest, report)
         if not queue:
             self._unsent = None
             self._loop.remove_writer(self._sock)
@@ -320,6 +395,17 @@ class FrameSocket:
     def _lost(self, reason: Exception | None) -> None:
         """The connection was just closed, by either side."""
         raise NotImplementedError
+
+    def _acts_first(self, examined: Any) -> bool:
+        """Whether to act before the frame is consumed, so that a death in between leaves it in the socket."""
+        return False
+
+    def _acted(self, frame: Frame | OversizedFrame, examined: Any) -> None:
+        """What was asked for was done or begun, and the frame is about to be consumed."""
+
+    def _spill(self, stream_id: int, frame: bytes) -> int:
+        """Return a memfd that holds a large frame, or -1."""
+        return -1
 
     def _partial(self, piece: memoryview) -> None:
         """A piece of a frame that cannot be peeked whole is about to be consumed."""

@@ -25,6 +25,11 @@ class PodInit:
         self._end: Completion[ExitStatus] = Completion()
         self._watch = exits.watch(pid, self._on_exit, pidfd)
 
+    @property
+    def pidfd(self) -> int:
+        """The pidfd, owned by the watch; -1 once it has died."""
+        return self._watch.pidfd
+
     async def destroy(self) -> None:
         """Kill it, and with it everything in its namespace, and wait until the kernel has done so."""
         self._on_death = None

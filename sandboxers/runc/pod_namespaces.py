@@ -1,13 +1,13 @@
 """The namespaces of a pod, without a process that keeps them: this process holds them open.
 
-Whatever runs in the pod holds them as well, so a new daemon finds them there. Where nothing runs there is
+A new daemon finds them in the descriptor store, or in whatever runs in the pod. Where there is neither, there is
 nothing in them either, and new ones are as good. The network namespace is the engine's, by its path.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -84,17 +84,36 @@ class PodNamespaces:
             await self.release()
             raise
 
-    async def recover(self, pids: Iterable[int], sysctls: dict[str, str], directory: str) -> None:
-        """Hold again what an earlier daemon has made; `pids` are those that run in the pod."""
+    def fds(self) -> list[int]:
+        """Return the descriptors that a later daemon would need."""
+        return [*self._held.values(), *([self._init.pidfd] if self._init is not None else [])]
+
+    async def recover(
+        self,
+        pids: Iterable[int],
+        sysctls: dict[str, str],
+        directory: str,
+        kept: Mapping[Kind, int],
+        init_pidfd: int | None,
+    ) -> None:
+        """Hold again what an earlier daemon has made.
+
+        :param pids: those that run in the pod.
+        :param kept: descriptors of namespaces that were kept, which are taken over, as is the init's pidfd.
+        """
+        self._held.update(kept)
         try:
             record, _ = read_record(f"{directory}/{RECORD_FILE}", NamespacesRecord)
         except FileNotFoundError:
             record = NamespacesRecord({})
         if record.init_pid:
             if not is_same_process(record.init_pid, record.init_start_time):
-                self._on_init_death(ExitStatus(255, 0, known=False))
+                ended = self._exits.ended(record.init_pid, record.init_start_time, init_pidfd)
+                if init_pidfd is not None:
+                    os.close(init_pidfd)
+                self._on_init_death(ended or ExitStatus(255, 0, known=False))
                 return
-            self._init = PodInit(self._exits, record.init_pid, None, self._on_death)
+            self._init = PodInit(self._exits, record.init_pid, init_pidfd, self._on_death)
             pids = [record.init_pid, *pids]
         for pid in pids:
             self._hold_again(pid, record)

@@ -20,21 +20,23 @@ from google.protobuf.message import Message
 from common.cgroup import Hierarchies, read_metrics
 from common.cgroup.paths import expand_slice
 from common.errors import FailedPrecondition, status_of
+from common.failpoints import Failpoint, failpoint
+from common.journal import ConnectionJournal
 from common.linux.namespaces import check_netns
 from common.oci.spec import PodView
 from common.process.exits import ExitStatus
 from common.task.host_preparer import HostPreparer
 from common.task.pod import TaskParts
+from common.task.recovery import recover_containers
 from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
 from common.ttrpc import PeerCredentials, Server, Service
 from sandboxers.pod_config import NamespaceMode, PodConfig
 from sandboxers.registry import TASK_SOCKET
+from sandboxers.runc.kept_pod import KeptPod, listen_on, remove_console_sockets, shm_group
 from sandboxers.runc.pod_files import pod_files, write_pod_files
 from sandboxers.runc.pod_namespaces import PodNamespaces
 from sandboxers.runc.shared_memory import HostSharedMemory, SharedMemory
 from sandboxers.sandbox import Endpoint, SandboxExit
-
-_LISTEN_BACKLOG = 128
 
 
 class PodSettings(NamedTuple):
@@ -46,6 +48,7 @@ class PodSettings(NamedTuple):
     unprivileged_ping: bool
     may_raise_limits: bool
     hierarchies: Hierarchies
+    journal: ConnectionJournal
 
 
 class RuncSandbox:
@@ -53,6 +56,8 @@ class RuncSandbox:
 
     __slots__ = (
         "_directory",
+        "_group",
+        "_listener",
         "_namespaces",
         "_on_exit",
         "_parts",
@@ -63,12 +68,17 @@ class RuncSandbox:
         "_tasks",
     )
 
-    def __init__(self, pod: PodConfig, directory: str, parts: TaskParts, settings: PodSettings) -> None:
+    def __init__(
+        self, pod: PodConfig, directory: str, group: str, parts: TaskParts, settings: PodSettings
+    ) -> None:
+        """:param group: under which name the descriptor store keeps what the pod needs to outlive this daemon."""
         self._pod = pod
         self._directory = directory
+        self._group = group
         self._parts = parts
         self._settings = settings
         self._server: Server | None = None
+        self._listener = -1
         self._namespaces = PodNamespaces(pod, parts.exits, self._on_init_death)
         self._on_exit: SandboxExit | None = None
         self._shm = _shared_memory(pod, f"{directory}/shm", settings.shm_size_mib)
@@ -86,16 +96,26 @@ class RuncSandbox:
         async with AsyncExitStack() as undo:
             await self._namespaces.make(self._sysctls(), self._directory)
             undo.push_async_callback(self._namespaces.release)
+            failpoint(Failpoint.SANDBOX_NAMESPACES_MADE)
             write_pod_files(self._pod, f"{self._directory}/etc")
+            failpoint(Failpoint.SANDBOX_FILES_WRITTEN)
             self._shm.make()
             undo.callback(self._shm.release)
-            self._listen()
+            failpoint(Failpoint.SANDBOX_SHM_MADE)
+            self._serve(listen_on(f"{self._directory}/{TASK_SOCKET}"))
+            undo.callback(self._close_server)
+            failpoint(Failpoint.SANDBOX_LISTENING)
+            self._keep()
+            undo.callback(self._forget)
+            failpoint(Failpoint.SANDBOX_DESCRIPTORS_KEPT)
             undo.pop_all()
         return self._endpoint
 
     async def stop(self, timeout_s: float) -> None:
         """Kill what runs in the pod and release its namespaces; the Task service goes on answering."""
         await self._tasks.stop(timeout_s)
+        failpoint(Failpoint.SANDBOX_CONTAINERS_KILLED)
+        self._forget()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._namespaces.release()
@@ -104,27 +124,52 @@ class RuncSandbox:
                 f"killed, but still alive after {timeout_s:g} s: the pod's init"
             ) from None
         self._shm.release()
+        if self._server is not None:
+            self._parts.store.put(self._group, [self._listener])
 
     async def destroy(self) -> None:
         """Stop, remove the containers, and stop listening; the directory itself is the registry's."""
         self._namespaces.find_init(self._directory)
         await self.stop(self._settings.stop_timeout_s)
         await self._tasks.delete_all()
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        self._close_server()
+        self._forget()
 
     async def recover(self, on_exit: SandboxExit, *, running: bool) -> Endpoint:
-        """Listen again on the same path, and take up the containers that an earlier daemon has left."""
+        """Take up the containers and connections that an earlier daemon has left, and listen on."""
         self._on_exit = on_exit
         self._tasks.stopped = not running
-        await self._tasks.recover(f"{self._directory}/tasks")
+        await recover_containers(self._tasks, f"{self._directory}/tasks")
+        path = f"{self._directory}/{TASK_SOCKET}"
+        kept = KeptPod.take(self._parts.store, self._group)
         if running:
             pids = self._tasks.live_pids()
-            await self._namespaces.recover(pids, self._sysctls(), self._directory)
-            self._shm.recover(pids)
-        self._listen()
+            await self._namespaces.recover(
+                pids, self._sysctls(), self._directory, kept.namespaces, kept.pidfd
+            )
+            self._shm.recover(pids, kept.shm)
+        else:
+            kept.close()
+        remove_console_sockets(self._directory)
+        self._serve(kept.listener or listen_on(path))
+        if kept.listener is None:
+            self._forget()
+            self._keep()
+        else:
+            # Only the shared memory is another one: what had been kept is attached by now, and spent.
+            self._parts.store.remove(shm_group(self._group))
+            self._keep_shm()
+        assert self._server is not None
+        self._settings.journal.adopt_into(self._server, path)
         return self._endpoint
+
+    def abandoned(self) -> list[str]:
+        """Return the containers of an earlier daemon that no engine seems to ask for any more."""
+        return self._tasks.abandoned()
+
+    async def collect(self, container_id: str) -> None:
+        """Kill and remove an abandoned container."""
+        await self._tasks.delete_container(self._tasks.container(container_id))
 
     def details(self) -> dict[str, Any]:
         """Tell where the pod's namespaces and containers are."""
@@ -160,27 +205,36 @@ class RuncSandbox:
                 defaults["net.ipv4.ping_group_range"] = "0 2147483647"
         return {**defaults, **self._pod.sysctls}
 
-    def _listen(self) -> None:
-        path = f"{self._directory}/{TASK_SOCKET}"
-        if os.path.lexists(path):
-            os.unlink(path)
-        listener = socket.socket(
-            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
-        old_mask = os.umask(0o177)
-        try:
-            listener.bind(path)
-            listener.listen(_LISTEN_BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
-        finally:
-            os.umask(old_mask)
+    def _serve(self, listener: socket.socket) -> None:
         service = Service(TASK_METHODS, self._tasks)
         self._server = Server(
-            dict.fromkeys(TASK_SERVICE_NAMES, service), status_of=status_of, authorize=_is_root
+            dict.fromkeys(TASK_SERVICE_NAMES, service),
+            status_of=status_of,
+            authorize=_is_root,
+            journal=self._settings.journal,
         )
+        self._listener = listener.fileno()
         self._server.listen(listener)
+
+    def _close_server(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def _keep(self) -> None:
+        """Let copies of what makes the pod be kept for a later daemon."""
+        self._parts.store.put(self._group, [self._listener, *self._namespaces.fds()])
+        self._keep_shm()
+
+    def _keep_shm(self) -> None:
+        shm = self._shm.take_spare()
+        if shm >= 0:
+            self._parts.store.put(shm_group(self._group), [shm])
+            os.close(shm)
+
+    def _forget(self) -> None:
+        self._parts.store.remove(self._group)
+        self._parts.store.remove(shm_group(self._group))
 
     def _on_init_death(self, status: ExitStatus) -> None:
         """The kernel has killed all containers with it: the pod is no more."""

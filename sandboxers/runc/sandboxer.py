@@ -12,6 +12,7 @@ from common.process.exits import ExitWatcher
 from common.task.events import EnginePublisher, NullSink
 from common.task.oci_backend import OciBackend
 from common.task.pod import TaskParts
+from sandboxers.outlasting import Outlasting
 from sandboxers.pod_config import PodConfig
 from sandboxers.runc.config import RuncConfig
 from sandboxers.runc.sandbox import PodSettings, RuncSandbox
@@ -26,8 +27,8 @@ class RuncSandboxer:
 
     name = "runc"
 
-    def __init__(self, config: RuncConfig) -> None:
-        exits = ExitWatcher()
+    def __init__(self, config: RuncConfig, outlasting: Outlasting) -> None:
+        exits = ExitWatcher(outlasting.exit_log)
         runtime_root = config.runtime.root or f"{config.state_dir}/.oci"
         os.makedirs(runtime_root, 0o700, exist_ok=True)
         runtime = OciRuntime(config.runtime.binary, runtime_root, exits, config.runtime.timeout_s)
@@ -36,7 +37,15 @@ class RuncSandboxer:
         self._exits = exits
         self._ooms = OomWatcher()
         hierarchies = Hierarchies.read()
-        self._parts = TaskParts(OciBackend(runtime), exits, self._events, self._ooms, hierarchies)
+        self._runtime = runtime
+        self._parts = TaskParts(
+            OciBackend(runtime),
+            exits,
+            self._events,
+            self._ooms,
+            hierarchies,
+            outlasting.store,
+        )
         may_raise_limits = has_capability(CAP_SYS_RESOURCE)
         if not may_raise_limits:
             log.warning(
@@ -50,11 +59,16 @@ class RuncSandboxer:
             config.pod.unprivileged_ping,
             may_raise_limits,
             hierarchies,
+            outlasting.journal,
         )
 
-    def sandbox(self, pod: PodConfig, directory: str) -> RuncSandbox:
+    async def settle(self) -> None:
+        """Let what an earlier daemon has begun with the runtime come to its end."""
+        await self._runtime.settle()
+
+    def sandbox(self, pod: PodConfig, directory: str, group: str) -> RuncSandbox:
         """Return an object for a pod of which nothing is made yet."""
-        return RuncSandbox(pod, directory, self._parts, self._settings)
+        return RuncSandbox(pod, directory, group, self._parts, self._settings)
 
     def close(self) -> None:
         """Stop watching; what runs goes on."""

@@ -1,7 +1,7 @@
 """The /dev/shm that a pod's containers share: a tmpfs that is mounted only while a container is being made.
 
-In between it is held as a descriptor, and by the containers that have it in their mount namespaces, where a
-new daemon finds it again. Where no container runs, a new daemon makes a new one.
+In between it is held as a descriptor, and by the containers that have it in their mount namespaces. A new daemon
+finds it in the descriptor store, or in such a container; where there is neither, it makes a new one.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class SharedMemoryRecord:
 class SharedMemory:
     """Owns the descriptor, and the mount while there are users. `path` is where it is mounted then."""
 
-    __slots__ = ("_held", "_owner", "_size_bytes", "_users", "path")
+    __slots__ = ("_held", "_owner", "_size_bytes", "_spare", "_users", "path")
 
     def __init__(self, path: str, size_bytes: int, owner: tuple[int, int]) -> None:
         """:param owner: the host's uid and gid of the pod's root."""
         self.path = path
         self._size_bytes = size_bytes
         self._owner = owner
-        self._held = -1
+        self._held = self._spare = -1
         self._users: set[str] | None = None
 
     def make(self) -> None:
@@ -49,9 +49,27 @@ class SharedMemory:
             self.release()
             raise
 
-    def recover(self, pids: Iterable[int]) -> None:
-        """Hold again what an earlier daemon has made; `pids` are those that run in the pod."""
+    def take_spare(self) -> int:
+        """Return a descriptor of a mount of it that was never attached, for a later daemon; -1: there is none.
+
+        The caller owns it.
+        """
+        spare, self._spare = self._spare, -1
+        return spare
+
+    def recover(self, pids: Iterable[int], kept: int = -1) -> None:
+        """Hold again what an earlier daemon has made.
+
+        :param pids: those that run in the pod.
+        :param kept: what `take_spare` had returned then, which is taken over; -1: nothing was kept.
+        """
         unmount_stack(self.path)
+        os.makedirs(self.path, 0o700, exist_ok=True)
+        if kept >= 0:
+            attach_mount(kept, self.path)
+            os.close(kept)
+            self._hold()
+            return
         with contextlib.suppress(FileNotFoundError):
             record, _ = read_record(self._record_path, SharedMemoryRecord)
             for pid in pids:
@@ -61,7 +79,6 @@ class SharedMemory:
                         self._held = held
                         return
                     os.close(held)
-        os.makedirs(self.path, 0o700, exist_ok=True)
         self._mount_new()
 
     def attach(self, user: str) -> None:
@@ -87,9 +104,10 @@ class SharedMemory:
         """Let go of it. Idempotent."""
         self._users = None
         unmount_stack(self.path)
-        if self._held >= 0:
-            os.close(self._held)
-            self._held = -1
+        for fd in (self._held, self._spare):
+            if fd >= 0:
+                os.close(fd)
+        self._held = self._spare = -1
 
     @property
     def _record_path(self) -> str:
@@ -99,7 +117,16 @@ class SharedMemory:
         mount_tmpfs(self.path, self._size_bytes, 0o1777, *self._owner)
         try:
             write_record(self._record_path, SharedMemoryRecord(os.stat(self.path).st_dev))
+        except BaseException:
+            unmount_stack(self.path)
+            raise
+        self._hold()
+
+    def _hold(self) -> None:
+        """Let go of the mount point, but not of what is mounted there."""
+        try:
             self._held = hold_mount(self.path)
+            self._spare = hold_mount(self.path)
         finally:
             unmount_stack(self.path)
 
@@ -113,7 +140,11 @@ class HostSharedMemory:
     def make(self) -> None:
         """It is there."""
 
-    def recover(self, pids: Iterable[int]) -> None:
+    def take_spare(self) -> int:
+        """There is none: it is the host's."""
+        return -1
+
+    def recover(self, pids: Iterable[int], kept: int = -1) -> None:
         """It is there."""
 
     def attach(self, user: str) -> None:

@@ -27,6 +27,7 @@ class _Running:
 
     def __init__(self, gate: str) -> None:
         self.gate = gate
+        self.started = False
         self.gate_fd = os.open(gate, os.O_RDWR | os.O_CLOEXEC)
         self.pidfds: list[int] = []
         self.groups: list[int] = []
@@ -63,6 +64,7 @@ class FakeBackend:
         self.failures: dict[str, Exception] = {}
         self.gates: dict[str, asyncio.Event] = {}
         self.updates: list[bytes] = []
+        self.cut_execs: dict[str, int] = {}
 
     async def create(self, container_id: str, container: PreparedContainer, stdio: Stdio) -> int:
         self._fail("create")
@@ -85,8 +87,16 @@ class FakeBackend:
 
     async def start(self, container_id: str, container: PreparedContainer) -> None:
         self._fail("start")
-        os.write(self._alive(container_id).gate_fd, b"\n")
+        running = self._alive(container_id)
+        os.write(running.gate_fd, b"\n")
+        running.started = True
         await self._pass_gate("started")
+
+    async def is_started(self, container_id: str, container: PreparedContainer) -> bool:
+        return container_id in self._containers and self._containers[container_id].started
+
+    def pid_of_exec(self, exec_id: str, container: PreparedContainer) -> int | None:
+        return self.cut_execs.pop(exec_id, None)
 
     async def exec(
         self, container_id: str, exec_id: str, container: PreparedContainer, process: bytes, stdio: Stdio

@@ -15,6 +15,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 
 from common.cgroup import Hierarchies, OomWatcher
+from common.descriptors.store import DescriptorStore
 from common.errors import Code, status_of
 from common.oci.spec import PodView
 from common.process.exits import ExitWatcher
@@ -37,12 +38,12 @@ REQUESTS: dict[str, Any] = {name: method.request for name, method in TASK_METHOD
 class Life:
     """One life of a pod's Task service: parts, service, socket; a second one over the same directory recovers."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, store: DescriptorStore | None = None) -> None:
         self.directory = directory
         self.backend = FakeBackend()
         self.sink = RecordingSink()
         # No cgroup hierarchy at all: these processes have no cgroups of their own that could be killed.
-        self.parts = TaskParts(self.backend, ExitWatcher(), self.sink, OomWatcher(), Hierarchies({}))
+        self.parts = TaskParts(self.backend, ExitWatcher(), self.sink, OomWatcher(), Hierarchies({}), store)
         self.service = TaskService("pod", self.parts, self.preparer(may_raise_limits=True), str(directory))
         self.path = directory / "task.sock"
         service = Service(TASK_METHODS, self.service)
@@ -71,6 +72,8 @@ class Life:
         self.server.close()
         for container in self.service.containers.values():
             container.init.close()
+            for process in (container.execs or {}).values():
+                process.close()
         self.parts.ooms.close()
         self.parts.primer.close()
         self.parts.exits.close()

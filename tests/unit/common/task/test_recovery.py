@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
 import pytest
 
-from common.errors import Code, Internal
+from common.descriptors.store import DescriptorStore, NoStore
+from common.errors import FailedPrecondition, Internal
+from common.records import UnreadableRecord
+from common.task.recovery import recover_containers
 from proto.gen.containerd.types import task_pb2 as types
+from tests.descriptor_store import KeptInMemory
 from tests.unit.common.task.pod_lives import Life, Pod
 
 
@@ -29,22 +32,6 @@ async def test_a_new_daemon_goes_on_with_what_it_finds(pod: Pod) -> None:
     await pod.call("Start", id="created")
     await pod.call("Kill", id="running", signal=9)
     assert (await pod.call("Wait", id="running")).exit_status == 137
-
-
-async def test_a_record_of_a_newer_version_is_left_alone_and_the_others_go_on(pod: Pod) -> None:
-    pid = await pod.run("good", "sleep", "60")
-    await pod.run("a", "sleep", "60")
-    record = pod.life.directory / "tasks/a/container.json"
-    text = record.read_text()
-    old = end_life(pod)
-    record.write_text(text.replace('"version":1', '"version":99'))
-    await begin_life(pod, old)
-    assert (await pod.call("State", id="good")).pid == pid
-    await pod.refused(Code.NOT_FOUND, "State", id="a")
-    assert '"version":99' in record.read_text()
-    prepared = old.service.containers["a"].prepared
-    assert prepared is not None
-    await old.backend.delete("a", prepared)
 
 
 async def test_what_cannot_be_rolled_back_yet_goes_with_the_pod(pod: Pod) -> None:
@@ -70,25 +57,104 @@ def end_life(pod: Pod) -> Life:
     return pod.life
 
 
-async def begin_life(pod: Pod, old: Life) -> None:
-    pod.life = Life(old.directory)
+def end_life_of_process(pod: Pod) -> Life:
+    """As SIGKILL does: descriptors are closed, and nobody is told."""
+    store, pod.life.parts.store = pod.life.parts.store, NoStore()
+    for container in pod.life.service.containers.values():
+        assert container.init.stdio is not None
+        container.init.stdio._store = NoStore()
+    old = end_life(pod)
+    old.parts.store = store
+    return old
+
+
+async def begin_life(pod: Pod, old: Life, store: DescriptorStore | None = None) -> None:
+    pod.life = Life(old.directory, store)
     pod.life.backend = pod.life.parts.backend = old.backend
-    await pod.life.service.recover(f"{old.directory}/tasks")
+    await recover_containers(pod.life.service, f"{old.directory}/tasks")
     pod.client = await pod.life.listen()
 
 
-@pytest.mark.parametrize("text", ["junk", '{"version": 1, "boot_id": "x", "record": {"owner": [1]}}'])
-async def test_an_unreadable_record_is_kept_and_the_others_go_on(pod: Pod, text: str) -> None:
-    pid = await pod.run("good", "sleep", "60")
-    await pod.run("bad", "sleep", "60")
-    record = pod.life.directory / "tasks/bad/container.json"
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("junk", UnreadableRecord),
+        ('{"version": 1, "boot_id": "x", "record": {"owner": [1]}}', UnreadableRecord),
+        ('{"version": 99, "boot_id": "x", "record": {}}', FailedPrecondition),
+    ],
+)
+async def test_a_record_that_cannot_be_understood_leaves_the_whole_pod_as_it_is(
+    pod: Pod, text: str, error: type[Exception]
+) -> None:
+    await pod.run("good", "sleep", "60")
+    await pod.create("bad", "sleep", "60")
+    directory = pod.life.directory / "tasks"
+    record = directory / "bad/container.json"
+    text_before = record.read_text()
     old = end_life(pod)
     record.write_text(text)
+    files = {path: path.read_bytes() for path in directory.rglob("*.json")}
+    with pytest.raises(error, match="bad/container.json"):
+        await begin_life(pod, old)
+    assert {path: path.read_bytes() for path in directory.rglob("*.json")} == files
+    assert pod.life.service.containers == {}
+    record.write_text(text_before)
+    pod.life.close()
     await begin_life(pod, old)
-    assert (await pod.call("State", id="good")).pid == pid
-    await pod.refused(Code.NOT_FOUND, "State", id="bad")
-    assert Path(f"{record}.unreadable").read_text() == text
-    for container in old.service.containers.values():
-        assert container.prepared is not None
-        if container.id == "bad":
-            await old.backend.delete("bad", container.prepared)
+    assert (await pod.call("State", id="good")).status == types.RUNNING
+    assert (await pod.call("State", id="bad")).status == types.CREATED
+
+
+async def test_a_start_of_which_nobody_knows_is_settled_by_the_backend(pod: Pod) -> None:
+    await pod.create("before", "sleep", "60")
+    await pod.run("after", "sleep", "60")
+    old = end_life(pod)
+    for name in ("before", "after"):
+        record = pod.life.directory / f"tasks/{name}/container.json"
+        text = record.read_text().replace('"started":true', '"started":false')
+        record.write_text(text.replace('"starting":false', '"starting":true'))
+    await begin_life(pod, old)
+    assert (await pod.call("State", id="before")).status == types.CREATED
+    assert (await pod.call("State", id="after")).status == types.RUNNING
+    await pod.call("Start", id="before")
+    assert (await pod.call("State", id="before")).status == types.RUNNING
+
+
+async def test_execs_are_taken_up_in_every_state(pod: Pod) -> None:
+    await pod.run("c", "sleep", "60")
+    await pod.add_exec("c", "waiting", "sh", "-c", "exit 3")
+    await pod.add_exec("c", "running", "sleep", "60")
+    await pod.add_exec("c", "ended", "sh", "-c", "exit 4")
+    pid = (await pod.call("Start", id="c", exec_id="running")).pid
+    await pod.call("Start", id="c", exec_id="ended")
+    ended = await pod.call("Wait", id="c", exec_id="ended")
+    await begin_life(pod, end_life(pod))
+    state = await pod.call("State", id="c", exec_id="running")
+    assert (state.status, state.pid) == (types.RUNNING, pid)
+    assert await pod.call("Wait", id="c", exec_id="ended") == ended
+    assert (await pod.call("State", id="c", exec_id="waiting")).status == types.CREATED
+    await pod.call("Start", id="c", exec_id="waiting")
+    assert (await pod.call("Wait", id="c", exec_id="waiting")).exit_status == 3
+    await pod.call("Kill", id="c", exec_id="running", signal=9)
+    assert (await pod.call("Wait", id="c", exec_id="running")).exit_status == 137
+    for exec_id in ("running", "waiting", "ended"):
+        await pod.call("Delete", id="c", exec_id=exec_id)
+    assert os.listdir(pod.life.directory / "tasks/c/execs") == []
+
+
+async def test_stdin_that_was_closed_stays_closed_and_open_stdin_stays_open(pod: Pod) -> None:
+    store = KeptInMemory()
+    end_life(pod)
+    pod.life = Life(pod.life.directory, store)
+    pod.client = await pod.life.listen()
+    stdin = str(pod.directory / "stdin")
+    os.mkfifo(stdin)
+    await pod.run("c", "cat", stdin=stdin, stdout=pod.fifo("out"))
+    await begin_life(pod, end_life_of_process(pod), store)
+    writer = os.open(stdin, os.O_WRONLY | os.O_NONBLOCK)
+    os.write(writer, b"still here\n")
+    os.close(writer)
+    await pod.call("CloseIO", id="c", stdin=True)
+    assert (await pod.call("Wait", id="c")).exit_status == 0
+    assert os.read(pod.outputs[0], 100) == b"still here\n"
+    store.close()

@@ -416,7 +416,9 @@ async def test_an_exec_gets_no_more_than_a_daemon_without_privileges_can_grant(p
     wanted = process("true")
     wanted.value = wanted.value.replace(b"{", b'{"oomScoreAdj":%d,' % (own - 1), 1)
     await pod.call("Exec", id="c", exec_id="e", spec=wanted)
-    command = json.loads(pod.life.service.containers["c"].process("e").command)
+    record = pod.life.service.containers["c"].process("e").record
+    assert record is not None
+    command = json.loads(record.command)
     assert command == {**json.loads(wanted.value), "oomScoreAdj": own}
     await pod.call("Start", id="c", exec_id="e")
 

@@ -1,0 +1,204 @@
+"""Taking up the containers of a pod that an earlier daemon has left: going on with those that exist, undoing what is
+half made, and learning what has happened meanwhile.
+
+Everything is read before anything is changed: a record that cannot be understood leaves the whole pod as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from typing import NamedTuple
+
+from common.errors import NotFound, SandboxdError
+from common.linux.pidfd import is_same_process, start_time
+from common.log import get_logger
+from common.process.exits import UNKNOWN_EXIT_CODE, ExitStatus
+from common.records import read_record
+from common.task.container import Container, Process
+from common.task.pod import TaskPod
+from common.task.records import EXEC_RECORDS, RECORD_FILE, ContainerRecord, ExecRecord, prepared_of
+from common.task.states import ContainerTrigger, ProcessTrigger
+from common.task.stdio import Stdio, StdioSpec
+
+log = get_logger()
+
+
+class _Found(NamedTuple):
+    record: ContainerRecord
+    of_this_boot: bool
+    execs: list[ExecRecord]
+
+
+async def recover_containers(pod: TaskPod, tasks_directory: str) -> None:
+    """Take up all containers that have a record below the directory.
+
+    :raise FailedPrecondition: a newer sandboxd wrote one of the records; nothing was changed.
+    :raise UnreadableRecord: one of the records is damaged; nothing was changed.
+    """
+    for found in _read(tasks_directory):
+        try:
+            await _recover(pod, found)
+        except (SandboxdError, OSError) as error:
+            # It is known by now: what is left of it goes with its Delete, or with the pod.
+            log.error("container.not_recovered", container_id=found.record.container_id, error=error)
+
+
+def _read(tasks_directory: str) -> list[_Found]:
+    found, unrecorded = [], []
+    for name in _list(tasks_directory):
+        directory = f"{tasks_directory}/{name}"
+        try:
+            record, of_this_boot = read_record(f"{directory}/{RECORD_FILE}", ContainerRecord)
+        except FileNotFoundError:
+            unrecorded.append(directory)
+            continue
+        execs_directory = f"{directory}/{EXEC_RECORDS}"
+        execs = [
+            read_record(f"{execs_directory}/{file}", ExecRecord)[0]
+            for file in _list(execs_directory)
+            if file.endswith(".json")
+        ]
+        found.append(_Found(record, of_this_boot, execs))
+    for directory in unrecorded:
+        # The record is the first that is made, and the last thing in a directory that is being removed may be
+        # anything: what such a directory holds are files of ours.
+        shutil.rmtree(directory, ignore_errors=True)
+    return found
+
+
+def _list(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+
+
+async def _recover(pod: TaskPod, found: _Found) -> None:
+    record = found.record
+    container = Container(
+        record.container_id,
+        record.bundle,
+        StdioSpec(record.terminal, record.stdin, record.stdout, record.stderr),
+    )
+    container.prepared, container.record, container.recovered = prepared_of(record), record, True
+    container.oom_kills = record.oom_kills
+    container.advance(ContainerTrigger.READY)
+    pod.containers[container.id] = container
+    if not record.pid or not found.of_this_boot:
+        await _roll_back(pod, container, record)
+        return
+    await _take_up(pod, container, container.init, record)
+    pod.parts.store.reserve(record.descriptors)
+    for exec_record in found.execs:
+        pod.parts.store.reserve(exec_record.descriptors)
+        await _take_up_exec(pod, container, exec_record)
+
+
+async def _roll_back(pod: TaskPod, container: Container, record: ContainerRecord) -> None:
+    assert container.prepared is not None
+    container.init.stdio, pidfd = Stdio.recover(
+        container.init.stdio_spec, True, pod.parts.store, record.descriptors
+    )
+    if pidfd is not None:
+        os.close(pidfd)
+    container.init.finish(ExitStatus(UNKNOWN_EXIT_CODE, time.time_ns(), known=False))
+    await pod.kill_unknown(container.id, container.prepared)
+    await pod.delete_container(container)
+    log.info("container.rolled_back", sandbox_id=pod.sandbox_id, container_id=container.id)
+
+
+async def _take_up(pod: TaskPod, container: Container, init: Process, record: ContainerRecord) -> None:
+    assert container.prepared is not None
+    init.pid, init.stdin_closed = record.pid, record.stdin_closed
+    init.stdio, pidfd = Stdio.recover(
+        init.stdio_spec, record.stdin_closed, pod.parts.store, record.descriptors
+    )
+    started = record.started
+    if record.starting and not started:
+        # Whether the runtime had done it, only the runtime knows.
+        with contextlib.suppress(NotFound):
+            started = await pod.parts.backend.is_started(container.id, container.prepared)
+    if started:
+        init.advance(ProcessTrigger.START)
+        init.advance(ProcessTrigger.STARTED)
+        if record.paused:
+            init.advance(ProcessTrigger.PAUSE)
+    if started != record.started:
+        pod.save_change(container, init, started=started)
+    pod.watch_memory(container)
+    if record.exit_code < 0 and container.oom_watch is not None:
+        container.oom_watch.check()
+    _follow(pod, container, init, record, pidfd)
+
+
+async def _take_up_exec(pod: TaskPod, container: Container, record: ExecRecord) -> None:
+    assert container.prepared is not None
+    spec = StdioSpec(record.terminal, record.stdin, record.stdout, record.stderr)
+    process = Process(container.id, record.exec_id, spec)
+    process.record, process.stdin_closed = record, record.stdin_closed
+    uid, gid = record.owner
+    process.owner = (uid, gid)
+    if container.execs is None:
+        container.execs = {}
+    container.execs[process.exec_id] = process
+    if not record.pid:
+        pid = pod.parts.backend.pid_of_exec(process.exec_id, container.prepared)
+        if not pid:
+            _forget_streams(pod, process, record)
+            return  # it was never started, or in vain
+        started_at = start_time(pid) if pod.is_inside(container, pid) else 0
+        pod.save_change(container, process, command="", pid=pid, start_time=started_at)
+        assert process.record is not None
+        record = process.record
+    process.advance(ProcessTrigger.START)
+    process.advance(ProcessTrigger.STARTED)
+    process.stdio, pidfd = Stdio.recover(spec, record.stdin_closed, pod.parts.store, record.descriptors)
+    _follow(pod, container, process, record, pidfd)
+
+
+def _forget_streams(pod: TaskPod, process: Process, record: ExecRecord) -> None:
+    stdio, pidfd = Stdio.recover(process.stdio_spec, True, pod.parts.store, record.descriptors)
+    stdio.close()
+    if pidfd is not None:
+        os.close(pidfd)
+
+
+def _follow(
+    pod: TaskPod,
+    container: Container,
+    process: Process,
+    record: ContainerRecord | ExecRecord,
+    pidfd: int | None,
+) -> None:
+    """Watch a process of an earlier daemon, or say how it has ended."""
+    process.pid = record.pid
+    if record.exit_code >= 0:
+        process.finish(ExitStatus(record.exit_code, record.exited_at_ns))
+    elif is_same_process(record.pid, record.start_time) and _try_adopt(
+        pod, container, process, record, pidfd
+    ):
+        return
+    else:
+        status = pod.parts.exits.ended(record.pid, record.start_time, pidfd)
+        if status is None:
+            status = ExitStatus(UNKNOWN_EXIT_CODE, time.time_ns(), known=False)
+        pod.on_exit(container, process, status)
+    if pidfd is not None:
+        os.close(pidfd)
+
+
+def _try_adopt(
+    pod: TaskPod,
+    container: Container,
+    process: Process,
+    record: ContainerRecord | ExecRecord,
+    pidfd: int | None,
+) -> bool:
+    try:
+        pod.adopt(container, process, record.pid, pidfd, record.start_time)
+    except NotFound:
+        return False  # it has ended this moment
+    return True

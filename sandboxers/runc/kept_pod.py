@@ -1,0 +1,80 @@
+"""What a descriptor store has kept of a pod, told apart; and the pod's sockets, which a new daemon finds there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+
+from common.descriptors.kinds import link_of
+from common.descriptors.store import DescriptorStore
+from common.linux.namespaces import Kind
+
+_SHM_GROUP = "s"
+_LISTEN_BACKLOG = 128
+
+
+def shm_group(group: str) -> str:
+    """Return the name under which the shared memory of the pod with this group is kept."""
+    return _SHM_GROUP + group[1:]
+
+
+class KeptPod:
+    """Owns what was kept of one pod until somebody takes it over."""
+
+    __slots__ = ("listener", "namespaces", "pidfd", "shm")
+
+    def __init__(self) -> None:
+        self.listener: socket.socket | None = None
+        self.namespaces: dict[Kind, int] = {}
+        self.pidfd: int | None = None
+        self.shm = -1
+
+    @classmethod
+    def take(cls, store: DescriptorStore, group: str) -> KeptPod:
+        """Take what an earlier daemon has put there; all may be missing."""
+        kept = cls()
+        for fd in store.take(group):
+            kind = link_of(fd).partition(":")[0]
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                kept.listener = socket.socket(fileno=fd)
+            elif kind in {k.value for k in Kind}:
+                kept.namespaces[Kind(kind)] = fd
+            else:
+                kept.pidfd = fd
+        for fd in store.take(shm_group(group)):
+            kept.shm = fd
+        return kept
+
+    def close(self) -> None:
+        """Let go of all but the listener."""
+        for fd in (*self.namespaces.values(), self.shm, -1 if self.pidfd is None else self.pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self.namespaces, self.shm, self.pidfd = {}, -1, None
+
+
+def listen_on(path: str) -> socket.socket:
+    """Return a new listening unix socket that only root may use, in the place of whatever is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    old_mask = os.umask(0o177)
+    try:
+        listener.bind(path)
+        listener.listen(_LISTEN_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.umask(old_mask)
+    return listener
+
+
+def remove_console_sockets(directory: str) -> None:
+    """Remove the sockets on which a daemon that died was waiting for terminals."""
+    for name in os.listdir(directory):
+        if name.startswith("tty") and name.endswith(".sock"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{directory}/{name}")
