@@ -8,7 +8,7 @@ PYTEST := $(PYTHON) -m pytest
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-integration test-engine lint type proto configs bench critest clean
+.PHONY: help setup demo test test-unit test-integration test-engine chaos lint type proto configs bench critest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ test-integration: .venv/.ready-test ## run what needs root and real runtimes, bu
 
 test-engine: .venv/.ready-test ## run what needs a real containerd, critest included (root)
 	$(PYTEST) tests/engine
+
+chaos: .venv/.ready-test ## kill the daemon at every failpoint and at random, at full size: results/chaos-*.json (root)
+	CHAOS=full $(PYTEST) tests/chaos
+	$(PYTHON) -m tests.chaos.results
 
 critest: .venv/.ready-test ## run the CRI conformance suite alone (root, Go)
 	$(PYTEST) tests/engine -k critest

@@ -1,8 +1,10 @@
 """A private containerd, and optionally a sandboxer next to it, in namespaces of their own."""
 
 import os
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -110,6 +112,7 @@ class Engine:
         self._sandboxer: Daemon | None = None
         self._sandboxer_command: list[str] = []
         self._sandboxer_env: dict[str, str] = {}
+        self._supervised = False
         self._others: list[Daemon] = []
         self._cri: Cri | None = None
         self.namespaces = Namespaces(self.directory, self.directory.name)
@@ -132,9 +135,9 @@ class Engine:
             self._containerd = self.namespaces.spawn(
                 ["containerd", "--config", str(self._config)], log, {**os.environ, "PATH": path}
             )
-        socket = self.namespaces.root / "run/containerd/containerd.sock"
-        self._wait_for(self._containerd, socket.is_socket, "containerd")
-        self._cri = Cri(socket)
+        address = self.namespaces.root / "run/containerd/containerd.sock"
+        self._wait_for(self._containerd, address.is_socket, "containerd")
+        self._cri = Cri(address)
         self._wait_for(self._containerd, self._cri_answers, "containerd's CRI")
 
     def stop_containerd(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -194,9 +197,12 @@ class Engine:
         *,
         python: Path = PYTHON,
         env: Mapping[str, str] | None = None,
+        supervise: bool = False,
     ) -> None:
-        """Start the sandboxer of the handler `sandboxd` and wait for its socket."""
-        self._sandboxer_command = [str(python), "-m", "sandboxers", "--config", str(config)]
+        """Start the sandboxer of the handler `sandboxd`, below a supervisor or not, and wait until it listens."""
+        self._supervised = supervise
+        supervisor = ["--supervise"] if supervise else []
+        self._sandboxer_command = [str(python), "-m", "sandboxers", *supervisor, "--config", str(config)]
         self._sandboxer_env = {**os.environ, "PYTHONPATH": str(CHECKOUT), **(env or {})}
         self._spawn_sandboxer()
 
@@ -218,17 +224,74 @@ class Engine:
 
     @property
     def sandboxer_pid(self) -> int:
-        """Its pid as seen from outside."""
+        """Its pid as seen from outside; the supervisor's if there is one."""
         if self._sandboxer is None:
             raise RuntimeError("the sandboxer does not run")
         return self._sandboxer.pid
 
+    @property
+    def daemon_pid(self) -> int:
+        """The pid of the process that serves, which is another than `sandboxer_pid` under a supervisor.
+
+        Raises ProcessLookupError while there is none.
+        """
+        pid = self.sandboxer_pid
+        if not self._supervised:
+            return pid
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            try:
+                words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            # A child that has not executed its program yet still looks like the supervisor.
+            if b"sandboxers" in words and b"--supervise" not in words:
+                return int(child)
+        raise ProcessLookupError(f"the supervisor {pid} has no daemon at present")
+
+    def kill_daemon(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End the daemon, not its supervisor, and wait until it is gone."""
+        pidfd = os.pidfd_open(self.daemon_pid)
+        try:
+            signal.pidfd_send_signal(pidfd, number)
+            if not select.select([pidfd], [], [], 20)[0]:
+                raise RuntimeError(f"the daemon has not ended\n{self.evidence()}")
+        finally:
+            os.close(pidfd)
+
+    def signal_sandboxer(self, number: signal.Signals) -> None:
+        """Send a signal to the sandboxer; to the supervisor if there is one."""
+        os.kill(self.sandboxer_pid, number)
+
+    def kill_sandboxer(self) -> None:
+        """End supervisor and daemon at once: nobody is left who keeps anything."""
+        supervisor = os.pidfd_open(self.sandboxer_pid)
+        try:
+            # Stopped first, so that it starts no other.
+            signal.pidfd_send_signal(supervisor, signal.SIGSTOP)
+            if self._supervised:
+                self.kill_daemon()
+            self.stop_sandboxer(signal.SIGKILL)
+        finally:
+            os.close(supervisor)
+
+    def wait_for_daemon(self) -> None:
+        """Wait until a daemon listens, be it the first or one that the supervisor has started again."""
+        if self._sandboxer is None:
+            raise RuntimeError("the sandboxer does not run")
+        self._wait_for(self._sandboxer, self._sandboxer_listens, "the sandboxer")
+
     def _spawn_sandboxer(self) -> None:
-        socket = self.namespaces.root / SANDBOXER_SOCKET
-        socket.unlink(missing_ok=True)
         with (self.logs / "sandboxer.log").open("ab") as log:
             self._sandboxer = self.namespaces.spawn(self._sandboxer_command, log, self._sandboxer_env)
-        self._wait_for(self._sandboxer, socket.is_socket, "the sandboxer")
+        self.wait_for_daemon()
+
+    def _sandboxer_listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            try:
+                client.connect(str(self.namespaces.root / SANDBOXER_SOCKET))
+            except (FileNotFoundError, ConnectionRefusedError):
+                return False
+        return True
 
     # ---------------------------------------------------------------- end and evidence
 

@@ -1,0 +1,1 @@
+"""What must hold when parts of a node die: real engines, a supervised sandboxer, and somebody who kills."""

@@ -1,0 +1,40 @@
+"""An engine whose sandboxer is there to be killed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.chaos.trial import Trial
+from tests.engine.conftest import EVIDENCE, parts, pytest_runtest_makereport
+from tests.engine.engine import Engine
+
+__all__ = ["parts", "pytest_runtest_makereport"]
+
+
+@contextmanager
+def running(session: pytest.Session) -> Iterator[Trial]:
+    """An engine without a sandboxer: the trial starts it."""
+    collectors = session.stash.setdefault(EVIDENCE, [])
+    with Engine() as engine:
+        collectors.append(engine.evidence)
+        try:
+            engine.start()
+            yield Trial(engine)
+        finally:
+            collectors.remove(engine.evidence)
+
+
+@pytest.fixture
+def trial(parts: None, request: pytest.FixtureRequest) -> Iterator[Trial]:
+    """An engine of the test's own; the sandboxer is not started yet."""
+    with running(request.session) as trial:
+        yield trial
+
+
+@pytest.fixture(scope="module")
+def shared_trial(parts: None, request: pytest.FixtureRequest) -> Iterator[Trial]:
+    """An engine with a sandboxer that the tests of a module share."""
+    with running(request.session) as trial:
+        trial.start()
+        yield trial

@@ -1,0 +1,27 @@
+"""How much the trials do: little in CI, all that was promised with CHAOS=full (`make chaos`)."""
+
+import os
+import random
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """One row per trial; `failpoint_passes` are the passes of a failpoint at which the daemon is killed."""
+
+    failpoint_passes: tuple[int, ...]
+    kills: int
+    kill_pods: int
+    exits: int
+    restart_pods: int
+
+
+FULL = os.environ.get("CHAOS", "") == "full"
+SIZES = (
+    Sizes(failpoint_passes=(1, 2, 3), kills=200, kill_pods=20, exits=20, restart_pods=200)
+    if FULL
+    else Sizes(failpoint_passes=(1,), kills=10, kill_pods=5, exits=20, restart_pods=20)
+)
+
+# A run that has failed is repeated with the seed that it has printed.
+SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)

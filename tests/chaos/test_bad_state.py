@@ -1,0 +1,116 @@
+"""What the daemon finds is full, damaged, from the future or in use: it says so, and loses nothing."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import grpc
+import pytest
+
+from sandboxers.registry import RECORD_FILE
+from tests.chaos.trial import STATE_DIR, Trial
+from tests.chaos.workload import WRITER_EXIT_CODE, Pod, expect_lines
+from tests.engine.cri import pod_config
+from tests.engine.engine import OURS, PYTHON
+from tests.engine.images import CHECKOUT
+from tests.engine.namespaces import wait_until
+
+
+def test_a_full_state_directory_is_an_error_that_names_the_file_and_passes(trial: Trial) -> None:
+    engine = trial.engine
+    engine.namespaces.run(["mkdir", "-m", "700", "-p", f"/{STATE_DIR}"])
+    engine.namespaces.run(["mount", "-t", "tmpfs", "-o", "mode=700,size=4m", "tmpfs", f"/{STATE_DIR}"])
+    trial.start()
+    pod = Pod(trial)
+    writer = pod.writer()
+    filling = trial.state("filling")
+    subprocess.run(["dd", "if=/dev/zero", f"of={filling}", "bs=4k"], check=False, capture_output=True)
+
+    with pytest.raises(grpc.RpcError) as refusal:
+        engine.cri.run_pod(pod_config("refused"), OURS)
+    assert "No space left on device" in str(refusal.value.details()), refusal.value
+    assert STATE_DIR in str(refusal.value.details())
+    trial.restart()
+    assert pod.is_ready
+    filling.unlink()
+
+    assert pod.exec(writer, "sh", "-c", "exit 12").exit_code == 12
+    another = Pod(trial)
+    another.remove()
+    assert pod.stop(writer) == WRITER_EXIT_CODE
+    expect_lines(writer)
+    pod.remove()
+    assert trial.lost_connections() == []
+    assert [path.name for path in trial.state().iterdir() if not path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("damage", ["cut short", "from the future"])
+def test_a_pod_whose_record_cannot_be_understood_is_left_alone_until_it_can(
+    trial: Trial, damage: str
+) -> None:
+    trial.start()
+    victim, neighbour = Pod(trial), Pod(trial)
+    writer, other = victim.writer(), neighbour.writer()
+    record = trial.state(victim.id, RECORD_FILE)
+    good = record.read_bytes()
+    trial.hold()
+    trial.engine.kill_daemon()
+    newer = json.dumps({**json.loads(good), "version": 1000}).encode()
+    bad = good[: len(good) // 2] if damage == "cut short" else newer
+    record.write_bytes(bad)
+    trial.release()
+    trial.engine.wait_for_daemon()
+
+    assert neighbour.exec(other, "sh", "-c", "exit 13").exit_code == 13
+    assert record.read_bytes() == bad
+    log = (trial.engine.logs / "sandboxer.log").read_text()
+    assert str(record.relative_to(trial.engine.namespaces.root)) in log
+    size = writer.log.stat().st_size
+    wait_until(lambda: writer.log.stat().st_size > size, timeout_s=5, what="more lines")
+    # Removal is refused as something to be tried again: "not found" would make the engine forget it.
+    with pytest.raises(grpc.RpcError):
+        trial.engine.cri.remove_pod(victim.id)
+
+    trial.hold()
+    trial.engine.kill_daemon()
+    record.write_bytes(good)
+    trial.release()
+    trial.engine.wait_for_daemon()
+    for pod, container in ((victim, writer), (neighbour, other)):
+        assert pod.stop(container) == WRITER_EXIT_CODE
+        expect_lines(container)
+        pod.remove()
+    assert trial.lost_connections() == []
+
+
+def test_a_second_daemon_names_the_first_and_disturbs_nobody(trial: Trial) -> None:
+    trial.start()
+    pod = Pod(trial)
+    writer = pod.writer()
+    owner = trial.state(".lock").read_text().strip()
+    config = str(CHECKOUT / "configs/runc.yaml")
+    for arguments in (["--config", config], ["--supervise", "--config", config]):
+        second = trial.engine.namespaces.run(
+            [str(PYTHON), "-m", "sandboxers", *arguments],
+            check=False,
+            env={"PYTHONPATH": str(CHECKOUT), "PATH": "/usr/bin:/bin"},
+            timeout=20,
+        )
+        assert second.returncode == 1
+        assert f"pid {owner}" in second.stderr + second.stdout
+    trial.restart()
+    assert pod.exec(writer, "sh", "-c", "exit 14").exit_code == 14
+    assert pod.stop(writer) == WRITER_EXIT_CODE
+    expect_lines(writer)
+    pod.remove()
+    assert trial.lost_connections() == []
+
+
+def test_sockets_that_a_dead_daemon_has_left_are_no_obstacle(trial: Trial) -> None:
+    trial.start()
+    trial.engine.kill_sandboxer()
+    assert (trial.engine.namespaces.root / "run/sandboxd/runc.sock").is_socket()
+    stray = Path(trial.state("stray"))
+    stray.mkdir(0o700)
+    trial.start()
+    Pod(trial).remove()

@@ -1,0 +1,93 @@
+"""kill -9 at every failpoint in turn: each client gets the truth or "unavailable", and nothing is left over."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from common.failpoints import Failpoint
+from tests.chaos.results import record
+from tests.chaos.sizes import SIZES
+from tests.chaos.streaming import attach_stream, exec_piped, exec_stream
+from tests.chaos.trial import Trial
+from tests.chaos.workload import WRITER_EXIT_CODE, Pod, expect_lines
+
+RECOVERY = {point for point in Failpoint if point.value.startswith("recovery.")}
+# How often a client may be told "unavailable" because of one death.
+PATIENCE = 3
+
+
+@pytest.fixture
+def tidy_trial(shared_trial: Trial) -> Iterator[Trial]:
+    """The shared engine without pods, whatever the test before has left; what belongs to the engine is made."""
+    shared_trial.release()
+    shared_trial.engine.wait_for_daemon()
+    shared_trial.remove_all_pods()
+    shared_trial.told.clear()
+    yield shared_trial
+
+
+@pytest.fixture(scope="module")
+def hit() -> Iterator[dict[str, int]]:
+    """How many of what clients asked for were refused, by failpoint at which the daemon was killed."""
+    refusals: dict[str, int] = {}
+    yield refusals
+    record("failpoints", kills=len(refusals), refusals={at: count for at, count in refusals.items() if count})
+
+
+def live(trial: Trial, *, kill_midway: bool = False) -> None:
+    """A pod's whole life, with everything that a client can ask of it on the way."""
+    pod = Pod(trial)
+    writer = pod.writer()
+    echo = pod.run("sh", "-c", "read line; echo got $line; exit 5", name="echo", stdin=True)
+    assert pod.exec(writer, "sh", "-c", "exit 3").exit_code == 3
+
+    with exec_piped(trial.engine, writer.id, "sh", "-c", "cat; exit 6") as piped:
+        assert piped.stdin is not None and piped.stdout is not None
+        piped.stdin.write(b"over there\n")
+        piped.stdin.flush()
+        assert piped.stdout.readline() == b"over there\n"
+        if kill_midway:
+            trial.restart()
+        assert piped.communicate(timeout=20)[0] == b""
+        assert piped.returncode == 6
+    with exec_stream(trial.engine, writer.id, "sh", "-c", "read x; stty size; exit 4", tty=True) as stream:
+        stream.resize(101, 37)
+        stream.write(b"\n")
+        stream.expect(b"37 101")
+        assert stream.wait() == 4
+    with attach_stream(trial.engine, echo.id) as stream:
+        stream.write(b"it\n")
+        stream.expect(b"got it\n")
+    assert pod.exit_code(echo) == 5
+
+    assert pod.stop(writer) == WRITER_EXIT_CODE
+    expect_lines(writer)
+    pod.remove_container(writer)
+    # What is still there goes with the pod.
+    pod.writer("second")
+    pod.remove()
+
+
+@pytest.mark.parametrize("passes", SIZES.failpoint_passes)
+@pytest.mark.parametrize("point", Failpoint)
+def test_nobody_can_tell_that_the_daemon_was_killed_at(
+    tidy_trial: Trial, hit: dict[str, int], point: Failpoint, passes: int
+) -> None:
+    trial = tidy_trial
+    if not trial.starts > 1:
+        live(trial)  # what it leaves belongs to the engine
+    in_recovery = point in RECOVERY
+    if not in_recovery:
+        trial.arm(f"{point}=kill@{passes}")
+    trial.restart()
+    before, starts = trial.remains(), trial.starts
+    if in_recovery:
+        trial.arm(f"{point}=kill@{passes}")
+    live(trial, kill_midway=in_recovery)
+    deaths = trial.starts - starts - in_recovery
+    trial.engine.wait_for_daemon()
+    trial.expect_nothing_more_than(before)
+    assert deaths == 1 or passes > 1, f"{point} was never passed"
+    assert trial.lost_connections() == []
+    hit[f"{point}@{passes}"] = len(trial.told)
+    assert len(trial.told) <= PATIENCE, trial.told

@@ -1,0 +1,96 @@
+"""kill -9 at random moments while pods start, stop, are asked to run commands, and write logs."""
+
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import pytest
+
+from tests.chaos.results import record
+from tests.chaos.sizes import FULL, SEED, SIZES
+from tests.chaos.trial import Trial
+from tests.chaos.workload import WRITER_EXIT_CODE, Container, Pod, expect_lines
+
+LONGEST_PAUSE_S = 1.5
+
+
+class Tally:
+    """What all pods together have done."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.counts: dict[str, int] = {}
+
+    def add(self, what: str, count: int = 1) -> None:
+        with self._lock:
+            self.counts[what] = self.counts.get(what, 0) + count
+
+
+def keep_busy(trial: Trial, number: int, over: threading.Event, tally: Tally) -> None:
+    """A pod that lives all the time with a writer in it, and containers and pods that come and go."""
+    rng = random.Random(f"{SEED}/{number}")
+    stays = Pod(trial)
+    writer = stays.writer()
+    serial = 0
+    while not over.is_set():
+        serial += 1
+        code = rng.randrange(1, 120)
+        expect_exec(stays, writer, code)
+        tally.add("execs")
+        if rng.random() < 0.5:
+            short = stays.run(
+                "sh", "-c", f"echo begun; sleep 0.1; echo over; exit {code}", name=f"short{serial}"
+            )
+            assert stays.exit_code(short) == code
+            stays.remove_container(short)
+            tally.add("short containers")
+        else:
+            passing = Pod(trial, host_network=rng.random() < 0.7)
+            other = passing.writer()
+            expect_exec(passing, other, code)
+            assert passing.stop(other) == WRITER_EXIT_CODE
+            tally.add("log lines", expect_lines(other))
+            passing.remove()
+            tally.add("pods")
+    assert stays.is_ready
+    assert stays.stop(writer) == WRITER_EXIT_CODE
+    tally.add("log lines", expect_lines(writer))
+    stays.remove()
+
+
+def expect_exec(pod: Pod, container: Container, code: int) -> None:
+    answer = pod.exec(container, "sh", "-c", f"echo out; echo err >&2; exit {code}")
+    assert (answer.exit_code, answer.stdout, answer.stderr) == (code, b"out\n", b"err\n")
+
+
+@pytest.mark.timeout(1800 if FULL else 90)
+def test_kills_at_random_moments_lose_no_container_exit_code_or_log_line(trial: Trial) -> None:
+    print(f"repeat with CHAOS_SEED={SEED}")
+    rng = random.Random(SEED)
+    trial.start()
+    Pod(trial, host_network=False).remove()
+    trial.restart()
+    before = trial.remains()
+    over, tally = threading.Event(), Tally()
+    with ThreadPoolExecutor(SIZES.kill_pods) as pool:
+        pods = [pool.submit(keep_busy, trial, number, over, tally) for number in range(SIZES.kill_pods)]
+        try:
+            for _ in range(SIZES.kills):
+                time.sleep(rng.uniform(0, LONGEST_PAUSE_S))
+                if any(pod.done() for pod in pods):
+                    break
+                trial.engine.wait_for_daemon()
+                # Also while it has only just begun to serve.
+                time.sleep(rng.choice((0, rng.uniform(0, LONGEST_PAUSE_S))))
+                trial.engine.kill_daemon()
+                tally.add("kills")
+        finally:
+            over.set()
+        wait(pods)
+        for pod in pods:
+            pod.result()
+    trial.engine.wait_for_daemon()
+    record("kills", seed=SEED, refusals=len(trial.told), **tally.counts)
+    assert trial.lost_connections() == []
+    trial.expect_nothing_more_than(before)

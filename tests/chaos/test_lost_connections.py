@@ -1,0 +1,70 @@
+"""Connections are gone for good: what runs on is found and ended once the engine has disowned it, and not before."""
+
+import signal
+import time
+
+from tests.chaos.trial import Trial
+from tests.chaos.workload import EXITED, RUNNING, WRITER_EXIT_CODE, Pod, expect_lines
+from tests.engine.images import CHECKOUT
+from tests.engine.namespaces import wait_until
+
+GRACE_S = 2
+CONFIG = f"\ngc:\n  interval_s: 1.0\n  grace_s: {GRACE_S:.1f}\n"
+
+
+def lose_connections(trial: Trial) -> None:
+    """End supervisor and daemon without a word, and start both anew."""
+    trial.engine.kill_sandboxer()
+    trial.engine.restart_after_death()
+
+
+def start_impatient(trial: Trial) -> None:
+    """Start a sandboxer that waits for less long before it collects."""
+    text = (CHECKOUT / "configs/runc.yaml").read_text()
+    start = text.index("\ngc:")
+    end = text.find("\n\n# ", start + 1)
+    config = trial.directory / "runc.yaml"
+    config.write_text(text[:start] + CONFIG + (text[end:] if end > 0 else ""))
+    trial.start(config=config)
+
+
+def grows(trial: Trial, pod: Pod) -> bool:
+    """Whether the processes of a pod's container still run."""
+    return any("sleep" in line for line in trial.remains() if line.startswith("process"))
+
+
+def test_what_the_engine_has_disowned_is_ended_and_removed(trial: Trial) -> None:
+    start_impatient(trial)
+    before = {line for line in trial.remains() if line.startswith("process")}
+    pod = Pod(trial)
+    container = pod.run("sleep", "1000000")
+    assert grows(trial, pod)
+    lose_connections(trial)
+    # containerd takes the loss of the connection for the container's end.
+    wait_until(lambda: pod.status(container).state == EXITED, timeout_s=20, what="the engine's notice")
+    wait_until(lambda: not grows(trial, pod), timeout_s=20, what="the collection")
+    left = {line for line in trial.remains() if line.startswith("process")} - before
+    assert not left
+    # The pod itself was never disowned, and goes on.
+    assert pod.is_ready
+    again = pod.writer("again")
+    assert pod.stop(again) == WRITER_EXIT_CODE
+    expect_lines(again)
+    pod.remove()
+    assert not list(trial.state().glob(f"{pod.id}*"))
+
+
+def test_nothing_is_collected_while_the_engine_cannot_be_asked_or_still_knows_it(trial: Trial) -> None:
+    start_impatient(trial)
+    pod = Pod(trial)
+    writer = pod.writer()
+    trial.engine.stop_containerd(signal.SIGKILL)
+    lose_connections(trial)
+    time.sleep(3 * GRACE_S)
+    assert grows(trial, pod)
+    trial.engine.start_containerd()
+    wait_until(lambda: pod.status(writer).state == RUNNING, timeout_s=20, what="the engine's own recovery")
+    time.sleep(3 * GRACE_S)
+    assert pod.exec(writer, "sh", "-c", "exit 15").exit_code == 15
+    assert pod.stop(writer) == WRITER_EXIT_CODE
+    pod.remove()

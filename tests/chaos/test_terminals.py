@@ -1,0 +1,45 @@
+"""Somebody sits at a terminal while the daemon is killed."""
+
+import time
+
+from tests.chaos.streaming import exec_stream
+from tests.chaos.trial import Trial
+from tests.chaos.workload import Pod
+
+# Told from the shell's own hang-up.
+SHELL = 'trap "echo hung up" HUP; echo ready; while read word; do echo "$word: $(stty size)"; done; exit 9'
+
+
+def test_a_terminal_outlives_the_daemon_with_its_size(trial: Trial) -> None:
+    trial.start()
+    pod = Pod(trial)
+    container = pod.run("sleep", "1000000")
+    with exec_stream(trial.engine, container.id, "sh", "-c", SHELL, tty=True) as terminal:
+        terminal.expect(b"ready")
+        terminal.resize(132, 50)
+        time.sleep(0.5)  # no answer comes to a resize
+        terminal.write(b"before\n")
+        terminal.expect(b"before: 50 132")
+
+        trial.restart()
+        terminal.write(b"after\n")
+        terminal.expect(b"after: 50 132")
+        terminal.resize(90, 30)
+        time.sleep(0.5)
+        terminal.write(b"smaller\n")
+        terminal.expect(b"smaller: 30 90")
+
+        # What is typed and written while no daemon runs is not lost either.
+        trial.hold()
+        trial.engine.kill_daemon()
+        terminal.write(b"nobody\n")
+        time.sleep(1)
+        trial.release()
+        terminal.expect(b"nobody: 30 90")
+        terminal.write(b"\x04")
+        assert terminal.wait() == 9
+        assert b"hung up" not in terminal.output
+    trial.engine.wait_for_daemon()
+    pod.remove()
+    assert trial.told == []
+    assert trial.lost_connections() == []

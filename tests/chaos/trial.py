@@ -1,0 +1,186 @@
+"""An engine and a supervised sandboxer whose daemon is made to die, and what they leave behind."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from tests.engine.engine import Engine
+from tests.engine.images import CHECKOUT
+from tests.engine.namespaces import wait_until
+
+HOOK = Path(__file__).with_name("hook")
+STATE_DIR = "run/sandboxd/runc"
+# What containerd says once it has lost a task's connection.
+LOST_CONNECTION = re.compile(
+    r"ttrpc: closed|ttrpc: server closed|connection reset|broken pipe", re.IGNORECASE
+)
+# Owned by the daemon, not by a pod.
+OWN_FILES = re.compile(rf"/{STATE_DIR}(/\.[a-z.-]+)?$|/run/sandboxd(/runc\.sock)?$")
+PROCESSES_OF_DAEMONS = re.compile(r"containerd|catatonit|python[0-9.]*")
+# gRPC opens and closes these as it likes, and how many callers there are is the callers' affair.
+UNSTABLE = re.compile(r"^anon_inode:\[event|^socket:")
+AGAIN_S = 20.0
+
+T = TypeVar("T")
+
+
+class Refused(Exception):
+    """The engine has answered "unavailable" for longer than a kubelet would be patient."""
+
+
+class Trial:
+    """What happens to the sandboxer of one engine. `told` is what clients were told instead of an answer."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.directory = engine.directory / "chaos"
+        self.directory.mkdir()
+        self.told: list[str] = []
+
+    def start(
+        self, *, code: Path = CHECKOUT, config: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        """Start the supervisor, which starts the daemon from the code in a directory."""
+        settings = {
+            "PYTHONPATH": f"{HOOK}:{code}",
+            "CHAOS_DIRECTORY": str(self.directory),
+            **(env or {}),
+        }
+        if config is None:
+            self.engine.start_sandboxer(env=settings, supervise=True)
+        else:
+            self.engine.start_sandboxer(config, env=settings, supervise=True)
+
+    # ---------------------------------------------------------------- the daemon
+
+    def arm(self, failpoints: str) -> None:
+        """Arm the next daemon, and only that one."""
+        new = self.directory / "arm.new"
+        new.write_text(failpoints)
+        new.rename(self.directory / "arm")
+
+    def hold(self) -> None:
+        """Let no daemon start until `release`."""
+        (self.directory / "hold").touch()
+
+    def release(self) -> None:
+        (self.directory / "hold").unlink(missing_ok=True)
+
+    def restart(self) -> None:
+        """kill -9, and wait for the next daemon."""
+        self.engine.kill_daemon()
+        self.engine.wait_for_daemon()
+
+    @property
+    def starts(self) -> int:
+        """How many daemons have been started so far."""
+        try:
+            return len((self.directory / "starts").read_text().splitlines())
+        except FileNotFoundError:
+            return 0
+
+    # ---------------------------------------------------------------- the client
+
+    def insist(self, call: Callable[[], T]) -> T:
+        """Call until the answer is another than "unavailable", as a kubelet does; raises all other errors."""
+        answers: list[T] = []
+
+        def answered() -> bool:
+            try:
+                answers.append(call())
+            except grpc.RpcError as error:
+                self.refusal(error)
+                return False
+            return True
+
+        wait_until(answered, timeout_s=AGAIN_S, what="another answer than unavailable", interval_s=0.1)
+        return answers[0]
+
+    def refusal(self, error: grpc.RpcError) -> None:
+        """Note an "unavailable"; raises any other error."""
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            raise error
+        self.told.append(f"{error.details()}"[:300])
+
+    # ---------------------------------------------------------------- what is left
+
+    def remove_all_pods(self) -> None:
+        """Remove every pod that the engine knows."""
+        cri = self.engine.cri
+        for pod in self.insist(cri.pods):
+            self.insist(lambda pod=pod: cri.stop_pod(pod.id))  # type: ignore[misc]
+            self.insist(lambda pod=pod: cri.remove_pod(pod.id))  # type: ignore[misc]
+
+    def remains(self) -> set[str]:
+        """Everything that pods consist of, as text."""
+        root = self.engine.namespaces.root
+        found = {f"cgroup {path}" for base in self.engine.namespaces.cgroups for path, _, _ in os.walk(base)}
+        found |= {f"file {path}" for path in _files(root, "run/sandboxd") if not OWN_FILES.fullmatch(path)}
+        found |= {f"netns {path.name}" for path in (root / "run/netns").glob("*")}
+        mounts = Path(f"/proc/{self.engine.namespaces.first_pid}/mountinfo").read_text().splitlines()
+        found |= {f"mount {line.split()[4]}" for line in mounts}
+        found |= {f"process {line}" for line in _processes(root / "proc")}
+        found |= {f"supervisor's {kind}" for kind in _descriptors(self.engine.sandboxer_pid)}
+        own = {kind for kind in _descriptors(self.engine.daemon_pid) if not UNSTABLE.search(kind)}
+        return found | {f"daemon's {kind}" for kind in own}
+
+    def expect_nothing_more_than(self, before: set[str]) -> None:
+        """Fail unless, soon, nothing is there that was not there before."""
+        left: set[str] = set()
+
+        def clean() -> bool:
+            try:
+                left.clear()
+                left.update(self.remains() - before)
+            except (FileNotFoundError, ProcessLookupError):
+                return False
+            return not left
+
+        try:
+            wait_until(clean, timeout_s=5, what="the end of it all", interval_s=0.05)
+        except TimeoutError:
+            raise AssertionError("left behind:\n  " + "\n  ".join(sorted(left))) from None
+
+    def lost_connections(self) -> list[str]:
+        """The lines of containerd's log that tell of a connection that broke."""
+        log = (self.engine.logs / "containerd.log").read_text(errors="replace")
+        return [line for line in log.splitlines() if LOST_CONNECTION.search(line)]
+
+    def state(self, *parts: str) -> Path:
+        """A path below the sandboxer's state directory, as seen from here."""
+        return self.engine.namespaces.root.joinpath(STATE_DIR, *parts)
+
+
+def _files(root: Path, below: str) -> Iterator[str]:
+    prefix = len(str(root))
+    for path, directories, files in os.walk(root / below):
+        yield from (f"{path[prefix:]}/{name}" for name in [*directories, *files])
+
+
+def _processes(proc: Path) -> Iterator[str]:
+    for process in proc.iterdir():
+        if process.name.isdigit():
+            try:
+                name = (process / "comm").read_text().strip()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if not PROCESSES_OF_DAEMONS.fullmatch(name):
+                yield f"{process.name} {name}"
+
+
+def _descriptors(pid: int) -> Iterator[str]:
+    """A process's descriptors by kind, numbered, so that one more of a kind is a difference."""
+    kinds: Counter[str] = Counter()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{fd}")
+        except FileNotFoundError:
+            continue
+        kinds[re.sub(r"(?<=:\[)\d+(?=\]$)", "", target)] += 1
+    for kind, count in kinds.items():
+        yield from (f"{kind} number {number + 1}" for number in range(count))

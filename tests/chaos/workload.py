@@ -1,0 +1,159 @@
+"""Pods as a kubelet runs them: what is unavailable is tried again, what runs is held to its word."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+
+from proto.gen.runtime.v1 import service_pb2 as pb
+from tests.chaos.trial import Trial
+from tests.engine.cri import container_config, pod_config
+from tests.engine.engine import OURS
+from tests.engine.namespaces import wait_until
+
+EXITED = pb.ContainerState.CONTAINER_EXITED
+RUNNING = pb.ContainerState.CONTAINER_RUNNING
+WRITER_EXIT_CODE = 7
+_BURST = 10
+WRITER = f"""\
+trap 'told=yes' TERM
+n=0
+while [ -z "$told" ]; do
+    end=$((n + {_BURST}))
+    while [ $n -lt $end ]; do echo line $n; n=$((n + 1)); done
+    sleep 0.2
+done
+echo end $n
+exit {WRITER_EXIT_CODE}
+"""
+_LOG_LINE = re.compile(r"\S+ (stdout|stderr) ([FP])\S* ?(.*)")
+_serial = itertools.count(1)
+
+
+class Container(NamedTuple):
+    """A started container and where its log is."""
+
+    id: str
+    log: Path
+
+
+class Pod:
+    """A pod that runs. Calls answered "unavailable" are repeated; every other error is raised."""
+
+    def __init__(self, trial: Trial, *, host_network: bool = True) -> None:
+        self.trial = trial
+        self.logs = trial.directory / f"logs-{next(_serial)}"
+        self.config = pod_config(host_network=host_network, log_directory=str(self.logs))
+        self.id = self._run()
+
+    def _run(self) -> str:
+        cri = self.trial.engine.cri
+        for attempt in range(20):
+            self.config.metadata.attempt = attempt
+            try:
+                return cri.run_pod(self.config, OURS)
+            except grpc.RpcError as error:
+                self.trial.refusal(error)
+            # What the engine still has of a pod that did not start, the kubelet removes before it tries again.
+            for pod in cri.pods():
+                if pod.metadata.uid == self.config.metadata.uid:
+                    self.id = pod.id
+                    self.remove()
+        raise AssertionError(f"the pod could not be run: {self.trial.told}")
+
+    def run(
+        self,
+        *command: str,
+        name: str = "main",
+        stdin: bool = False,
+        tty: bool = False,
+        mounts: Sequence[pb.Mount] = (),
+    ) -> Container:
+        """Create and start a container."""
+        cri = self.trial.engine.cri
+        for attempt in range(20):
+            log = f"{name}-{attempt}.log"
+            config = container_config(command, name=name, log_path=log, stdin=stdin, tty=tty, mounts=mounts)
+            config.metadata.attempt = attempt
+            container = self.trial.insist(lambda config=config: cri.create(self.id, config, self.config))  # type: ignore[misc]
+            try:
+                cri.start(container)
+            except grpc.RpcError as error:
+                self.trial.refusal(error)
+                self.trial.insist(lambda container=container: cri.remove_container(container))  # type: ignore[misc]
+            else:
+                return Container(container, self.logs / log)
+        raise AssertionError(f"the container {name} could not be started: {self.trial.told}")
+
+    def writer(self, name: str = "writer") -> Container:
+        """A container that writes numbered lines until it is stopped, see `expect_lines`."""
+        return self.run("sh", "-c", WRITER, name=name)
+
+    def exec(self, container: Container, *command: str) -> pb.ExecSyncResponse:
+        return self.trial.insist(lambda: self.trial.engine.cri.exec(container.id, command))
+
+    def stop(self, container: Container, grace_s: int = 10) -> int:
+        """Stop a container and return its exit code."""
+        self.trial.insist(lambda: self.trial.engine.cri.stop_container(container.id, grace_s))
+        return self.exit_code(container)
+
+    def status(self, container: Container) -> pb.ContainerStatus:
+        return self.trial.insist(lambda: self.trial.engine.cri.container(container.id))
+
+    def exit_code(self, container: Container) -> int:
+        """Wait for a container's end and return its exit code."""
+        self.wait(container)
+        return self.status(container).exit_code
+
+    def wait(self, container: Container, timeout_s: float = 20) -> None:
+        wait_until(
+            lambda: self.status(container).state == EXITED,
+            timeout_s=timeout_s,
+            what="the container's end",
+            interval_s=0.05,
+        )
+
+    def remove_container(self, container: Container) -> None:
+        self.trial.insist(lambda: self.trial.engine.cri.remove_container(container.id))
+
+    def remove(self) -> None:
+        """Stop and remove the pod with all that is in it."""
+        self.trial.insist(lambda: self.trial.engine.cri.stop_pod(self.id))
+        self.trial.insist(lambda: self.trial.engine.cri.remove_pod(self.id))
+
+    @property
+    def is_ready(self) -> bool:
+        status = self.trial.insist(lambda: self.trial.engine.cri.pod(self.id))
+        return bool(status.state == pb.PodSandboxState.SANDBOX_READY)
+
+
+def log_lines(container: Container) -> list[str]:
+    """The lines that a container has written, from the log that containerd has made of them."""
+    lines, partial = [], ""
+    for line in container.log.read_text(errors="replace").splitlines():
+        found = _LOG_LINE.fullmatch(line)
+        assert found is not None, f"no line of a container's log: {line!r}"
+        partial += found[3]
+        if found[2] == "F":
+            lines.append(partial)
+            partial = ""
+    return lines
+
+
+def expect_lines(container: Container) -> int:
+    """Fail unless a writer's log is complete: every line once and in order. Returns how many there are."""
+    wait_until(
+        lambda: "end " in container.log.read_text(errors="replace")[-80:], timeout_s=5, what="the last line"
+    )
+    *lines, end = log_lines(container)
+    assert lines == [f"line {number}" for number in range(len(lines))], _difference(lines)
+    assert end == f"end {len(lines)}"
+    return len(lines)
+
+
+def _difference(lines: list[str]) -> str:
+    number = next(number for number, line in enumerate(lines) if line != f"line {number}")
+    return f"at line {number}: {lines[max(0, number - 2) : number + 3]}"
