@@ -28,7 +28,6 @@ class SandboxState(enum.Enum):
     FAILED = "failed to start"
     REMOVING = "being removed"
     REMOVAL_FAILED = "not completely removed"
-    REMOVING = "being removed"  # stands in records only: whoever finds it finishes the removal
 
 
 class SandboxTrigger(enum.Enum):
