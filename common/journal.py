@@ -167,14 +167,21 @@ class ConnectionJournal:
         """
         if self._fd >= 0:
             self._write(_encode(_ADMITTED, connection_id, stream_id, frame))
+            failpoint(Failpoint.REQUEST_ADMITTED)
+
+    def consumed(self, connection_id: int, stream_id: int) -> None:
+        """Nothing changes: what is both in the socket and on record is told apart by its stream id."""
+        failpoint(Failpoint.REQUEST_CONSUMED)
 
     def outcome(self, connection_id: int, stream_id: int, frame: bytes) -> None:
         """Record an answer that is about to be sent."""
         if self._fd >= 0:
             self._append(_encode(_OUTCOME, connection_id, stream_id, frame))
+            failpoint(Failpoint.OUTCOME_RECORDED)
 
     def answered(self, connection_id: int, stream_id: int) -> None:
         """Record that an answer was sent."""
+        failpoint(Failpoint.REQUEST_ANSWERED)
         if self._fd >= 0:
             spilled = self._spilled.pop((connection_id, stream_id), None)
             if spilled is not None:

@@ -43,6 +43,9 @@ class Journal(Protocol):
     def admitted(self, connection_id: int, stream_id: int, frame: bytes) -> None:
         """Record a frame of a call. If this raises, the call is answered with that error and not run."""
 
+    def consumed(self, connection_id: int, stream_id: int) -> None:
+        """The frame of a journaled call has left the socket, and the call is about to begin; never raises."""
+
     def outcome(self, connection_id: int, stream_id: int, frame: bytes) -> None:
         """The call is done, this is its answer, about to be sent; never raises."""
 
@@ -77,6 +80,9 @@ class NullJournal:
         return next(_connection_ids)
 
     def admitted(self, connection_id: int, stream_id: int, frame: bytes) -> None:
+        pass
+
+    def consumed(self, connection_id: int, stream_id: int) -> None:
         pass
 
     def outcome(self, connection_id: int, stream_id: int, frame: bytes) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import DecodeError, Message
 
-from common.failpoints import Failpoint, failpoint
 from common.ttrpc._calls import Call, CallContext, Method, PeerCredentials, Service, StreamMethod
 from common.ttrpc._connection import Connection, Role
 from common.ttrpc._errors import LocalProtocolError, StatusCode, StatusError
@@ -127,7 +126,6 @@ class ServerConnection(FrameSocket):
             self._server.journal.admitted(self._id, frame.stream_id, encode_frame(*frame))
         except Exception as error:
             return error
-        failpoint(Failpoint.REQUEST_ADMITTED)
         return None
 
     def _acts_first(self, examined: _Admitted) -> bool:
@@ -146,7 +144,7 @@ class ServerConnection(FrameSocket):
         event = examined.event
         if type(event) is RequestReceived:
             if examined.method is not None and examined.method.journaled:
-                failpoint(Failpoint.REQUEST_CONSUMED)
+                self._server.journal.consumed(self._id, event.stream_id)
             if examined.error is not None:
                 self._respond(event.stream_id, 0, None, examined.error)
             else:
@@ -277,7 +275,6 @@ class ServerConnection(FrameSocket):
             frame = self._codec.send_response(stream_id, response)
         if record:
             self._server.journal.outcome(self._id, stream_id, frame)
-            failpoint(Failpoint.OUTCOME_RECORDED)
         self._write(frame, report, stream_id)
 
     # ── bookkeeping ────────────────────────────────────────────────────────────────────────────
@@ -298,7 +295,6 @@ class ServerConnection(FrameSocket):
         return self._server.journal.spill(self._id, stream_id, frame)
 
     def _sent(self, report: int) -> None:
-        failpoint(Failpoint.REQUEST_ANSWERED)
         self._server.journal.answered(self._id, report)
 
     def _lost(self, reason: Exception | None) -> None:

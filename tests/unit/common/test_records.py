@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import FailedPrecondition
-from common.records import UnreadableRecord, boot_id, quarantine_record, read_record, write_record
+from common.records import UnreadableRecord, boot_id, read_record, write_record
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -162,11 +162,3 @@ def test_a_record_cut_short_is_unreadable(tmp_path: Path, data: st.DataObject) -
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     with pytest.raises(UnreadableRecord):
         read_record(str(path), Note)
-
-
-def test_an_unreadable_record_is_set_aside_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "r"
-    path.write_bytes(b"junk")
-    aside = quarantine_record(str(path))
-    assert Path(aside).read_bytes() == b"junk"
-    assert not path.exists()

@@ -65,6 +65,8 @@ def end_life_of_process(pod: Pod) -> Life:
         container.init.stdio._store = NoStore()
     old = end_life(pod)
     old.parts.store = store
+    if isinstance(store, KeptInMemory):
+        store.restart()
     return old
 
 
