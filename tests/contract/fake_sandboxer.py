@@ -23,9 +23,11 @@ PID = 4711
 class FakeSandbox:
     """A pod that is made of a listening socket and a marker file."""
 
-    def __init__(self, pod: PodConfig, directory: str, sandboxer: FakeSandboxer) -> None:
+    def __init__(self, pod: PodConfig, directory: str, group: str, sandboxer: FakeSandboxer) -> None:
         self.pod = pod
         self.directory = directory
+        self.group = group
+        self.abandoned_containers: list[str] = []
         self.on_exit: SandboxExit | None = None
         self._sandboxer = sandboxer
         self._listener: socket.socket | None = None
@@ -63,6 +65,14 @@ class FakeSandbox:
             await self._sandboxer.pass_gate("recover")
             self._listen()
             return self.endpoint
+
+    def abandoned(self) -> list[str]:
+        return list(self.abandoned_containers)
+
+    async def collect(self, container_id: str) -> None:
+        with self._sandboxer.call("collect", self):
+            await self._sandboxer.pass_gate("collect")
+            self.abandoned_containers.remove(container_id)
 
     def details(self) -> dict[str, Any]:
         return {"marker": self._marker}
@@ -114,12 +124,15 @@ class FakeSandboxer:
         self.most_at_once: dict[str, int] = {}
         self._running: dict[str, int] = {}
 
-    def sandbox(self, pod: PodConfig, directory: str) -> FakeSandbox:
+    def sandbox(self, pod: PodConfig, directory: str, group: str) -> FakeSandbox:
         if pod.hostname == REFUSED_HOSTNAME:
             raise InvalidArgument(f"sandbox {pod.sandbox_id}: this type has no such pods")
-        sandbox = FakeSandbox(pod, directory, self)
+        sandbox = FakeSandbox(pod, directory, group, self)
         self.sandboxes[pod.sandbox_id] = sandbox
         return sandbox
+
+    async def settle(self) -> None:
+        """Nothing was begun."""
 
     def close(self) -> None:
         """Stop listening for all pods, as the end of the process would."""

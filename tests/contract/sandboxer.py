@@ -37,7 +37,7 @@ class PodUnderTest:
         self.pod = pod
         self.directory = directory
         self.ends = Ends()
-        self.sandbox: Sandbox = sandboxer.sandbox(pod, str(directory))
+        self.sandbox: Sandbox = sandboxer.sandbox(pod, str(directory), "p1")
 
     async def start(self) -> Endpoint:
         return await self.sandbox.start(self.ends)
@@ -146,7 +146,7 @@ class SandboxerContract:
         under_test.sandboxer.close()
         under_test.sandboxer = new_sandboxer()
         old, ends = under_test.sandbox, Ends()
-        under_test.sandbox = under_test.sandboxer.sandbox(under_test.pod, str(under_test.directory))
+        under_test.sandbox = under_test.sandboxer.sandbox(under_test.pod, str(under_test.directory), "p1")
         try:
             again = await under_test.sandbox.recover(ends, running=running)
         finally:

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from common.descriptors.store import NoStore
+from common.journal import ConnectionJournal
 from common.linux.namespaces import close_all
+from sandboxers.outlasting import Outlasting
 from sandboxers.runc.config import EngineConfig, RuncConfig
 from sandboxers.runc.sandboxer import RuncSandboxer
 from tests.contract.fake_sandboxer import FakeSandboxer
@@ -32,7 +35,10 @@ class TestRuncSandboxer(SandboxerContract):
     def new_sandboxer(self, tmp_path: Path, subreaper: None) -> NewSandboxer:
         state_dir = str(tmp_path / "state")
         config = RuncConfig(state_dir=state_dir, engine=EngineConfig(events_address=""))
-        return lambda: RuncSandboxer(config)
+        os.makedirs(state_dir)
+        store = NoStore()
+        outlasting = Outlasting(store, ConnectionJournal(f"{state_dir}/.journal", store), None)
+        return lambda: RuncSandboxer(config, outlasting)
 
     async def abandon(self, sandbox: Any) -> None:
         sandbox._server.close()

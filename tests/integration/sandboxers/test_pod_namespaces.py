@@ -86,7 +86,7 @@ class Pod:
 
     async def recover(self, pids: Iterable[int] = (), sysctls: dict[str, str] | None = None) -> PodNamespaces:
         namespaces = self.successor()
-        await namespaces.recover(pids, sysctls or {}, self.directory)
+        await namespaces.recover(pids, sysctls or {}, self.directory, {}, None)
         return namespaces
 
     @property
