@@ -109,6 +109,7 @@ class Controller(api_grpc.ControllerServicer):
         self, request: api.ControllerPlatformRequest, _: Context
     ) -> api.ControllerPlatformResponse:
         """Tell the node's platform."""
+        self._registry.require_understood(request.sandbox_id)
         machine = platform.machine()
         response = api.ControllerPlatformResponse()
         response.platform.os = "linux"

@@ -1,8 +1,10 @@
 """The pods of one daemon: ids, order, states, records and waiting, the same for every isolation type.
 
     <state_dir>/<directory of the id>/sandbox.json      the record, written before anything else is made
+    <state_dir>/.removing-<directory>/                  a pod of which only files are left
 
-Calls that change a pod are serialised per id; Status and Wait never wait for them.
+Calls that change a pod are serialised per id; Status and Wait never wait for them. A pod that this version does not
+understand is left as it is, and its id answered with Unavailable: "not found" would make its engine clean up.
 """
 
 from __future__ import annotations
@@ -13,15 +15,16 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from common.completion import Completion
 from common.descriptors.store import DescriptorStore, NoStore
-from common.errors import AlreadyExists, Internal, NotFound, SandboxdError, Unavailable
+from common.errors import AlreadyExists, FailedPrecondition, Internal, NotFound, SandboxdError, Unavailable
 from common.failpoints import Failpoint, failpoint
 from common.identifiers import directory_name
+from common.linux.mounts import mounts_below
 from common.log import bound, get_logger
 from common.records import UnreadableRecord, read_record, write_record
 from common.states import advance
@@ -31,11 +34,15 @@ from sandboxers.states import SANDBOX_TRANSITIONS, SandboxState, SandboxTrigger
 
 RECORD_FILE = "sandbox.json"
 TASK_SOCKET = "task.sock"
+REMOVED_PREFIX = ".removing-"
 _LONGEST_SOCKET = "tty99999999.sock"
 _UNSTARTED_MAX_AGE_S = 600.0
 _ENDED_WITHOUT_US = 255
-_REMOVED_PREFIX = ".removed-"
-_NEVER_TOLD = frozenset({SandboxState.STARTING, SandboxState.FAILED})
+_GROUP = "p"
+_UNWANTED = frozenset({SandboxState.CREATED, SandboxState.FAILED, SandboxState.REMOVAL_FAILED})
+_TO_BE_REMOVED = frozenset(
+    {SandboxState.STARTING, SandboxState.FAILED, SandboxState.REMOVING, SandboxState.REMOVAL_FAILED}
+)
 
 log = get_logger()
 
@@ -111,10 +118,10 @@ class SandboxEntry:
         )
         write_record(f"{self.directory}/{RECORD_FILE}", record)
 
-    def try_save(self, state: SandboxState | None = None) -> None:
+    def try_save(self) -> None:
         """Write the record, if that is possible, of what happens whether it is on record or not."""
         try:
-            self.save(state)
+            self.save()
         except FileNotFoundError:
             pass  # the pod is removed already
         except OSError as error:
@@ -149,7 +156,7 @@ class SandboxRegistry:
 
     @property
     def untouched(self) -> dict[str, str]:
-        """The directories of pods that were not recovered, and why: what belongs to them must be left alone."""
+        """The directories of pods that could not be recovered, and why: they and all they hold stay as they are."""
         return {f"{self._state_dir}/{name}": why for name, why in self._untouched.items()}
 
     @property
@@ -174,32 +181,37 @@ class SandboxRegistry:
         """Return a pod.
 
         :raise NotFound: there is none of this id.
-        :raise Unavailable: there is one, which this daemon does not understand.
+        :raise Unavailable: it could not be recovered.
         """
         try:
             return self._entries[sandbox_id]
         except KeyError:
-            self._require_understood(sandbox_id)
+            self.require_understood(sandbox_id)
             raise NotFound(f"no sandbox {sandbox_id[:100]!r}") from None
 
-    def _require_understood(self, sandbox_id: str) -> None:
+    def require_understood(self, sandbox_id: str) -> None:
+        """Raise Unavailable, which says what to do, for a pod that could not be recovered."""
         if not self._untouched:
             return
-        why = self._untouched.get(directory_name(self._state_dir, sandbox_id, _LONGEST_SOCKET))
-        if why is not None:
-            raise Unavailable(f"sandbox {sandbox_id} is left untouched: {why}")
+        name = self._directory_name(sandbox_id)
+        if name in self._untouched:
+            raise Unavailable(
+                f"sandbox {sandbox_id} could not be recovered and is left as it is in {self._state_dir}/{name}: "
+                f"{self._untouched[name]}"
+            )
 
     async def create(self, pod: PodConfig) -> None:
         """Register a pod and make its directory.
 
         :raise AlreadyExists: the id is taken.
+        :raise Unavailable: the id is that of a pod that could not be recovered.
         """
-        await self._forget_unstarted()
-        self._require_understood(pod.sandbox_id)
+        await self.forget_unwanted(_UNSTARTED_MAX_AGE_S)
+        self.require_understood(pod.sandbox_id)
         if pod.sandbox_id in self._entries:
             raise AlreadyExists(f"sandbox {pod.sandbox_id} exists already")
-        directory = f"{self._state_dir}/{directory_name(self._state_dir, pod.sandbox_id, _LONGEST_SOCKET)}"
-        group = self._store.new_name("p")
+        directory = f"{self._state_dir}/{self._directory_name(pod.sandbox_id)}"
+        group = self._store.new_name(_GROUP)
         sandbox = self._sandboxer.sandbox(pod, directory, group)
         entry = SandboxEntry(pod, sandbox, directory, group, time.time_ns())
         try:
@@ -210,10 +222,10 @@ class SandboxRegistry:
             ) from None
         try:
             entry.save()
+            failpoint(Failpoint.SANDBOX_RECORDED)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        failpoint(Failpoint.SANDBOX_RECORDED)
         self._entries[pod.sandbox_id] = entry
 
     async def start(self, sandbox_id: str) -> SandboxEntry:
@@ -229,12 +241,12 @@ class SandboxRegistry:
                 if entry.exit_code >= 0:
                     raise Internal(f"sandbox {entry.id} ended while it was being started")
                 entry.save(SandboxState.READY)
+                failpoint(Failpoint.SANDBOX_STARTED)
             except BaseException as error:
                 log.warning("sandbox.start_failed", error=error)
                 entry.advance(SandboxTrigger.FAIL)
                 await self._try_removal(self._remove(entry), entry)
                 raise
-            failpoint(Failpoint.SANDBOX_STARTED)
             entry.advance(SandboxTrigger.STARTED)
             log.info("sandbox.started", took_ms=round((time.monotonic() - begun) * 1000, 1))
         return entry
@@ -246,85 +258,109 @@ class SandboxRegistry:
             await self._stop(entry, timeout_s or self._stop_timeout_s)
 
     async def shutdown(self, sandbox_id: str) -> None:
-        """Stop a pod and remove all of it; an unknown id is no error."""
+        """Stop a pod and remove all of it; an unknown id is no error.
+
+        :raise Unavailable: it could not be recovered.
+        """
         entry = self._entries.get(sandbox_id)
         if entry is None:
-            self._require_understood(sandbox_id)
+            self.require_understood(sandbox_id)
             return
         async with entry.lock:
             if self._entries.get(sandbox_id) is entry:
-                if entry.state is not SandboxState.FAILED:
+                if entry.state not in (SandboxState.FAILED, SandboxState.REMOVAL_FAILED):
                     await self._stop(entry, self._stop_timeout_s)
                 await self._remove(entry)
                 log.info("sandbox.removed")
 
+    async def forget_unwanted(self, min_age_s: float) -> None:
+        """Remove pods created this long ago that never stood, since their engine has died, and what is left of those
+        that could not be removed."""
+        youngest = time.time_ns() - int(min_age_s * 1e9)
+        for entry in self.entries:
+            if entry.state in _UNWANTED and entry.created_at_ns < youngest and not entry.lock.locked():
+                log.warning("sandbox.unwanted", sandbox_id=entry.id, state=entry.state.value)
+                await self._try_removal(self.shutdown(entry.id), entry)
+
+    # -- recovery ----------------------------------------------------------------------------------
+
     async def recover(self) -> None:
         """Take up the pods that an earlier daemon has left in the state directory."""
         failpoint(Failpoint.RECOVERY_BEGUN)
+        found: dict[str, tuple[SandboxRecord, bool] | None] = {}
         for name in sorted(os.listdir(self._state_dir)):
             directory = f"{self._state_dir}/{name}"
-            if name.startswith(_REMOVED_PREFIX):
-                shutil.rmtree(directory, ignore_errors=True)
-            if name.startswith(".") or not os.path.isdir(directory):
-                continue
-            with bound(sandbox_id=name):
-                try:
-                    await self._recover(directory)
-                except Exception as error:
-                    # Whatever it is, it is not ours to delete: it may be somebody's pod. The others go on.
-                    self._untouched[name] = str(error)
-                    log.error("sandbox.not_recovered", directory=directory, error=error)
+            if name.startswith(REMOVED_PREFIX):
+                remove_files(directory)
+            elif not name.startswith(".") and os.path.isdir(directory):
+                with self._leaving_untouched(name):
+                    found[name] = read_sandbox(directory)
+        for record, _ in filter(None, found.values()):
+            # Before any of the pods is recovered, which may need new names.
+            self._store.reserve(record.descriptors)
+        for name, what in found.items():
+            with self._leaving_untouched(name):
+                await self._recover(f"{self._state_dir}/{name}", what)
             failpoint(Failpoint.RECOVERY_POD_DONE)
         failpoint(Failpoint.RECOVERY_DONE)
 
-    async def _recover(self, directory: str) -> None:
-        try:
-            record, of_this_boot = read_record(f"{directory}/{RECORD_FILE}", SandboxRecord)
-        except FileNotFoundError:
-            # The record is the first thing that is made: nothing else can be in there.
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{directory}/{RECORD_FILE}.new")
-            os.rmdir(directory)
+    @contextlib.contextmanager
+    def _leaving_untouched(self, name: str) -> Iterator[None]:
+        with bound(sandbox_id=name):
+            try:
+                yield
+            except Exception as error:
+                # Whatever it is, it is not ours to delete: it is somebody's pod. The others go on.
+                why = str(error) or type(error).__name__
+                if not isinstance(error, FailedPrecondition):
+                    why += "; repair or remove it, then restart sandboxd"
+                self._untouched[name] = why
+                log.error("sandbox.not_recovered", directory=f"{self._state_dir}/{name}", error=error)
+
+    async def _recover(self, directory: str, found: tuple[SandboxRecord, bool] | None) -> None:
+        if found is None:
+            _remove_unrecorded(directory)
             return
+        record, of_this_boot = found
         try:
             pod, state = pod_config_from_record(record.pod), SandboxState(record.state)
         except (TypeError, ValueError) as error:
             raise UnreadableRecord(f"record {directory}/{RECORD_FILE} is damaged: {error}") from error
-        group = record.descriptors or self._store.new_name("p")
-        self._store.reserve(group)
+        group = record.descriptors or self._store.new_name(_GROUP)
         sandbox = self._sandboxer.sandbox(pod, directory, group)
         entry = SandboxEntry(pod, sandbox, directory, group, record.created_at_ns)
         if of_this_boot and state is SandboxState.CREATED:
             # Nothing of it is made but its record: its Start may still come.
             self._entries[entry.id] = entry
             return
-        if not of_this_boot or state in _NEVER_TOLD:
-            # Nobody was told that it stands, or the boot has ended it: its engine will ask for a new one.
-            await sandbox.recover(entry.finish, running=False)
-            await self._remove(entry)
-            log.info("sandbox.rolled_back", state=state.value)
-            return
-        if state is SandboxState.REMOVING:
-            await sandbox.recover(entry.finish, running=False)
-            await self._remove(entry)
-            log.info("sandbox.removed")
-            return
+        entry.exit_code, entry.exited_at_ns = record.exit_code, record.exited_at_ns
+        running = of_this_boot and state is SandboxState.READY
         entry.state = SandboxState.STOP_FAILED if state is SandboxState.STOPPING else state
-        entry.endpoint = await sandbox.recover(entry.finish, running=state is SandboxState.READY)
+        entry.endpoint = await sandbox.recover(entry.finish, running=running)
+        self._entries[entry.id] = entry
+        if not of_this_boot or state in _TO_BE_REMOVED:
+            # The boot has ended it, or nobody was told that it stands, or its engine has asked for its removal.
+            entry.state = SandboxState.FAILED
+            if await self._try_removal(self._remove(entry), entry):
+                log.info("sandbox.removed", was=state.value)
+            return
         if record.exit_code >= 0:
             entry.finish(record.exit_code, record.exited_at_ns)
-        self._entries[entry.id] = entry
+        elif not record.descriptors:
+            entry.try_save()
         log.info("sandbox.recovered", state=entry.state.value)
 
+    # -- the steps ---------------------------------------------------------------------------------
+
     async def _stop(self, entry: SandboxEntry, timeout_s: float) -> None:
-        if entry.state is SandboxState.STOPPED:
+        if entry.state in (SandboxState.STOPPED, SandboxState.FAILED, SandboxState.REMOVAL_FAILED):
             # It may have ended by itself, and then nobody has released what it held.
             await entry.sandbox.stop(timeout_s)
             return
         entry.advance(SandboxTrigger.STOP)
-        entry.try_save()
-        failpoint(Failpoint.SANDBOX_STOPPING)
         try:
+            entry.try_save()
+            failpoint(Failpoint.SANDBOX_STOPPING)
             await entry.sandbox.stop(timeout_s)
         except BaseException:
             if entry.state is SandboxState.STOPPING:
@@ -335,35 +371,71 @@ class SandboxRegistry:
         log.info("sandbox.stopped")
 
     async def _remove(self, entry: SandboxEntry) -> None:
-        entry.try_save(SandboxState.REMOVING)
-        failpoint(Failpoint.SANDBOX_REMOVING)
-        await entry.sandbox.destroy()
-        failpoint(Failpoint.SANDBOX_DESTROYED)
-        # Renamed first: a directory without its record would say no more whose it was.
-        removed = f"{self._state_dir}/{_REMOVED_PREFIX}{os.path.basename(entry.directory)}"
-        shutil.rmtree(removed, ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(entry.directory, removed)
-        failpoint(Failpoint.SANDBOX_REMOVED)
-        shutil.rmtree(removed, ignore_errors=True)
+        entry.advance(SandboxTrigger.REMOVE)
+        removed = f"{self._state_dir}/{REMOVED_PREFIX}{os.path.basename(entry.directory)}"
+        try:
+            entry.try_save()
+            failpoint(Failpoint.SANDBOX_REMOVING)
+            await entry.sandbox.destroy()
+            self._store.remove(entry.group)
+            failpoint(Failpoint.SANDBOX_DESTROYED)
+            # From here on there is no record, and whoever finds the files need not understand them.
+            remove_files(removed)
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(entry.directory, removed)
+            failpoint(Failpoint.SANDBOX_REMOVED)
+        except BaseException:
+            entry.advance(SandboxTrigger.FAIL)
+            raise
+        remove_files(removed)
         self._entries.pop(entry.id, None)
         entry.finish(_ENDED_WITHOUT_US, time.time_ns())
 
-    async def _forget_unstarted(self) -> None:
-        """Remove pods that were created long ago and never stood: their engine has died, or their Start
-        failed and not all of it could be taken back."""
-        oldest = time.time_ns() - int(_UNSTARTED_MAX_AGE_S * 1e9)
-        for entry in list(self._entries.values()):
-            if entry.state not in (SandboxState.CREATED, SandboxState.FAILED) or entry.lock.locked():
-                continue
-            if entry.created_at_ns < oldest:
-                log.warning("sandbox.never_started", sandbox_id=entry.id)
-                await self._try_removal(self.shutdown(entry.id), entry)
-
     @staticmethod
-    async def _try_removal(removal: Awaitable[None], entry: SandboxEntry) -> None:
+    async def _try_removal(removal: Awaitable[None], entry: SandboxEntry) -> bool:
         """Remove a pod that nobody will ask for again; its failure is not the caller's."""
         try:
             await removal
         except (SandboxdError, OSError) as error:
             log.error("sandbox.not_removed", sandbox_id=entry.id, error=error)
+            return False
+        return True
+
+    def _directory_name(self, sandbox_id: str) -> str:
+        return directory_name(self._state_dir, sandbox_id, _LONGEST_SOCKET)
+
+
+def read_sandbox(directory: str) -> tuple[SandboxRecord, bool] | None:
+    """Return the record of the pod in a directory and whether it is of this boot; None if there is no record.
+
+    :raise FailedPrecondition, UnreadableRecord: it is newer than this version, or damaged.
+    """
+    try:
+        return read_record(f"{directory}/{RECORD_FILE}", SandboxRecord)
+    except FileNotFoundError:
+        return None
+
+
+def _remove_unrecorded(directory: str) -> None:
+    """Remove what a Create has left that was interrupted: the record is the first thing that is made.
+
+    :raise OSError: something else is in there.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{directory}/{RECORD_FILE}.new")
+    os.rmdir(directory)
+
+
+def remove_files(directory: str) -> None:
+    """Remove what is left of a pod; where something is mounted it is not the pod's alone, and stays."""
+    if not os.path.lexists(directory):
+        return
+    mounts = mounts_below(os.path.realpath(directory))
+    if mounts:
+        log.error("sandbox.files_not_removed", directory=directory, mounts=mounts)
+        return
+    shutil.rmtree(directory, onerror=_log_remainder)
+
+
+def _log_remainder(_: Any, path: str, failure: Any) -> None:
+    log.error("sandbox.files_not_removed", path=path, error=failure[1])

@@ -6,14 +6,16 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common import log
+from common.descriptors.store import NoStore
 from common.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound, Unavailable
+from common.failpoints import VARIABLE, Failpoint, arm
 from sandboxers.pod_config import PodConfig
 from sandboxers.registry import RECORD_FILE, SandboxRecord, SandboxRegistry
 from sandboxers.states import SandboxState
@@ -167,7 +169,8 @@ async def test_what_could_not_be_taken_back_is_told_and_can_be_shut_down(
     with log.capture() as lines, pytest.raises(Internal, match="first"):
         await daemon.registry.start("pod")
     assert "sandbox.not_removed" in [line["event"] for line in lines]
-    assert daemon.registry.entry("pod").state is SandboxState.FAILED
+    assert daemon.registry.entry("pod").state is SandboxState.REMOVAL_FAILED
+    assert record(state_dir)["state"] == "being removed"
     daemon.sandboxer.failures.clear()
     await daemon.registry.shutdown("pod")
     assert os.listdir(state_dir) == []
@@ -299,8 +302,9 @@ async def test_a_shutdown_that_failed_keeps_the_pod_for_another(daemon: Daemon, 
     daemon.sandboxer.failures["destroy"] = Internal("stuck")
     with pytest.raises(Internal):
         await daemon.registry.shutdown("pod")
-    assert record_path(state_dir).exists()
+    assert record(state_dir)["state"] == "being removed"
     daemon.sandboxer.failures.clear()
+    await daemon.registry.stop("pod", 1)
     await daemon.registry.shutdown("pod")
     assert os.listdir(state_dir) == []
 
@@ -371,8 +375,8 @@ async def test_a_stopped_pod_is_taken_up_with_its_end(new_daemon: NewDaemon) -> 
     await after.registry.shutdown("pod")
 
 
-@pytest.mark.parametrize("state", ["created", "being started", "failed to start"])
-async def test_a_pod_that_nobody_was_told_of_is_rolled_back(
+@pytest.mark.parametrize("state", ["being started", "failed to start", "being removed"])
+async def test_what_nobody_was_told_of_and_what_was_being_removed_is_removed(
     new_daemon: NewDaemon, state_dir: Path, state: str
 ) -> None:
     await new_daemon().registry.create(pod())
@@ -380,8 +384,53 @@ async def test_a_pod_that_nobody_was_told_of_is_rolled_back(
     after = new_daemon()
     await after.registry.recover()
     assert os.listdir(state_dir) == []
-    assert after.sandboxer.calls == [("destroy", "pod")]
+    assert after.sandboxer.calls == [("recover", "pod"), ("destroy", "pod")]
+    assert after.sandboxer.recovered == {"pod": False}
     assert len(after.registry) == 0
+
+
+async def test_a_pod_that_was_created_can_still_be_started(new_daemon: NewDaemon) -> None:
+    await new_daemon().registry.create(pod())
+    after = new_daemon()
+    await after.registry.recover()
+    assert after.sandboxer.calls == []
+    await after.registry.start("pod")
+    assert after.registry.entry("pod").state is SandboxState.READY
+
+
+async def test_a_removal_that_fails_again_is_kept_and_tried_again(
+    new_daemon: NewDaemon, state_dir: Path
+) -> None:
+    await new_daemon().registry.create(pod())
+    change_record(state_dir, state="being removed", created_at_ns=1)
+    after = new_daemon()
+    after.sandboxer.failures["destroy"] = Internal("stuck")
+    with log.capture() as lines:
+        await after.registry.recover()
+    assert [line["event"] for line in lines] == ["sandbox.not_removed"]
+    assert after.registry.entry("pod").state is SandboxState.REMOVAL_FAILED
+    after.sandboxer.failures.clear()
+    await after.registry.forget_unwanted(0)
+    assert os.listdir(state_dir) == []
+
+
+async def test_files_of_a_removed_pod_are_removed_by_the_next_daemon(
+    new_daemon: NewDaemon, state_dir: Path
+) -> None:
+    (state_dir / ".removing-pod" / "tasks").mkdir(parents=True)
+    (state_dir / ".removing-pod" / RECORD_FILE).write_text("whatever")
+    (state_dir / ".removingother").mkdir()
+    after = new_daemon()
+    await after.registry.recover()
+    assert os.listdir(state_dir) == [".removingother"]
+    assert after.registry.untouched == {}
+
+
+async def test_files_of_an_earlier_removal_are_in_nobodys_way(daemon: Daemon, state_dir: Path) -> None:
+    (state_dir / ".removing-pod" / "x").mkdir(parents=True)
+    await started(daemon)
+    await daemon.registry.shutdown("pod")
+    assert os.listdir(state_dir) == []
 
 
 async def test_a_pod_of_another_boot_is_rolled_back(new_daemon: NewDaemon, state_dir: Path) -> None:
@@ -416,7 +465,7 @@ async def test_a_pod_that_was_being_stopped_waits_for_the_next_stop(
         '{"version": 1, "boot_id": "","record": {"pod": {"sandbox_id":"p"}, "state": "", "created_at_ns":1}}',
     ],
 )
-async def test_an_unreadable_record_is_kept_aside_and_the_others_go_on(
+async def test_a_pod_with_an_unreadable_record_is_left_untouched_and_the_others_go_on(
     new_daemon: NewDaemon, state_dir: Path, text: str
 ) -> None:
     before = new_daemon()
@@ -430,10 +479,17 @@ async def test_an_unreadable_record_is_kept_aside_and_the_others_go_on(
         assert "sandbox.not_recovered" in [line["event"] for line in lines]
         assert len(after.registry) == 1
         assert after.registry.entry("other").state is SandboxState.READY
-    assert (state_dir / "pod" / f"{RECORD_FILE}.unreadable").read_text() == text
-    assert sorted(os.listdir(state_dir / "pod")) == ["pod", "sandbox.json.unreadable", "task.sock"]
-    with pytest.raises(AlreadyExists):
-        await after.registry.create(pod())
+    assert record_path(state_dir).read_text() == text
+    assert sorted(os.listdir(state_dir / "pod")) == ["pod", "sandbox.json", "task.sock"]
+    assert list(after.registry.untouched) == [str(state_dir / "pod")]
+    for call in (
+        after.registry.create(pod()),
+        after.registry.start("pod"),
+        after.registry.stop("pod", 1),
+        after.registry.shutdown("pod"),
+    ):
+        with pytest.raises(Unavailable, match=r"left as it is in .*/pod: .*repair or remove it"):
+            await call
 
 
 async def test_a_record_from_the_future_is_refused_and_untouched(
@@ -449,6 +505,24 @@ async def test_a_record_from_the_future_is_refused_and_untouched(
     assert "start the version that wrote it" in lines[0]["error"]
     assert (path.read_text(), sorted(os.listdir(state_dir / "pod"))) == (text, names)
     assert after.sandboxer.calls == []
+    with pytest.raises(Unavailable, match="start the version that wrote it"):
+        after.registry.entry("pod")
+
+
+async def test_a_pod_with_a_hashed_directory_is_not_taken_for_an_unknown_one(
+    new_daemon: NewDaemon, state_dir: Path
+) -> None:
+    sandbox_id = "f" * 76
+    await new_daemon().registry.create(pod(sandbox_id))
+    (directory,) = state_dir.iterdir()
+    (directory / RECORD_FILE).write_text("junk")
+    assert directory.name != sandbox_id
+    after = new_daemon()
+    await after.registry.recover()
+    with pytest.raises(Unavailable):
+        after.registry.entry(sandbox_id)
+    with pytest.raises(NotFound):
+        after.registry.entry("another")
 
 
 async def test_a_pod_that_cannot_be_taken_up_is_left_alone(new_daemon: NewDaemon, state_dir: Path) -> None:
@@ -463,12 +537,16 @@ async def test_a_pod_that_cannot_be_taken_up_is_left_alone(new_daemon: NewDaemon
     assert len(after.registry) == 0
     assert sorted(os.listdir(state_dir)) == ["pod", "second"]
     assert record(state_dir)["state"] == "running"
+    with pytest.raises(Unavailable, match="bug"):
+        after.registry.entry("pod")
 
 
 async def test_an_empty_directory_is_what_an_interrupted_create_leaves(
     new_daemon: NewDaemon, state_dir: Path
 ) -> None:
     (state_dir / "empty").mkdir()
+    (state_dir / "half").mkdir()
+    (state_dir / "half" / "sandbox.json.new").touch()
     (state_dir / "strange").mkdir()
     (state_dir / "strange" / "file").touch()
     (state_dir / ".oci").mkdir()
@@ -495,3 +573,130 @@ async def test_a_long_state_directory_leaves_room_for_every_socket(
     await registry.create(pod("f" * 40))
     (directory,) = state_dir.iterdir()
     assert len(f"{directory}/tty99999999.sock") <= 106
+
+
+# -- what outlives a daemon ------------------------------------------------------------------------
+
+
+class Names(NoStore):
+    """A store of which only the names matter."""
+
+    __slots__ = ("removed", "reserved")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reserved: list[str] = []
+        self.removed: list[str] = []
+
+    def reserve(self, name: str) -> None:
+        self.reserved.append(name)
+
+    def remove(self, name: str) -> None:
+        self.removed.append(name)
+
+
+async def test_a_pod_keeps_its_group_of_descriptors_until_it_is_removed(state_dir: Path) -> None:
+    registry = SandboxRegistry(FakeSandboxer(), str(state_dir), 5, Names())
+    await registry.create(pod("first"))
+    await registry.create(pod("second"))
+    assert record(state_dir, "second")["descriptors"] == "p2"
+    sandboxer, store = FakeSandboxer(), Names()
+    registry = SandboxRegistry(sandboxer, str(state_dir), 5, store)
+    await registry.recover()
+    assert store.reserved == ["p1", "p2"]
+    assert sandboxer.sandboxes["second"].group == "p2"
+    await registry.shutdown("second")
+    assert store.removed == ["p2"]
+
+
+async def test_a_pod_of_a_version_without_a_store_gets_a_group(
+    new_daemon: NewDaemon, state_dir: Path
+) -> None:
+    await started(new_daemon())
+    envelope = json.loads(record_path(state_dir).read_text())
+    del envelope["record"]["descriptors"]
+    record_path(state_dir).write_text(json.dumps({**envelope, "version": 1}))
+    after = new_daemon()
+    await after.registry.recover()
+    assert record(state_dir)["descriptors"] == after.sandboxer.sandboxes["pod"].group == "p1"
+
+
+# -- broken at a step ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken_at() -> Iterator[Callable[[Failpoint], None]]:
+    def break_at(point: Failpoint) -> None:
+        arm({VARIABLE: f"{point}=raise"})
+
+    yield break_at
+    arm({})
+
+
+@pytest.mark.parametrize(
+    "point", [Failpoint.SANDBOX_RECORDED, Failpoint.SANDBOX_STARTING, Failpoint.SANDBOX_STARTED]
+)
+async def test_a_start_that_breaks_at_any_step_leaves_nothing(
+    daemon: Daemon, state_dir: Path, broken_at: Callable[[Failpoint], None], point: Failpoint
+) -> None:
+    broken_at(point)
+    with pytest.raises(Internal, match=point):
+        await started(daemon)
+    assert os.listdir(state_dir) == []
+    assert len(daemon.registry) == 0
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        Failpoint.SANDBOX_STOPPING,
+        Failpoint.SANDBOX_STOPPED,
+        Failpoint.SANDBOX_REMOVING,
+        Failpoint.SANDBOX_DESTROYED,
+        Failpoint.SANDBOX_REMOVED,
+    ],
+)
+@pytest.mark.parametrize("by_another_daemon", [False, True])
+async def test_a_removal_that_breaks_at_any_step_can_be_finished(
+    new_daemon: NewDaemon,
+    state_dir: Path,
+    broken_at: Callable[[Failpoint], None],
+    point: Failpoint,
+    by_another_daemon: bool,
+) -> None:
+    daemon = new_daemon()
+    await started(daemon)
+    broken_at(point)
+    with pytest.raises(Internal, match=point):
+        await daemon.registry.shutdown("pod")
+    arm({})
+    if by_another_daemon:
+        daemon = new_daemon()
+        await daemon.registry.recover()
+    await daemon.registry.shutdown("pod")
+    assert os.listdir(state_dir) == []
+    assert len(daemon.registry) == 0
+
+
+async def test_a_recovery_passes_a_failpoint_per_pod(
+    new_daemon: NewDaemon, broken_at: Callable[[Failpoint], None]
+) -> None:
+    await started(new_daemon())
+    for point in (Failpoint.RECOVERY_BEGUN, Failpoint.RECOVERY_POD_DONE, Failpoint.RECOVERY_DONE):
+        broken_at(point)
+        with pytest.raises(Internal, match=point):
+            await new_daemon().registry.recover()
+    arm({})
+    after = new_daemon()
+    await after.registry.recover()
+    assert after.registry.entry("pod").state is SandboxState.READY
+
+
+async def test_stop_and_shutdown_work_when_no_record_can_be_written(daemon: Daemon, state_dir: Path) -> None:
+    await started(daemon)
+    (state_dir / "pod" / f"{RECORD_FILE}.new").mkdir()
+    with log.capture() as lines:
+        await daemon.registry.stop("pod", 1)
+        await daemon.registry.shutdown("pod")
+    assert "sandbox.record_not_written" in [line["event"] for line in lines]
+    assert os.listdir(state_dir) == []
