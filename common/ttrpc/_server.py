@@ -67,7 +67,7 @@ class ServerConnection(FrameSocket):
     # ── taking over from a process that died ───────────────────────────────────────────────────
 
     def replay(self, replay: Replay) -> None:
-        """Go on with what was left undone; call it before the event loop reads from the socket."""
+        """Go on with what was left undone; to be called before the event loop reads from the socket."""
         for fd in replay.spilled:
             rest = Spilled(fd)
             if len(rest) and rest.begun:
@@ -412,7 +412,8 @@ class Server:
         connection = ServerConnection(self, sock, peer_credentials(sock), connection_id)
         self._connections[id(connection)] = connection
         if replay is not None:
-            connection.replay(replay)
+            # Handlers begin outside of the task that calls this, and before the loop looks at sockets again.
+            asyncio.get_running_loop().call_soon(connection.replay, replay)
 
     def close(self) -> None:
         """Close listeners and connections and cancel the handlers bound to them. Idempotent; listen again at
