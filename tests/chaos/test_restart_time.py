@@ -28,7 +28,8 @@ def started_s(pid: int) -> float:
 def first_status_s(engine: Engine, pod: str) -> float:
     """Ask for a pod until there is an answer; when that was, in seconds since the boot."""
     address = f"unix:{engine.namespaces.root / SANDBOXER_SOCKET}"
-    while True:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
         # A channel of its own for each try: gRPC would wait before it connects again.
         with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             try:
@@ -40,6 +41,7 @@ def first_status_s(engine: Engine, pod: str) -> float:
                 time.sleep(0.005)
             else:
                 return time.clock_gettime(time.CLOCK_BOOTTIME)
+    raise TimeoutError("waited 30 s for a status")
 
 
 @pytest.mark.timeout(900 if FULL else 120)

@@ -39,7 +39,7 @@ def test_a_terminal_outlives_the_daemon_with_its_size(trial: Trial) -> None:
         terminal.write(b"\x04")
         assert terminal.wait() == 9
         assert b"hung up" not in terminal.output
+    assert trial.told == []
     trial.engine.wait_for_daemon()
     pod.remove()
-    assert trial.told == []
     assert trial.lost_connections() == []
