@@ -17,7 +17,8 @@ def main() -> None:
     if "--supervise" in sys.argv[1:]:
         from common.process.supervisor import supervise
 
-        sys.exit(supervise())
+        supervise(sys.orig_argv)
+        return
     if "--list-failpoints" in sys.argv[1:]:
         from common.failpoints import Failpoint
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import MutableMapping
-from typing import Final
 
-FIRST_FD: Final = 3
+FIRST_FD = 3
 
 
 def taken_from_environment(environment: MutableMapping[str, str] = os.environ) -> dict[str, list[int]]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-EXIT_LOG_NAME: Final = "exits"
+EXIT_LOG_NAME = "exits"
 """No group: the log of the exits that only a supervisor could see (`common.process.exit_log`)."""
 
-_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def name_of(kind: str, serial: int) -> str:

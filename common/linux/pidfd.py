@@ -8,6 +8,7 @@ import os
 import struct
 
 from common.linux.features import Feature, allowed
+from common.linux.proc_stat import start_time as start_time
 
 # struct pidfd_info, first published size (include/uapi/linux/pidfd.h): mask, cgroupid, pid, tgid, ppid,
 # eight ids, exit_code.
@@ -59,18 +60,3 @@ def is_same_process(pid: int, started: int) -> bool:
         return start_time(pid) == started
     except ProcessLookupError:
         return False
-
-
-def start_time(pid: int) -> int:
-    """Return when `pid` started, in clock ticks since boot (proc_pid_stat(5), field 22).
-
-    Raises ProcessLookupError with the path when there is no such process.
-    """
-    path = f"/proc/{pid}/stat"
-    try:
-        with open(path, "rb") as file:
-            stat = file.read()
-    except FileNotFoundError:
-        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), path) from None
-    # The command name is in parentheses and may itself hold spaces and parentheses.
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])

@@ -6,9 +6,8 @@ import socket
 import struct
 from typing import NamedTuple
 
-from common.linux import _libc
+from common.linux.prctl import set_child_subreaper as set_child_subreaper
 
-_PR_SET_CHILD_SUBREAPER = 36
 CAP_SYS_RESOURCE = 24
 _UCRED = struct.Struct("=iII")
 
@@ -19,11 +18,6 @@ class PeerCredentials(NamedTuple):
     pid: int
     uid: int
     gid: int
-
-
-def set_child_subreaper(enabled: bool = True) -> None:
-    """Make this process the parent of its orphaned descendants, or not (prctl(2), PR_SET_CHILD_SUBREAPER)."""
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, int(enabled))
 
 
 def has_capability(number: int) -> bool:

@@ -18,14 +18,17 @@ from dataclasses import dataclass
 
 from common.errors import AlreadyExists, NotFound
 from common.linux import pidfd as pidfds
-from common.process.exit_log import ExitLog
+from common.process.exit_log import ExitLog, LoggedExit, raw_status_of
 
 UNKNOWN_EXIT_CODE = 255
 
 # A pidfd can become readable before the process is reparented to us (2-10 ms were seen), hence the quick
-# retries; a foreign parent may take its time to reap, hence the last one.
+# retries; a foreign parent may take its time to reap, hence the slow ones. Newer kernels tell when it has (EPOLLHUP).
 _RETRY_DELAYS_S = (0.001, 0.002, 0.005, 0.010, 0.030, 0.060)
-_FOREIGN_REAP_LIMIT_S = 5.0
+_SLOW_RETRY_S = 0.1
+_SLOW_RETRIES = 50
+# Our supervisor surely reaps, though perhaps not while it or the whole machine is busy.
+_SLOW_RETRIES_SUPERVISED = 600
 
 # SIGCHLDs come in bursts (an OCI command, its helpers, the container): one sweep serves them all.
 _SWEEP_DELAY_S = 0.05
@@ -169,28 +172,43 @@ class ExitWatcher:
         if watch.pidfd < 0:
             return
         try:
-            result = os.waitid(os.P_PIDFD, watch.pidfd, os.WEXITED | os.WNOHANG)
+            status = self._reap(watch)
         except ChildProcessError:
+            # Asked first: whoever reaps it has told the log, or the kernel its record, before.
+            is_reaped = _is_reaped(watch.pidfd)
             status = self.ended(watch.pid, watch.start_time, watch.pidfd)
-            if status is not None:
-                self._complete(watch, status)
-            else:
+            if status is None and not is_reaped:
                 self._collect_later(watch)
-            return
-        if result is not None:
-            self._complete(watch, ExitStatus(_code_of_siginfo(result), time.time_ns()))
+                return
+            status = status or _unknown()
+        if status is not None:
+            self._complete(watch, status)
+
+    def _reap(self, watch: Watch) -> ExitStatus | None:
+        """Collect our own child, if it has ended. Raises ChildProcessError when it is not ours."""
+        if self._log is None:
+            result = os.waitid(os.P_PIDFD, watch.pidfd, os.WEXITED | os.WNOHANG)
+            return ExitStatus(_code_of_siginfo(result), time.time_ns()) if result is not None else None
+        result = os.waitid(os.P_PIDFD, watch.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if result is None:
+            return None
+        status = ExitStatus(_code_of_siginfo(result), time.time_ns())
+        # Reaped, its end is known to us alone until it is on record, and we may die in between.
+        with contextlib.suppress(OSError):
+            started = pidfds.start_time(watch.pid)
+            self._log.append(LoggedExit(watch.pid, started, raw_status_of(result), status.exited_at_ns))
+        os.waitid(os.P_PIDFD, watch.pidfd, os.WEXITED | os.WNOHANG)
+        return status
 
     def _collect_later(self, watch: Watch) -> None:
         if watch._attempt == 0:
             # Events 0 leaves only EPOLLHUP, which comes when somebody reaps the process; EPOLLIN would spin.
             self._epoll.modify(watch.pidfd, 0)
-        if watch._attempt < len(_RETRY_DELAYS_S):
-            delay_s = _RETRY_DELAYS_S[watch._attempt]
-        elif watch._attempt == len(_RETRY_DELAYS_S) and pidfds.parent_pid(watch.pidfd) is not None:
-            delay_s = _FOREIGN_REAP_LIMIT_S
-        else:
-            self._complete(watch, ExitStatus(UNKNOWN_EXIT_CODE, time.time_ns(), known=False))
+        slow = watch._attempt - len(_RETRY_DELAYS_S)
+        if slow >= (_SLOW_RETRIES if self._log is None else _SLOW_RETRIES_SUPERVISED):
+            self._complete(watch, _unknown())
             return
+        delay_s = _RETRY_DELAYS_S[watch._attempt] if slow < 0 else _SLOW_RETRY_S
         watch._attempt += 1
         self._loop.call_later(delay_s, self._collect, watch)
 
@@ -226,6 +244,21 @@ class ExitWatcher:
             else:
                 with contextlib.suppress(ChildProcessError):
                     os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOHANG)
+
+
+def _unknown() -> ExitStatus:
+    return ExitStatus(UNKNOWN_EXIT_CODE, time.time_ns(), known=False)
+
+
+def _is_reaped(pidfd: int) -> bool:
+    """Tell whether nothing is left of a process, not even a zombie (pidfd_send_signal(2), ESRCH)."""
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _peek_zombie() -> int | None:

@@ -4,14 +4,14 @@ It speaks the service manager's protocol (sd_notify(3)) to its one child, keeps 
 the next child, and is the subreaper: what a dead daemon leaves behind becomes its child, and how that ends goes into
 the exit log before it is reaped. Under systemd it passes messages and descriptors on, so that they outlive it too.
 
-Everything here is plain blocking code on one epoll: it is the one process that must not fail, and its memory is
-spent on every node. On SIGHUP it replaces itself with the installed version and then restarts the daemon.
+It is the one process that must not fail, and its memory is spent on every node: plain blocking code, and it loads
+neither typing nor contextlib nor json (2.4 MiB of the 9 that it would have), the log only when there is something to
+say. On SIGHUP it replaces itself with the installed version and then restarts the daemon.
 """
 
 from __future__ import annotations
 
 import array
-import contextlib
 import fcntl
 import os
 import resource
@@ -22,27 +22,55 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
-from types import FrameType
-from typing import Final
 
 from common.descriptors.listen import FIRST_FD, taken_from_environment
 from common.descriptors.names import EXIT_LOG_NAME
-from common.linux.pidfd import start_time
-from common.linux.procs import set_child_subreaper
-from common.log import get_logger
-from common.process.exit_log import ExitLog, LoggedExit
+from common.linux.prctl import set_child_subreaper, set_parent_death_signal
+from common.linux.proc_stat import start_time
+from common.process.exit_log import SUPERVISOR, ExitLog, LoggedExit, raw_status_of
 
-_OPEN_FILES: Final = 65536
-_MESSAGE_BYTES: Final = 4096
-_MESSAGE_FDS: Final = 253  # SCM_MAX_FD, unix(7)
-_FIRST_DELAY_S: Final = 0.05
-_LONGEST_DELAY_S: Final = 5.0
-_STABLE_S: Final = 10.0
-_STOP_LIMIT_S: Final = 20.0
+FLAG = "--supervise"
+CHECK_FLAG = "--check"
+"""With FLAG: load what a supervisor needs, and end. Asked of a new version before it is relied upon."""
+
+_HANDOVER = "SANDBOXD_SUPERVISOR_STATE"
+_OPEN_FILES = 65536
+_MESSAGE_BYTES = 4096
+_MESSAGE_FDS = 253  # SCM_MAX_FD, unix(7)
+# Their names are one environment string, which the kernel limits to 128 KiB (MAX_ARG_STRLEN, execve(2)).
+_MOST_STORED = 14000
+_LONGEST_NAME = 8
+_FIRST_DELAY_S = 0.05
+_LONGEST_DELAY_S = 5.0
+_STABLE_S = 10.0
+_STOP_LIMIT_S = 20.0
+_CHECK_LIMIT_S = 10.0
 _CREDENTIALS = struct.Struct("=iII")
 _PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, *_PASSED_ON)
+# What the child says about itself and not about the service, such as MAINPID, is not passed on.
+_PASSED_KEYS = frozenset({"READY", "STATUS", "FDSTORE", "FDSTOREREMOVE", "FDNAME", "FDPOLL"})
 
-log = get_logger()
+_BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from common.process.supervisor import main; main()"
+_IMPORT_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def supervise(flags: Sequence[str]) -> None:
+    """Become the supervisor of this very program without FLAG; does not return, unless asked by CHECK_FLAG.
+
+    `flags` is how the interpreter was called (`sys.orig_argv`). The supervisor runs without the packages and the
+    start-up code of the environment, which are worth 1 MiB.
+    """
+    if CHECK_FLAG in flags:
+        return
+    command = [sys.executable, *(flag for flag in flags[1:] if flag != FLAG)]
+    argv = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, _IMPORT_ROOT, FLAG, *command]
+    os.execv(sys.executable, argv)
+
+
+def main() -> None:
+    """Supervise the command behind FLAG; exit with the code that is due."""
+    sys.exit(Supervisor(sys.argv[sys.argv.index(FLAG) + 1 :]).run())
 
 
 class Supervisor:
@@ -53,16 +81,23 @@ class Supervisor:
         self._command = list(command)
         self._outer = os.environ.get("NOTIFY_SOCKET", "")
         self._stored = taken_from_environment()
-        self._exits = self._take_exit_log()
+        # Who is handed something has been ready before, whoever that was.
+        self._was_ready = bool(self._stored)
+        self._exits: ExitLog | None = None
+        self._take_handover()
+        for fd in self._stored.pop(EXIT_LOG_NAME, []):
+            self._exits = ExitLog(fd, SUPERVISOR)
+        if self._exits is None:
+            self._exits = ExitLog.create()
+            self._pass_on([f"FDSTORE=1\nFDPOLL=0\nFDNAME={EXIT_LOG_NAME}"], [self._exits.fd])
         self._pid = 0
-        self._was_ready = False
         self._stopping = False
         self._upgrading = False
         self._delay_s = _FIRST_DELAY_S
         self._started_at = 0.0
         self._restart_at: float | None = None
-        self._status = 0
         self._kill_at: float | None = None
+        self._status = 0
         # An address of the kernel's choosing: unlike a path it leaves nothing behind, and who may send is
         # decided by the credentials of each message.
         self._notify = socket.socket(
@@ -70,16 +105,19 @@ class Supervisor:
         )
         self._notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._notify.bind("")
-        self._wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals: list[int] = []
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, *_PASSED_ON):
-            signal.signal(number, self._note)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
 
     def run(self) -> int:
         """Supervise; return the exit code for this process."""
         set_child_subreaper()
         _allow_descriptors()
+        for number in _HANDLED:
+            signal.signal(number, lambda number, _frame: self._signals.append(number))
+        signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+        # What has ended while this program replaced itself sends no signal any more.
+        self._reap()
         self._spawn()
         epoll = select.epoll()
         epoll.register(self._wake, select.EPOLLIN)
@@ -87,8 +125,7 @@ class Supervisor:
         while self._pid or self._restart_at is not None:
             for fd, _ in epoll.poll(self._timeout_s()):
                 if fd == self._wake:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._wake, 4096)
+                    os.read(self._wake, 4096)
                 else:
                     self._drain()
             self._handle_signals()
@@ -99,26 +136,33 @@ class Supervisor:
     # -- the child -----------------------------------------------------------------------------------
 
     def _spawn(self) -> None:
+        assert self._exits is not None
         self._restart_at = None
         self._started_at = time.monotonic()
-        names = [name for name, fds in self._stored.items() for _ in fds] + [EXIT_LOG_NAME]
-        fds = [fd for fds in self._stored.values() for fd in fds] + [self._exits.fd]
+        names = [name for name, fds in self._stored.items() for _ in fds]
+        fds = [fd for fds in self._stored.values() for fd in fds]
         address = self._notify.getsockname()
         environment = {
             **os.environ,
             "NOTIFY_SOCKET": "@" + os.fsdecode(address[1:]),
-            "LISTEN_FDS": str(len(fds)),
-            "LISTEN_FDNAMES": ":".join(names),
+            "FDSTORE": str(_MOST_STORED),
+            "LISTEN_FDS": str(len(fds) + 1),
+            "LISTEN_FDNAMES": ":".join([*names, EXIT_LOG_NAME]),
         }
+        own = os.getpid()
+        # A signal for the child that comes before the exec waits until it has the meaning that it has there.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         pid = os.fork()
         if pid == 0:
             try:
-                _execute(self._command, environment, fds)
+                _execute(self._command, environment, [*fds, self._exits.fd], own)
             finally:
                 os._exit(127)
         self._pid = pid
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
 
     def _reap(self) -> None:
+        assert self._exits is not None
         while (zombie := _peek()) is not None:
             if zombie.si_pid == self._pid:
                 # What it has said before its death counts.
@@ -126,50 +170,115 @@ class Supervisor:
                 _, status = os.waitpid(zombie.si_pid, 0)
                 self._on_child_end(os.waitstatus_to_exitcode(status))
             else:
-                with contextlib.suppress(ProcessLookupError):
+                try:
                     started = start_time(zombie.si_pid)
                     self._exits.append(
-                        LoggedExit(zombie.si_pid, _raw_status(zombie), started, time.time_ns())
+                        LoggedExit(zombie.si_pid, started, raw_status_of(zombie), time.time_ns())
                     )
+                except OSError as error:
+                    _say("error", "exit.not_logged", pid=zombie.si_pid, error=error)
                 os.waitpid(zombie.si_pid, 0)
 
     def _on_child_end(self, code: int) -> None:
         self._pid = 0
         self._kill_at = None
-        if self._upgrading:
-            self._replace_self()
-        lived_s = time.monotonic() - self._started_at
-        if self._stopping or code == 0 or (code > 0 and not self._was_ready):
-            self._status = 0 if self._stopping else code
+        if self._stopping:
+            self._status = 0 if code == -signal.SIGTERM else code if code >= 0 else 128 - code
             return
+        if self._upgrading:
+            self._upgrading = False
+            self._replace_self()
+            self._restart_at = time.monotonic()
+            return
+        if code == 0 or (code > 0 and not self._was_ready):
+            self._status = code
+            return
+        lived_s = time.monotonic() - self._started_at
         if lived_s > _STABLE_S:
             self._delay_s = _FIRST_DELAY_S
-        log.warning("daemon.died", exit_code=code, lived_s=round(lived_s, 1), restarted_in_s=self._delay_s)
+        _say(
+            "warning",
+            "daemon.died",
+            exit_code=code,
+            lived_s=round(lived_s, 1),
+            restarted_in_s=self._delay_s,
+            descriptors=self._count(),
+        )
         self._restart_at = time.monotonic() + self._delay_s
         self._delay_s = min(self._delay_s * 2, _LONGEST_DELAY_S)
 
+    # -- another version of itself -------------------------------------------------------------------
+
+    def _upgrade(self) -> None:
+        if self._stopping or self._upgrading:
+            return
+        if not self._is_replaceable():
+            _say("error", "supervisor.not_replaced", reason="the installed version does not start")
+            return
+        self._upgrading = True
+        if self._pid:
+            self._signal_child(signal.SIGTERM)
+        else:
+            self._on_child_end(0)
+
+    def _is_replaceable(self) -> bool:
+        """Tell whether what is installed now can at least be loaded: after the exec it would be too late."""
+        pid = os.posix_spawn(self._command[0], [*self._command, FLAG, CHECK_FLAG], os.environ)
+        pidfd = os.pidfd_open(pid)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        try:
+            if not poll.poll(_CHECK_LIMIT_S * 1000):
+                os.kill(pid, signal.SIGKILL)
+            return os.waitpid(pid, 0)[1] == 0
+        finally:
+            os.close(pidfd)
+
     def _replace_self(self) -> None:
         """Execute the installed version of this program in this very process: children and pid stay."""
-        self._stored[EXIT_LOG_NAME] = [self._exits.fd]
-        names = [name for name, fds in self._stored.items() for _ in fds]
-        fds = [fd for fds in self._stored.values() for fd in fds]
-        environment = {
-            **os.environ,
-            "LISTEN_PID": str(os.getpid()),
-            "LISTEN_FDS": str(len(fds)),
-            "LISTEN_FDNAMES": ":".join(names),
-        }
-        log.info("supervisor.replaced", descriptors=len(fds))
-        signal.set_wakeup_fd(-1)
-        _place(fds)
-        os.execve(sys.executable, sys.orig_argv, environment)
+        assert self._exits is not None
+        groups = {**self._stored, EXIT_LOG_NAME: [self._exits.fd]}
+        lines = [" ".join([name, *map(str, fds)]) for name, fds in groups.items()]
+        state = os.memfd_create("supervisor-state")
+        os.write(state, "\n".join([f"{os.getpid()} {int(self._was_ready)}", *lines]).encode())
+        kept = [state, *(fd for fds in groups.values() for fd in fds)]
+        _say("info", "supervisor.replaced", descriptors=self._count())
+        try:
+            for fd in kept:
+                os.set_inheritable(fd, True)
+            environment = {**os.environ, _HANDOVER: str(state)}
+            # A SIGTERM of this moment waits for the new version.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+            os.execve(self._command[0], [*self._command, FLAG], environment)
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+            _say("error", "supervisor.not_replaced", error=error)
+            for fd in kept:
+                os.set_inheritable(fd, False)
+            os.close(state)
 
-    # -- what it says --------------------------------------------------------------------------------
+    def _take_handover(self) -> None:
+        number = os.environ.pop(_HANDOVER, "")
+        if not number:
+            return
+        with open(int(number), "rb") as file:
+            lines = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode().split("\n")
+        pid, was_ready = lines[0].split()[:2]
+        if int(pid) != os.getpid():
+            return
+        self._was_ready = was_ready == "1"
+        for line in lines[1:]:
+            name, *numbers = line.split(" ")
+            self._stored[name] = [int(number) for number in numbers]
+            for fd in self._stored[name]:
+                os.set_inheritable(fd, False)
+
+    # -- what the child says -------------------------------------------------------------------------
 
     def _drain(self) -> None:
         while True:
             try:
-                data, ancillary, _flags, _ = self._notify.recvmsg(
+                data, ancillary, flags, _ = self._notify.recvmsg(
                     _MESSAGE_BYTES,
                     socket.CMSG_SPACE(_MESSAGE_FDS * 4) + socket.CMSG_SPACE(_CREDENTIALS.size),
                     socket.MSG_CMSG_CLOEXEC,
@@ -180,19 +289,25 @@ class Supervisor:
             if sender != self._pid or not self._pid:
                 _close(fds)
                 continue
+            if flags & socket.MSG_CTRUNC:
+                _say("error", "descriptors.not_kept", reason="too many open files", message=repr(data[:80]))
             self._handle(data, fds)
 
     def _handle(self, data: bytes, fds: list[int]) -> None:
-        fields = dict(
-            line.split("=", 1) for line in data.decode(errors="replace").splitlines() if "=" in line
-        )
+        lines = [line for line in data.decode(errors="replace").split("\n") if "=" in line]
+        fields = dict(line.split("=", 1) for line in lines)
         name = fields.get("FDNAME", "stored")
         if "BARRIER" in fields:
             _close(fds)
             return
-        self._pass_on(data, fds)
         if fields.get("READY") == "1":
             self._was_ready = True
+        if fields.get("FDSTORE") == "1" and not self._can_store(name, fds):
+            _close(fds)
+            return
+        # That the child stops means nothing to a manager of ours, unless we do.
+        known = _PASSED_KEYS | {"STOPPING"} if self._stopping else _PASSED_KEYS
+        self._pass_on([line for line in lines if line.split("=", 1)[0] in known], fds)
         if fields.get("FDSTOREREMOVE") == "1":
             _close(self._stored.pop(name, []))
         if fields.get("FDSTORE") == "1":
@@ -200,54 +315,62 @@ class Supervisor:
         else:
             _close(fds)
 
-    def _pass_on(self, data: bytes, fds: list[int]) -> None:
-        if not self._outer:
+    def _can_store(self, name: str, fds: list[int]) -> bool:
+        fits = self._count() + len(fds) <= _MOST_STORED
+        valid = 0 < len(name) <= _LONGEST_NAME and name.isalnum() and name != EXIT_LOG_NAME
+        if not fits or not valid:
+            _say(
+                "error",
+                "descriptors.not_kept",
+                group=name,
+                reason="not a name of a group" if not valid else f"more than {_MOST_STORED}",
+            )
+        return fits and valid
+
+    def _count(self) -> int:
+        return sum(map(len, self._stored.values()))
+
+    def _pass_on(self, lines: list[str], fds: list[int]) -> None:
+        if not self._outer or not lines:
             return
         address = "\0" + self._outer[1:] if self._outer.startswith("@") else self._outer
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendmsg([data], rights, socket.MSG_NOSIGNAL, address)
-
-    def _take_exit_log(self) -> ExitLog:
-        for fd in self._stored.pop(EXIT_LOG_NAME, []):
-            exits = ExitLog(fd)
-            exits.resume()
-            return exits
-        exits = ExitLog.create()
-        self._pass_on(f"FDSTORE=1\nFDPOLL=0\nFDNAME={EXIT_LOG_NAME}".encode(), [exits.fd])
-        return exits
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.sendmsg(["\n".join(lines).encode()], rights, socket.MSG_NOSIGNAL, address)
+        except OSError as error:
+            _say("error", "manager.not_told", error=error, message=lines[0])
 
     # -- signals and time ----------------------------------------------------------------------------
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self._signals.append(number)
 
     def _handle_signals(self) -> None:
         while self._signals:
             number = self._signals.pop(0)
             if number in (signal.SIGTERM, signal.SIGINT):
-                self._stopping = True
-                self._restart_at = None
-                if not self._outer and self._stored:
-                    log.warning(
-                        "connections.lost", reason="stopped, and nobody keeps them", groups=len(self._stored)
-                    )
-                self._signal_child(signal.SIGTERM)
+                self._stop()
             elif number == signal.SIGHUP:
-                self._upgrading = True
-                if self._pid:
-                    self._signal_child(signal.SIGTERM)
-                else:
-                    self._replace_self()
+                self._upgrade()
             elif number in _PASSED_ON:
                 self._signal_child(number)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._restart_at = None
+        if not self._outer and self._stored:
+            _say(
+                "warning",
+                "connections.lost",
+                reason="told to stop, and nobody keeps them",
+                descriptors=self._count(),
+            )
+        self._signal_child(signal.SIGTERM)
 
     def _signal_child(self, number: int) -> None:
         if not self._pid:
             return
         # Our own child, not reaped: its pid is nobody else's.
         os.kill(self._pid, number)
-        if number == signal.SIGTERM:
+        if number == signal.SIGTERM and self._kill_at is None:
             self._kill_at = time.monotonic() + _STOP_LIMIT_S
 
     def _timeout_s(self) -> float:
@@ -260,20 +383,19 @@ class Supervisor:
             self._spawn()
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
-            log.error("daemon.killed", reason=f"it did not end within {_STOP_LIMIT_S:g} s")
+            _say("error", "daemon.killed", reason=f"it did not end within {_STOP_LIMIT_S:g} s")
             self._signal_child(signal.SIGKILL)
 
 
-def supervise() -> int:
-    """Run this very program without --supervise below a supervisor; return the exit code."""
-    flags = [flag for flag in sys.orig_argv[1:] if flag != "--supervise"]
-    return Supervisor([sys.executable, *flags]).run()
-
-
-def _execute(command: list[str], environment: dict[str, str], fds: list[int]) -> None:
+def _execute(command: list[str], environment: dict[str, str], fds: list[int], parent: int) -> None:
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, *_PASSED_ON):
+    for number in (*_HANDLED, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+    # A daemon without us would keep the type locked for the next one, and its descriptors from it.
+    set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != parent:
+        return
     environment["LISTEN_PID"] = str(os.getpid())
     _place(fds)
     os.execve(command[0], command, environment)
@@ -301,12 +423,6 @@ def _peek() -> os.waitid_result | None:
         return None
 
 
-def _raw_status(zombie: os.waitid_result) -> int:
-    if zombie.si_code == os.CLD_EXITED:
-        return (zombie.si_status & 0xFF) << 8
-    return zombie.si_status | (0x80 if zombie.si_code == os.CLD_DUMPED else 0)
-
-
 def _parse(ancillary: list[tuple[int, int, bytes]]) -> tuple[list[int], int]:
     fds, sender = array.array("i"), 0
     for level, kind, data in ancillary:
@@ -320,3 +436,9 @@ def _parse(ancillary: list[tuple[int, int, bytes]]) -> tuple[list[int], int]:
 def _close(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+def _say(severity: str, event: str, **fields: object) -> None:
+    from common.log import get_logger
+
+    getattr(get_logger(), severity)(event, **fields)
