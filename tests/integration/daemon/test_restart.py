@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -233,38 +232,45 @@ async def test_a_half_made_pod_is_rolled_back(node: Node, lab: Lab, pid: cri.Nam
         await node.controller("Status", pod.id)
 
 
-async def test_a_pod_that_was_never_started_is_rolled_back(node: Node, lab: Lab) -> None:
+async def test_a_pod_that_was_created_can_be_started_by_the_next_daemon(node: Node, lab: Lab) -> None:
     pod = await node.pod(start=False)
     await node.restart()
-    with refused(Code.NOT_FOUND, pod.id):
-        await node.controller("Status", pod.id)
-    assert not lab.path(pod.directory).exists()
+    assert (await node.controller("Status", pod.id)).state == "SANDBOX_NOTREADY"
+    await pod.start()
+    assert await pod.run("echo", "here") == (0, "here\n")
 
 
 # -- records ---------------------------------------------------------------------------------------
 
 
-async def test_a_damaged_record_is_kept_aside_and_its_pod_left_alone(node: Node, lab: Lab) -> None:
-    damaged, sound = await node.pod(), await node.pod()
-    container = await damaged.running()
-    record = lab.path(f"{damaged.directory}/sandbox.json")
+@pytest.mark.parametrize("file", ["sandbox.json", "tasks/{container}/container.json"])
+@pytest.mark.parametrize("damage", ["torn", "of the future"])
+async def test_a_record_that_cannot_be_understood_leaves_its_pod_alone(
+    node: Node, lab: Lab, file: str, damage: str
+) -> None:
+    strange, sound = await node.pod(), await node.pod()
+    container = await strange.running()
+    record = lab.path(f"{strange.directory}/{file.format(container=container.id)}")
     text = record.read_text()
     node.daemon.stop(signal.SIGKILL)
-    record.write_text(text[:-5])
+    changed = text[:-5] if damage == "torn" else json.dumps({**json.loads(text), "version": 99})
+    record.write_text(changed)
     await node.start()
     assert (await node.controller("Status", sound.id)).state == "SANDBOX_READY"
-    with refused(Code.NOT_FOUND, damaged.id):
-        await node.controller("Status", damaged.id)
+    # Never NOT_FOUND: an engine would begin to clean up.
+    for call in ("Status", "Stop", "Shutdown"):
+        with refused(Code.UNAVAILABLE, strange.id):
+            await node.controller(call, strange.id)
+    with refused(Code.UNAVAILABLE, strange.id):
+        await strange.create()
     assert container.pid in lab.processes()
-    kept = Path(f"{record}.unreadable")
-    assert kept.read_text() == text[:-5]
-    with refused(Code.ALREADY_EXISTS, damaged.directory):
-        await damaged.create()
-    # What the operator may do.
-    kept.rename(record)
+    assert record.read_text() == changed
+    # What the operator may do: repair it, or start the version that wrote it.
     record.write_text(text)
     await node.restart()
-    assert (await node.controller("Status", damaged.id)).state == "SANDBOX_READY"
+    assert (await node.controller("Status", strange.id)).state == "SANDBOX_READY"
+    await strange.connect()
+    assert await container.state() == "running"
 
 
 async def test_pods_of_an_earlier_boot_are_forgotten(node: Node, lab: Lab) -> None:
