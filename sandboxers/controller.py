@@ -22,6 +22,7 @@ from common.errors import Code, FailedPrecondition, InvalidArgument, Unavailable
 from common.log import bound, get_logger
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2_grpc as api_grpc
+from sandboxers.garbage import Garbage
 from sandboxers.pod_config import parse_create_request
 from sandboxers.registry import SandboxEntry, SandboxRegistry
 from sandboxers.states import SandboxState
@@ -69,8 +70,9 @@ def _at_the_edge(
 class Controller(api_grpc.ControllerServicer):
     """The Sandbox API of one daemon."""
 
-    def __init__(self, registry: SandboxRegistry) -> None:
+    def __init__(self, registry: SandboxRegistry, garbage: Garbage | None = None) -> None:
         self._registry = registry
+        self._garbage = garbage
         self._closed = False
 
     def close(self) -> None:
@@ -147,7 +149,10 @@ class Controller(api_grpc.ControllerServicer):
         if entry.exit_code >= 0:
             response.exited_at.FromNanoseconds(entry.exited_at_ns)
         if request.verbose:
-            response.info["info"] = json.dumps(_details(entry))
+            details = _details(entry)
+            if self._garbage is not None:
+                details["garbage"] = self._garbage.figures
+            response.info["info"] = json.dumps(details)
         return response
 
     @_at_the_edge

@@ -37,6 +37,22 @@ class PodDefaults(Protocol):
     def stop_timeout_s(self) -> float: ...
 
 
+class EngineSettings(Protocol):
+    """The part of a configuration that says whom the pods are made for."""
+
+    @property
+    def address(self) -> str: ...
+
+
+class GarbageSettings(Protocol):
+    """The part of a configuration that says when what the engine has forgotten is removed."""
+
+    @property
+    def interval_s(self) -> float: ...
+    @property
+    def grace_s(self) -> float: ...
+
+
 class DaemonConfig(Protocol):
     """What every type's configuration has."""
 
@@ -48,6 +64,10 @@ class DaemonConfig(Protocol):
     def log(self) -> LogConfig: ...
     @property
     def pod(self) -> PodDefaults: ...
+    @property
+    def engine(self) -> EngineSettings: ...
+    @property
+    def gc(self) -> GarbageSettings: ...
 
 
 class Daemonised(Sandboxer, Protocol):

@@ -206,7 +206,7 @@ class SandboxRegistry:
         :raise AlreadyExists: the id is taken.
         :raise Unavailable: the id is that of a pod that could not be recovered.
         """
-        await self.forget_unwanted(_UNSTARTED_MAX_AGE_S)
+        await self.forget_unwanted()
         self.require_understood(pod.sandbox_id)
         if pod.sandbox_id in self._entries:
             raise AlreadyExists(f"sandbox {pod.sandbox_id} exists already")
@@ -273,7 +273,7 @@ class SandboxRegistry:
                 await self._remove(entry)
                 log.info("sandbox.removed")
 
-    async def forget_unwanted(self, min_age_s: float) -> None:
+    async def forget_unwanted(self, min_age_s: float = _UNSTARTED_MAX_AGE_S) -> None:
         """Remove pods created this long ago that never stood, since their engine has died, and what is left of those
         that could not be removed."""
         youngest = time.time_ns() - int(min_age_s * 1e9)

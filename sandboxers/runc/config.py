@@ -32,6 +32,12 @@ class LogConfig:
 class EngineConfig:
     """The container engine that uses this sandboxer."""
 
+    address: str = option(
+        "/run/containerd/containerd.sock",
+        "The engine's gRPC socket, where it is asked which pods and tasks it knows: what it has forgotten is"
+        " removed. Empty for an engine that is not containerd: nothing is ever taken for forgotten.",
+        check=_path_or_empty,
+    )
     events_address: str = option(
         "/run/containerd/containerd.sock.ttrpc",
         "The engine's ttrpc socket, to which task events are published (containerd: its gRPC address with"
@@ -82,6 +88,24 @@ class PodConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class GarbageConfig:
+    """When pods and containers are removed that the engine has forgotten."""
+
+    interval_s: float = option(
+        60.0,
+        "How often to look for such; the engine is asked only if nobody waits for some pod or container. 0: never.",
+        minimum=0.0,
+        maximum=86400.0,
+    )
+    grace_s: float = option(
+        300.0,
+        "How long, at least, the engine must have been reachable and not have known them.",
+        minimum=0.0,
+        maximum=86400.0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class RuncConfig:
     """Configuration of the runc sandboxer. Every key is shown with its default; a key that is left out has
     that value, and an unknown one is an error."""
@@ -101,3 +125,4 @@ class RuncConfig:
     engine: EngineConfig = EngineConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     pod: PodConfig = PodConfig()
+    gc: GarbageConfig = GarbageConfig()

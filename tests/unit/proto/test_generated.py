@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 GRPC_MODULES = {
     "containerd/services/sandbox/v1/sandbox_pb2_grpc.py",
+    "containerd/services/sandbox/v1/store_pb2_grpc.py",
+    "containerd/services/tasks/v1/tasks_pb2_grpc.py",
     "runtime/v1/service_pb2_grpc.py",
 }
 

@@ -1,0 +1,51 @@
+"""What the engine says that it knows: its sandboxes and tasks, over containerd's own gRPC services.
+
+Both are listed in the namespace of the CRI. A task is listed only if it has answered the engine's question for its
+state: absence from one list proves nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import grpc
+import grpc.aio
+
+from common.errors import Unavailable
+from proto.gen.containerd.services.sandbox.v1 import store_pb2, store_pb2_grpc
+from proto.gen.containerd.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
+
+_NAMESPACE: Final = (("containerd-namespace", "k8s.io"),)
+_MAX_LIST_BYTES: Final = 64 << 20
+
+
+class EngineList(NamedTuple):
+    """The ids that an engine knows."""
+
+    sandboxes: frozenset[str]
+    tasks: frozenset[str]
+
+
+async def list_engine(address: str, timeout_s: float, *, tasks: bool = True) -> EngineList:
+    """Ask the engine whose gRPC socket is at `address`; without `tasks` for its sandboxes alone.
+
+    :raise Unavailable: it cannot be reached, or is none that can tell.
+    """
+    if not address:
+        raise Unavailable("no engine is configured: 'engine.address' is empty")
+    options = [("grpc.max_receive_message_length", _MAX_LIST_BYTES)]
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{address}", options=options) as channel:
+            store = store_pb2_grpc.StoreStub(channel)
+            known = await store.List(store_pb2.StoreListRequest(), timeout=timeout_s, metadata=_NAMESPACE)
+            sandboxes = frozenset(sandbox.sandbox_id for sandbox in known.list)
+            if not tasks:
+                return EngineList(sandboxes, frozenset())
+            service = tasks_pb2_grpc.TasksStub(channel)
+            running = await service.List(tasks_pb2.ListTasksRequest(), timeout=timeout_s, metadata=_NAMESPACE)
+            # The id of a process is its task's; `container_id` is left empty (containerd's tasks service).
+            return EngineList(sandboxes, frozenset(task.id or task.container_id for task in running.tasks))
+    except grpc.aio.AioRpcError as error:
+        raise Unavailable(
+            f"the engine at {address} does not tell what it knows: {error.code().name}: {error.details()}"
+        ) from error
