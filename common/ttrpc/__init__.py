@@ -21,6 +21,7 @@ Layers, each importing only those before it:
 
     _errors, _frames, _state, _events   the vocabulary
     _connection                         the protocol of one connection: bytes in, events out
+    _marks                              what the kernel keeps of a connection for a successor
     _socket                             frames over one socket: peek, consume, write
     _calls, _stream                     what handlers and callers hold
     _server, _client                    the two roles
@@ -44,6 +45,7 @@ from common.ttrpc._errors import (
 from common.ttrpc._events import DataReceived, Event, RequestReceived, ResponseReceived, StreamRefused
 from common.ttrpc._frames import MAX_DATA_SIZE, Frame, FrameBuffer, OversizedFrame, encode_frame
 from common.ttrpc._journal import Journal, NullJournal, Replay, ReplayedRequest
+from common.ttrpc._marks import SpilledFrame
 from common.ttrpc._server import Server
 from common.ttrpc._state import StreamState
 from common.ttrpc._stream import MessageStream, ServerStream
@@ -76,6 +78,7 @@ __all__ = [
     "Server",
     "ServerStream",
     "Service",
+    "SpilledFrame",
     "StatusCode",
     "StatusError",
     "StreamMethod",

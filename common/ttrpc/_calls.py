@@ -88,12 +88,17 @@ class StreamMethod(NamedTuple):
     stream.
 
     It returns None if it streamed its answers (the stream ends without a further message), or the one
-    response message of a method that only its client streams to.
+    response message of a method that only its client streams to. Streams do not outlast the process: a
+    successor answers those that were open with UNAVAILABLE, which is why their requests are on record.
     """
 
     request: type[Message]
     handler: Callable[[Any, ServerStream[Any], CallContext], Awaitable[Message | None]]
-    journaled: bool = False
+
+    @property
+    def journaled(self) -> bool:
+        """Always."""
+        return True
 
 
 class Service(NamedTuple):

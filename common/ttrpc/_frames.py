@@ -74,6 +74,10 @@ class FrameBuffer:
         """Whether the buffer is between two frames."""
         return not self._skip and not self._bytes
 
+    def skip(self, size: int) -> None:
+        """Throw the next `size` bytes away: they belong to oversized data."""
+        self._skip = size
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         if self._skip:
             skipped = min(self._skip, len(data))

@@ -7,6 +7,8 @@ import socket
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from common.ttrpc._marks import SpilledFrame
+
 
 class ReplayedRequest(NamedTuple):
     """A request that an earlier process has admitted and not answered; `outcome` is its answer if it was done."""
@@ -19,22 +21,23 @@ class ReplayedRequest(NamedTuple):
 class Replay(NamedTuple):
     """What an earlier process has left undone on a connection.
 
-    `pieces` are those of a frame that was read in part; it is not known whether the last one was consumed.
-    `spilled` are memfds with answers, whose offset tells how much of them was sent; they become the server's.
+    `pieces` are those of a frame that was read in part; a mark on the socket tells how much of the last one was
+    consumed. `spilled` are frames whose memfds tell how much of them was sent; the server closes them.
     """
 
     connection_id: int
     requests: Sequence[ReplayedRequest] = ()
     pieces: Sequence[bytes] = ()
-    spilled: Sequence[int] = ()
+    spilled: Sequence[SpilledFrame] = ()
 
 
 class Journal(Protocol):
     """Told by a server what it is about to take responsibility for. All methods are called in the event loop.
 
-    A frame of a journaled call stays in the socket until `admitted` returned: a process that dies before finds it
-    there again, one that dies after finds it in its journal (or in both: stream ids only grow, so the id that
-    was admitted last is a replay if it comes first). Other calls are answered before they are consumed.
+    A frame of a journaled call stays in the socket until `admitted` returned: the successor of a process that dies
+    before finds it there, that of one that dies after finds it in the journal (or in both: stream ids only grow,
+    so the id that was admitted last is a replay if it comes first). Other calls are answered before they are
+    consumed, and admitted in between if they wait or their answer does.
     """
 
     def opened(self, sock: socket.socket) -> int:
@@ -60,9 +63,13 @@ class Journal(Protocol):
         If this raises, the connection is closed with the piece unread.
         """
 
-    def spill(self, connection_id: int, stream_id: int, frame: bytes) -> int:
-        """Keep an answer that is too large to be sent whole or not at all, and return a memfd with it, at offset 0,
-        that becomes the caller's; -1: it cannot be kept."""
+    def spill(self, connection_id: int, frame: bytes) -> SpilledFrame | None:
+        """Keep a frame that is too large to be sent whole or not at all, and return a memfd with it, at offset 0, that
+        becomes the caller's; None: it cannot be kept.
+        """
+
+    def unspilled(self, connection_id: int, serial: int) -> None:
+        """Such a frame was sent, or never will be, and its memfd is closed; never raises."""
 
     def closed(self, connection_id: int) -> None:
         """The connection is gone and with it the wish for any answer on it; never raises."""
@@ -94,8 +101,11 @@ class NullJournal:
     def partial(self, connection_id: int, chunk: bytes) -> None:
         pass
 
-    def spill(self, connection_id: int, stream_id: int, frame: bytes) -> int:
-        return -1
+    def spill(self, connection_id: int, frame: bytes) -> SpilledFrame | None:
+        return None
+
+    def unspilled(self, connection_id: int, serial: int) -> None:
+        pass
 
     def closed(self, connection_id: int) -> None:
         pass

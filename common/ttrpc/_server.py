@@ -16,7 +16,8 @@ from common.ttrpc._errors import LocalProtocolError, StatusCode, StatusError
 from common.ttrpc._events import DataReceived, Event, RequestReceived, StreamRefused
 from common.ttrpc._frames import HEADER, HEADER_SIZE, REQUEST, Frame, OversizedFrame, encode_frame
 from common.ttrpc._journal import Journal, NullJournal, Replay
-from common.ttrpc._socket import FrameSocket, Spilled
+from common.ttrpc._marks import Spilled
+from common.ttrpc._socket import FrameSocket
 from common.ttrpc._state import StreamState
 from common.ttrpc._stream import ServerStream
 from proto.gen.ttrpc.request_pb2 import Response
@@ -68,22 +69,29 @@ class ServerConnection(FrameSocket):
 
     def replay(self, replay: Replay) -> None:
         """Go on with what was left undone; to be called before the event loop reads from the socket."""
-        for fd in replay.spilled:
-            rest = Spilled(fd)
-            if len(rest) and rest.begun:
-                self._enqueue(rest, 0)
+        half_sent = set()
+        for frame in replay.spilled:
+            rest = Spilled(frame)
+            if rest.begun and not self._closed:
+                half_sent.add(rest.answers)
+                self._enqueue(rest, rest.answers)
             else:
-                rest.close()  # sent, or its request is replayed
+                self._end(rest, 0)  # what it answers is on record with its outcome, or still in the socket
         for stream_id, data, outcome in replay.requests:
+            if self._closed:
+                return
             self._repeated = stream_id
             _size, _id, frame_type, flags = HEADER.unpack_from(data)
             event = self._codec.receive_frame(Frame(stream_id, frame_type, flags, data[HEADER_SIZE:]))
-            if outcome is not None:
+            if stream_id in half_sent:
                 self._codec.abandon(stream_id)
-                self._write(outcome, stream_id, stream_id)
+            elif outcome is not None:
+                self._codec.abandon(stream_id)
+                self._write(outcome, stream_id)
             elif type(event) is RequestReceived:
                 self._repeat(event)
-        self._resume(replay.pieces)
+        if not self._closed:
+            self._resume(replay.pieces)
 
     def _repeat(self, event: RequestReceived) -> None:
         service = self._server.services.get(event.request.service)
@@ -114,10 +122,6 @@ class ServerConnection(FrameSocket):
                 return _Admitted(event, error=_unimplemented(name))
             error = self._admit(frame) if method.journaled else None
             return _Admitted(event, service, method, error)
-        if type(event) is DataReceived:
-            call = self._call(event.stream_id)
-            if call is not None and call.journaled:
-                return _Admitted(event, error=self._admit(frame))
         return _Admitted(event)
 
     def _admit(self, frame: Frame | OversizedFrame) -> Exception | None:
@@ -129,9 +133,15 @@ class ServerConnection(FrameSocket):
         return None
 
     def _acts_first(self, examined: _Admitted) -> bool:
-        return type(examined.method) is Method and not examined.method.journaled
+        # What is on record is safe. All else stays in the socket until it has its answer.
+        method = examined.method
+        if method is None or examined.error is not None:
+            return examined.error is not None or type(examined.event) is StreamRefused
+        return not method.journaled
 
     def _acted(self, frame: Frame | OversizedFrame, examined: _Admitted) -> None:
+        if (self._calls is None and self._unsent is None) or type(examined.event) is not RequestReceived:
+            return
         call = self._call(frame.stream_id)
         if call is not None:
             # It waits after all: from now on its frame is nowhere but here.
@@ -143,16 +153,16 @@ class ServerConnection(FrameSocket):
     def _act(self, examined: _Admitted) -> None:
         event = examined.event
         if type(event) is RequestReceived:
-            if examined.method is not None and examined.method.journaled:
-                self._server.journal.consumed(self._id, event.stream_id)
             if examined.error is not None:
                 self._respond(event.stream_id, 0, None, examined.error)
-            else:
-                assert examined.service is not None
-                assert examined.method is not None
-                self._begin(event, examined.service, examined.method)
+                return
+            assert examined.service is not None
+            assert examined.method is not None
+            if examined.method.journaled:
+                self._server.journal.consumed(self._id, event.stream_id)
+            self._begin(event, examined.service, examined.method)
         elif type(event) is DataReceived:
-            self._deliver(event, examined.error)
+            self._deliver(event)
         elif type(event) is StreamRefused:
             self._refuse(event)
 
@@ -207,15 +217,13 @@ class ServerConnection(FrameSocket):
                 self._server.lost(self, lingers=True)
                 call.cancel()
 
-    def _deliver(self, event: DataReceived, error: Exception | None) -> None:
+    def _deliver(self, event: DataReceived) -> None:
         call = self._call(event.stream_id)
         if call is None or call.stream is None:
             return
-        if error is None and not call.stream.deliver(event.payload, event.closed):
-            error = StatusError(
-                StatusCode.RESOURCE_EXHAUSTED, "the stream holds too much that was not received"
-            )
-        if error is not None:
+        if not call.stream.deliver(event.payload, event.closed):
+            text = "the stream holds too much that was not received"
+            error = StatusError(StatusCode.RESOURCE_EXHAUSTED, text)
             self._respond(event.stream_id, event.stream_id if call.journaled else 0, None, error)
             call.cancel()
 
@@ -275,7 +283,7 @@ class ServerConnection(FrameSocket):
             frame = self._codec.send_response(stream_id, response)
         if record:
             self._server.journal.outcome(self._id, stream_id, frame)
-        self._write(frame, report, stream_id)
+        self._write(frame, report)
 
     # ── bookkeeping ────────────────────────────────────────────────────────────────────────────
 
@@ -287,12 +295,20 @@ class ServerConnection(FrameSocket):
             self._calls = {}
         self._calls[call.context.stream_id] = call
 
+    @property
+    def _outlives(self) -> bool:
+        return self._server.journal is not _null_journal
+
     def _partial(self, piece: memoryview) -> None:
-        if self._server.journal is not _null_journal:
+        if self._outlives:
             self._server.journal.partial(self._id, bytes(piece))
 
-    def _spill(self, stream_id: int, frame: bytes) -> int:
-        return self._server.journal.spill(self._id, stream_id, frame)
+    def _spill(self, frame: bytes) -> Spilled | None:
+        spilled = self._server.journal.spill(self._id, frame)
+        return None if spilled is None else Spilled(spilled)
+
+    def _unspilled(self, frame: Spilled) -> None:
+        self._server.journal.unspilled(self._id, frame.serial)
 
     def _sent(self, report: int) -> None:
         self._server.journal.answered(self._id, report)

@@ -23,7 +23,6 @@ The buffers into which sockets are peeked are shared: use the package from one t
 from __future__ import annotations
 
 import asyncio
-import os
 import select
 import socket
 from collections import deque
@@ -33,6 +32,7 @@ from typing import Any, Final
 from common.ttrpc._connection import Connection
 from common.ttrpc._errors import ConnectionLost, ProtocolError
 from common.ttrpc._frames import HEADER, HEADER_SIZE, Frame, FrameBuffer, OversizedFrame
+from common.ttrpc._marks import Spilled, left_to_skip, mark_piece, mark_skip, unmark, unread_of_piece
 
 PEEK_SIZE: Final = 64 << 10
 FRAMES_PER_WAKEUP: Final = 64
@@ -57,31 +57,18 @@ class _Rest:
         self.timer = timer
 
 
-class Spilled:
-    """A frame in a memfd; owns it. The kernel keeps the offset."""
+class _Pieces(FrameBuffer):
+    """A frame that is consumed piece by piece; `count` of them were recorded."""
 
-    __slots__ = ("_fd", "_left", "begun")
+    __slots__ = ("count",)
 
-    def __init__(self, fd: int) -> None:
-        gone = os.lseek(fd, 0, os.SEEK_CUR)
-        self._fd = fd
-        self._left = os.fstat(fd).st_size - gone
-        self.begun = gone > 0
-
-    def __len__(self) -> int:
-        return self._left
-
-    def send(self, sock: socket.socket) -> int:
-        sent = os.sendfile(sock.fileno(), self._fd, None, self._left)
-        self._left -= sent
-        return sent
-
-    def close(self) -> None:
-        os.close(self._fd)
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
 
 
 class FrameSocket:
-    """One connected socket. Subclasses say what frames mean, through the five hooks at the end."""
+    """One connected socket. Subclasses say what frames mean, through the hooks at the end."""
 
     __slots__ = (
         "_closed",
@@ -106,7 +93,7 @@ class FrameSocket:
         self._queue_limit = queue_limit
         self._closed = False
         self._rest: _Rest | None = None
-        self._large: FrameBuffer | None = None
+        self._large: _Pieces | None = None
         self._unsent: deque[tuple[memoryview | Spilled, int]] | None = None
         self._unsent_size = 0
         self._drain_waiters: list[asyncio.Future[None]] | None = None
@@ -125,10 +112,9 @@ class FrameSocket:
         self._loop.remove_reader(self._sock)
         if self._unsent is not None:
             self._loop.remove_writer(self._sock)
-            for rest, _report in self._unsent:
-                if type(rest) is Spilled:
-                    rest.close()
-            self._unsent = None
+            queue, self._unsent = self._unsent, None
+            for rest, _report in queue:
+                self._end(rest, 0)
         self._sock.close()
         self._large = None
         self._wake_drained()
@@ -185,15 +171,13 @@ class FrameSocket:
         except ProtocolError as error:
             self._close(error)
             return
-        if unconsumed and self._acts_first(examined):
+        if self._acts_first(examined):
             self._act(examined)
             if not self._closed:
                 self._acted(frame, examined)
                 self._consume(unconsumed)
-            return
-        if unconsumed and not self._consume(unconsumed):
-            return
-        self._act(examined)
+        elif self._consume(unconsumed):
+            self._act(examined)
 
     def _consume(self, size: int) -> bool:
         try:
@@ -204,27 +188,38 @@ class FrameSocket:
             return False
         return True
 
-    def _read_pieces(self, buffer: FrameBuffer) -> None:
+    def _read_pieces(self, buffer: _Pieces) -> None:
         for _ in range(PIECES_PER_WAKEUP):
-            size = self._peek(min(buffer.missing, PEEK_SIZE))
-            if size <= 0:
-                return
-            piece = _peeked_view[:size]
-            if not buffer.skipping:
-                try:
-                    self._partial(piece)
-                except Exception as error:
-                    self._close(error)
+            if buffer.skipping:
+                size = self._skip(buffer)
+            else:
+                size = self._peek(min(buffer.missing, PEEK_SIZE))
+                if size > 0 and not self._take_piece(buffer, _peeked_view[:size]):
                     return
-            if not self._consume(size):
-                return
-            buffer.feed(piece)
-            self._take_collected(buffer)
-            if self._large is None:
+            if size <= 0 or self._large is None:
                 return
 
-    def _take_collected(self, buffer: FrameBuffer) -> None:
+    def _take_piece(self, buffer: _Pieces, piece: memoryview) -> bool:
+        if self._outlives:
+            mark_piece(self._sock, buffer.count, len(piece))
+        try:
+            self._partial(piece)
+        except Exception as error:
+            self._close(error)
+            return False
+        if not self._consume(len(piece)):
+            return False
+        if self._outlives:
+            unmark(self._sock)
+        buffer.count += 1
+        buffer.feed(piece)
+        self._take_collected(buffer)
+        return True
+
+    def _take_collected(self, buffer: _Pieces) -> None:
         frame = buffer.next_frame()
+        if buffer.skipping and self._outlives:
+            mark_skip(self._sock, buffer.missing)
         if buffer.empty:
             self._large = None
         if frame is not None:
@@ -232,19 +227,42 @@ class FrameSocket:
             if not self._closed:
                 self._partial(_no_piece)
 
+    def _skip(self, buffer: _Pieces) -> int:
+        """Throw bytes away; return how many: 0 or less: none, or the connection ended."""
+        try:
+            size = self._sock.recv_into(_discarded, min(buffer.missing, PEEK_SIZE))
+        except BlockingIOError:
+            return -1
+        except OSError as error:
+            self._close(error)
+            return -1
+        if size == 0:
+            self._close(ConnectionLost("the peer closed the connection inside a frame"))
+        buffer.feed(_peeked_view[:size])
+        if buffer.empty:
+            self._large = None
+            if self._outlives:
+                unmark(self._sock)
+        return size
+
     def _resume(self, pieces: Sequence[bytes]) -> None:
-        """Go on with a frame of which an earlier process has recorded these pieces and consumed all, but
-        perhaps not the last: then it is still there.
+        """Go on reading where an earlier process has stopped: inside a frame of which it has recorded these
+        pieces and consumed all but perhaps the last, or inside one that it was throwing away, or between two.
         """
-        if not pieces:
+        size = left_to_skip(self._sock)
+        if not pieces and size:
+            self._large = _Pieces()
+            self._large.skip(size)
             return
-        buffer = self._large = FrameBuffer()
+        buffer = _Pieces()
         for piece in pieces:
             buffer.feed(piece)
-        last = pieces[-1]
-        if self._peek(len(last)) == len(last) and _peeked_view[: len(last)] == last:
-            self._consume(len(last))
-        if not self._closed:
+        buffer.count = len(pieces)
+        if pieces and not self._consume(unread_of_piece(self._sock, len(pieces) - 1, len(pieces[-1]))):
+            return
+        unmark(self._sock)
+        if pieces:
+            self._large = buffer
             self._take_collected(buffer)
 
     # ── waiting for the rest of a frame ────────────────────────────────────────────────────────
@@ -285,58 +303,59 @@ class FrameSocket:
     def _stop_peeking(self) -> None:
         """Consume the frame at hand piece by piece; the loop calls `_on_readable` for the pieces."""
         self._end_waiting_for_rest()
-        self._large = FrameBuffer()
+        self._large = _Pieces()
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────
 
-    def _write(self, frame: bytes, report: int = 0, stream_id: int = 0) -> None:
+    def _write(self, frame: bytes, report: int = 0) -> None:
         """Send a frame, or queue what the kernel does not take; `_sent(report)` follows when all of it is
         gone.
         """
         if self._closed:
             return
-        rest: memoryview | Spilled = memoryview(frame)
-        if len(frame) > ATOMIC_SIZE and stream_id and (fd := self._spill(stream_id, frame)) >= 0:
-            rest = Spilled(fd)
-        self._enqueue(rest, report)
+        if len(frame) > ATOMIC_SIZE and (spilled := self._spill(frame)) is not None:
+            self._enqueue(spilled, report)
+        elif self._unsent is not None:
+            self._enqueue(memoryview(frame), report)
+        else:
+            sent = self._send(frame)
+            if sent == len(frame):
+                if report:
+                    self._sent(report)
+            elif sent >= 0:
+                self._unsent = deque()
+                self._loop.add_writer(self._sock, self._on_writable)
+                self._enqueue(memoryview(frame)[sent:], report)
 
     def _enqueue(self, rest: memoryview | Spilled, report: int) -> None:
         if self._unsent is None:
-            sent = self._send(rest)
-            if sent < 0:
-                return
-            rest = self._after(rest, sent)
-            if not len(rest):
-                self._end(rest, report)
-                return
             self._unsent = deque()
             self._loop.add_writer(self._sock, self._on_writable)
-        self._unsent.append((rest, report))
-        self._unsent_size += len(rest)
+            self._unsent.append((rest, report))
+            self._unsent_size = len(rest)
+            self._on_writable()
+        else:
+            self._unsent.append((rest, report))
+            self._unsent_size += len(rest)
         if self._unsent_size > self._queue_limit:
             self._close(ConnectionLost(f"the peer left {self._unsent_size} bytes unread"))
 
-    def _send(self, data: memoryview | Spilled) -> int:
+    def _send(self, data: bytes | memoryview | Spilled) -> int:
         """Return how many bytes the kernel took; -1: the connection is closed."""
         try:
             if isinstance(data, Spilled):
                 return data.send(self._sock)
-            return self._sock.send(data, socket.MSG_NOSIGNAL) if data else 0
+            return self._sock.send(data, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return 0
         except OSError as error:
-            if type(data) is Spilled and self._unsent is None:
-                data.close()
             self._close(error)
             return -1
-
-    @staticmethod
-    def _after(rest: memoryview | Spilled, sent: int) -> memoryview | Spilled:
-        return rest[sent:] if isinstance(rest, memoryview) else rest
 
     def _end(self, rest: memoryview | Spilled, report: int) -> None:
         if type(rest) is Spilled:
             rest.close()
+            self._unspilled(rest)
         if report:
             self._sent(report)
 
@@ -349,7 +368,8 @@ class FrameSocket:
             if sent < 0:
                 return
             self._unsent_size -= sent
-            rest = self._after(rest, sent)
+            if type(rest) is memoryview:
+                rest = rest[sent:]
             if len(rest):
                 queue[0] = (rest, report)
                 break
@@ -384,6 +404,11 @@ class FrameSocket:
 
     # ── hooks ──────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def _outlives(self) -> bool:
+        """Whether another process may go on with this connection, which needs marks in the kernel then."""
+        return False
+
     def _examine(self, frame: Frame | OversizedFrame) -> Any:
         """Look at a frame that is still in the socket; what this returns is handed to `_act`."""
         raise NotImplementedError
@@ -403,9 +428,12 @@ class FrameSocket:
     def _acted(self, frame: Frame | OversizedFrame, examined: Any) -> None:
         """What was asked for was done or begun, and the frame is about to be consumed."""
 
-    def _spill(self, stream_id: int, frame: bytes) -> int:
-        """Return a memfd that holds a large frame, or -1."""
-        return -1
+    def _spill(self, frame: bytes) -> Spilled | None:
+        """Return a large frame in a memfd that somebody keeps, if anybody does."""
+        return None
+
+    def _unspilled(self, frame: Spilled) -> None:
+        """Such a frame is sent, or will never be."""
 
     def _partial(self, piece: memoryview) -> None:
         """A piece of a frame that cannot be peeked whole is about to be consumed."""

@@ -101,7 +101,7 @@ METHODS: dict[str, Method | StreamMethod] = {
     "Chat": StreamMethod(BytesValue, Bench.chat),
     "Join": StreamMethod(BytesValue, Bench.join),
     "Count": StreamMethod(BytesValue, Bench.count),
-    "Deaf": StreamMethod(BytesValue, Bench.deaf, journaled=True),
+    "Deaf": StreamMethod(BytesValue, Bench.deaf),
 }
 
 
