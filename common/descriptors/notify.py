@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections import deque
@@ -18,43 +19,72 @@ from common.descriptors.listen import taken_from_environment
 from common.descriptors.names import EXIT_LOG_NAME, name_of, serial_of
 from common.descriptors.store import DescriptorStore, NoStore
 from common.failpoints import Failpoint, failpoint
+from common.log import get_logger
+
+_ADDRESS = "NOTIFY_SOCKET"
+_TELL_LIMIT_S = 5.0
+_PAUSE_S = 0.05
+# The manager's queue is full; there is no memory; as many descriptors as we may open are on their way (unix(7)).
+_TRANSIENT = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
+
+log = get_logger()
 
 
 def open_store(environment: MutableMapping[str, str] = os.environ) -> DescriptorStore:
-    """Return the store of whoever has started us, with what it hands back; without one, a store that keeps nothing."""
+    """Return the store of whoever has started us, with what it hands back; without one, a store that keeps nothing.
+
+    That there is one is known by NOTIFY_SOCKET alone: only systemd 254 and newer tell more (FDSTORE), and one that
+    keeps nothing drops what it is given.
+    """
     handed = taken_from_environment(environment)
-    address = environment.get("NOTIFY_SOCKET", "")
-    return NotifyStore(_connect(address), handed) if address else NoStore()
+    address = environment.get(_ADDRESS, "")
+    return NotifyStore(_Sender(address), handed) if address else NoStore()
 
 
 def notify(state: str) -> None:
-    """Tell the service manager something, such as "READY=1"; without one, nobody."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with contextlib.suppress(OSError), _connect(address) as sock:
+    """Tell the service manager something, such as "READY=1"; without one, nobody.
+
+    Blocks while its queue is full, for seconds at most: such messages are few, and a service that has not told that
+    it is ready is killed.
+    """
+    address = os.environ.get(_ADDRESS, "")
+    if not address:
+        return
+    try:
+        with _connect(address) as sock:
+            sock.settimeout(_TELL_LIMIT_S)
             sock.send(state.encode())
+    except OSError as error:
+        log.error("manager.not_told", state=state, error=error)
 
 
 async def barrier(timeout_s: float) -> bool:
     """Wait until the service manager has handled all that was told it before; tell whether it has."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
+    address = os.environ.get(_ADDRESS, "")
     if not address:
         return True
+    # Behind what the store could not send yet, if there is a store.
+    sender = _senders.get(address)
+    if sender is not None:
+        return await _barrier_behind(sender, timeout_s)
+    with contextlib.closing(_Sender(address)) as sender:
+        return await _barrier_behind(sender, timeout_s)
+
+
+async def _barrier_behind(sender: _Sender, timeout_s: float) -> bool:
     loop = asyncio.get_running_loop()
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     handled = asyncio.Event()
     loop.add_reader(reader, handled.set)
     try:
         try:
-            with _connect(address) as sock:
-                _send(sock, b"BARRIER=1", [writer])
-        except OSError:
-            return False
+            sent = sender.submit(b"BARRIER=1", [writer])
         finally:
             os.close(writer)
-        async with asyncio.timeout(timeout_s):
-            await handled.wait()
-        return True
+        if sent:
+            async with asyncio.timeout(timeout_s):
+                await handled.wait()
+        return sent
     except TimeoutError:
         return False
     finally:
@@ -65,14 +95,13 @@ async def barrier(timeout_s: float) -> bool:
 class NotifyStore:
     """Descriptors kept by the service manager (`DescriptorStore`)."""
 
-    __slots__ = ("_handed", "_serial", "_sock", "_unsent")
+    __slots__ = ("_handed", "_sender", "_serial")
     keeps = True
 
-    def __init__(self, sock: socket.socket, handed: dict[str, list[int]]) -> None:
-        self._sock = sock
+    def __init__(self, sender: _Sender, handed: dict[str, list[int]]) -> None:
+        self._sender = sender
         self._handed = handed
         self._serial = 0
-        self._unsent: deque[tuple[bytes, list[int]]] = deque()
         for name in handed:
             self.reserve(name)
 
@@ -90,12 +119,12 @@ class NotifyStore:
     def put(self, name: str, fds: Sequence[int]) -> None:
         """Let copies be kept; the manager shall not watch them, or it would drop what hangs up."""
         if fds:
-            self._submit(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}".encode(), fds)
+            self._sender.submit(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}".encode(), fds)
             failpoint(Failpoint.STORE_PUT)
 
     def remove(self, name: str) -> None:
         """Let all that is kept under the name be closed."""
-        self._submit(f"FDSTOREREMOVE=1\nFDNAME={name}".encode(), ())
+        self._sender.submit(f"FDSTOREREMOVE=1\nFDNAME={name}".encode(), ())
         failpoint(Failpoint.STORE_REMOVED)
 
     def take(self, name: str) -> list[int]:
@@ -107,46 +136,104 @@ class NotifyStore:
         return list(self._handed)
 
     def close(self) -> None:
-        """Stop talking to the manager."""
+        """Stop talking to the manager; what it keeps stays kept."""
+        self._sender.close()
+
+
+class _Sender:
+    """Sends messages in order without ever waiting: what does not go through now is sent by the event loop."""
+
+    __slots__ = ("_address", "_sock", "_unsent")
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        try:
+            self._sock = _connect(address)
+        except OSError as error:
+            log.error("manager.not_reached", address=address, error=error)
+            self._sock = _unconnected()
+        _senders.setdefault(address, self)
+
+    def submit(self, payload: bytes, fds: Sequence[int]) -> bool:
+        """Send copies of these descriptors, now or later; tell whether there was hope."""
+        try:
+            if not self._unsent and self._send(payload, fds):
+                return True
+            self._unsent.append((payload, [os.dup(fd) for fd in fds]))
+        except OSError as error:
+            log.error("manager.not_told", message=payload.decode(), error=error)
+            return False
+        self._flush()
+        return True
+
+    def close(self) -> None:
+        """Drop what is not sent."""
+        if _senders.get(self._address) is self:
+            del _senders[self._address]
+        while self._unsent:
+            self._drop_first()
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().remove_writer(self._sock)
         self._sock.close()
 
-    def _submit(self, payload: bytes, fds: Sequence[int]) -> None:
-        if not self._unsent:
-            try:
-                _send(self._sock, payload, fds)
-                return
-            except BlockingIOError:
-                pass
-            except OSError:
-                return  # the manager is gone, and with it the store
-            asyncio.get_running_loop().add_writer(self._sock, self._flush)
-        self._unsent.append((payload, [os.dup(fd) for fd in fds]))
+    def _send(self, payload: bytes, fds: Sequence[int]) -> bool:
+        """Tell whether it went through; False if it may later. Raises OSError if it never will."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            self._sock.sendmsg([payload], rights, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            if error.errno not in _TRANSIENT:
+                raise
+            self._flush_later(when_writable=error.errno == errno.EAGAIN)
+            return False
+        return True
 
     def _flush(self) -> None:
         while self._unsent:
             payload, fds = self._unsent[0]
             try:
-                _send(self._sock, payload, fds)
-            except BlockingIOError:
-                return
-            except OSError:
-                pass
-            self._unsent.popleft()
-            for fd in fds:
-                os.close(fd)
-        asyncio.get_running_loop().remove_writer(self._sock)
+                if not self._send(payload, fds):
+                    return
+            except OSError as error:
+                log.error("manager.not_told", message=payload.decode(), error=error)
+            self._drop_first()
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().remove_writer(self._sock)
+
+    def _drop_first(self) -> None:
+        for fd in self._unsent.popleft()[1]:
+            os.close(fd)
+
+    def _flush_later(self, *, when_writable: bool) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # the next message tries again
+        if when_writable:
+            loop.add_writer(self._sock, self._flush)
+        else:
+            # Such a socket is writable all the time.
+            loop.remove_writer(self._sock)
+            loop.call_later(_PAUSE_S, self._resume)
+
+    def _resume(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._flush()
+
+
+_senders: dict[str, _Sender] = {}
+
+
+def _unconnected() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 
 
 def _connect(address: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    sock = _unconnected()
     try:
         sock.connect("\0" + address[1:] if address.startswith("@") else address)
     except BaseException:
         sock.close()
         raise
     return sock
-
-
-def _send(sock: socket.socket, payload: bytes, fds: Sequence[int]) -> None:
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([payload], rights, socket.MSG_NOSIGNAL)
