@@ -7,27 +7,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import fcntl
 import gc
 import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
 
 from common.descriptors.notify import barrier, notify
-from common.errors import FailedPrecondition, SandboxdError
+from common.errors import SandboxdError
 from common.failpoints import VARIABLE, arm
 from common.linux.procs import set_child_subreaper
 from common.log import configure as configure_log
 from common.log import get_logger
 from sandboxers.controller import Controller, serve
+from sandboxers.garbage import Garbage
 from sandboxers.isolation import load_isolation
+from sandboxers.lock import owning
 from sandboxers.outlasting import open_outlasting
 from sandboxers.registry import SandboxRegistry
 
-LOCK_FILE = ".lock"
 _OPEN_FILES = 65536
 _BARRIER_TIMEOUT_S = 2.0
 
@@ -83,7 +81,7 @@ async def run(config_path: str) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
     _allow_descriptors()
-    with _only_daemon(config.state_dir):
+    with owning(config.state_dir):
         set_child_subreaper()
         outlasting = open_outlasting(config.state_dir)
         sandboxer = isolation.sandboxer(config, outlasting)
@@ -91,12 +89,20 @@ async def run(config_path: str) -> None:
         registry = SandboxRegistry(sandboxer, config.state_dir, config.pod.stop_timeout_s, outlasting.store)
         await registry.recover()
         outlasting.release_rest(keep=bool(registry.untouched))
-        controller = Controller(registry)
+        garbage = Garbage(
+            registry,
+            config.state_dir,
+            config.engine.address,
+            config.gc.interval_s,
+            config.gc.grace_s,
+        )
+        controller = Controller(registry, garbage)
         server = await serve(controller, config.socket)
         try:
             # What was loaded until now stays: keeping it out of collections keeps its pages shared and cold.
             gc.collect()
             gc.freeze()
+            garbage.start()
             notify("READY=1")
             log.info(
                 "daemon.ready",
@@ -109,6 +115,7 @@ async def run(config_path: str) -> None:
             log.info("daemon.stopping", sandboxes=len(registry))
             notify("STOPPING=1")
         finally:
+            garbage.close()
             controller.close()
             await server.stop(grace=1.0)
             sandboxer.close()
@@ -124,24 +131,3 @@ def _allow_descriptors() -> None:
     enough = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < enough:
         resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
-
-
-@contextlib.contextmanager
-def _only_daemon(state_dir: str) -> Iterator[None]:
-    """Hold the lock of the type; the file names the pid that holds it.
-
-    :raise FailedPrecondition: another daemon serves this state directory.
-    """
-    fd = os.open(f"{state_dir}/{LOCK_FILE}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with open(fd, "r+", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = file.read().strip() or "unknown"
-            raise FailedPrecondition(
-                f"{state_dir} is served by another sandboxd, pid {owner}: stop that one first"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield

@@ -1,0 +1,34 @@
+"""One process at a time owns a state directory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+
+from common.errors import FailedPrecondition
+
+LOCK_FILE = ".lock"
+_PID_BYTES = 12
+
+
+@contextlib.contextmanager
+def owning(state_dir: str) -> Iterator[None]:
+    """Own a state directory for a while; the lock's file names the pid that does, or was the last to.
+
+    :raise FailedPrecondition: another process owns it.
+    """
+    fd = os.open(f"{state_dir}/{LOCK_FILE}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with open(fd, "r+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = file.read().strip() or "unknown"
+            raise FailedPrecondition(
+                f"{state_dir} is served by another sandboxd, pid {owner}: stop that one first"
+            ) from None
+        with contextlib.suppress(OSError):  # without room it is held all the same
+            # Over what is there, for which there is room, and never empty in between.
+            os.pwrite(fd, f"{os.getpid()}\n".encode().ljust(_PID_BYTES), 0)
+        yield
