@@ -310,6 +310,8 @@ async def test_a_neighbour_s_shortage_is_not_told_to_a_cgroup_that_lost_nobody(h
 
 async def test_removed_cgroups_leave_no_watch_behind(host_cgroup: Cgroup) -> None:
     limit_memory(host_cgroup, 24 << 20)
+    if host_cgroup.unified:
+        Path(host_cgroup.directory("memory") or "", "cgroup.subtree_control").write_text("+memory")
     watcher = OomWatcher()
     inner = Cgroup(HOST, f"{host_cgroup.path}/inner")
     os.mkdir(inner.directory("memory") or "")

@@ -193,9 +193,22 @@ class Lab:
             if applet != "busybox":
                 (image / "bin" / applet).symlink_to("busybox")
         # The parent of the pods' cgroups is the engine's: it is here before every pod and after it.
-        for hierarchy in self.path("/sys/fs/cgroup").iterdir():
-            if hierarchy.is_dir():
-                self._make_parent(hierarchy, CGROUP_PARENT)
+        top = self.path("/sys/fs/cgroup")
+        if (top / "cgroup.controllers").exists():
+            self._make_unified_parent(top, CGROUP_PARENT)
+        else:
+            for hierarchy in top.iterdir():
+                if hierarchy.is_dir():
+                    self._make_parent(hierarchy, CGROUP_PARENT)
+
+    @staticmethod
+    def _make_unified_parent(top: Path, cgroup: str) -> None:
+        directory = top
+        for part in cgroup.strip("/").split("/"):
+            directory = directory / part
+            directory.mkdir()
+            controllers = (directory / "cgroup.controllers").read_text().split()
+            (directory / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in controllers))
 
     @staticmethod
     def _make_parent(hierarchy: Path, cgroup: str) -> None:
