@@ -16,6 +16,7 @@ import time
 from common.cgroup.files import read_text
 from common.cgroup.locate import Cgroup, parse_membership
 from common.errors import DeadlineExceeded, FailedPrecondition
+from common.linux.features import Feature, allowed
 
 # A membership of each process can be seen in any v1 hierarchy that the runtime put it into.
 _V1_PREFERENCE = ("pids", "memory", "cpu", "devices", "freezer", "name=systemd")
@@ -110,6 +111,8 @@ def _pids_below(directory: str) -> set[int]:
 
 def _kill_at_once(directory: str) -> bool:
     """Let the kernel kill a v2 cgroup and all below it; false where it cannot (v1, before Linux 5.14)."""
+    if not allowed(Feature.CGROUP_KILL):
+        return False
     try:
         fd = os.open(f"{directory}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:

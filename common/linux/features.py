@@ -18,8 +18,9 @@ VARIABLE = "SANDBOXD_WITHOUT"
 class Feature(enum.StrEnum):
     """What can be missing, and since which kernel it is there."""
 
-    PIDFD_INFO = "pidfd-info"  # 6.13, exit codes 6.15: PIDFD_GET_INFO
-    CGROUP_KILL = "cgroup-kill"  # 5.14, cgroup v2 only: cgroup.kill
+    PIDFD_INFO = "pidfd-info"  # 6.13, exit codes 6.15: PIDFD_GET_INFO; else an exit log
+    PIDFD_HUP = "pidfd-hup"  # 6.9: a pidfd tells by EPOLLHUP that the process is reaped; else looked again
+    CGROUP_KILL = "cgroup-kill"  # 5.14, cgroup v2 only: cgroup.kill; else one by one
 
 
 @functools.cache

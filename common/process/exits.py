@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from common.errors import AlreadyExists, NotFound
 from common.linux import pidfd as pidfds
+from common.linux.features import Feature, allowed
 from common.process.exit_log import ExitLog, LoggedExit, raw_status_of
 
 UNKNOWN_EXIT_CODE = 255
@@ -203,7 +204,10 @@ class ExitWatcher:
     def _collect_later(self, watch: Watch) -> None:
         if watch._attempt == 0:
             # Events 0 leaves only EPOLLHUP, which comes when somebody reaps the process; EPOLLIN would spin.
-            self._epoll.modify(watch.pidfd, 0)
+            if allowed(Feature.PIDFD_HUP):
+                self._epoll.modify(watch.pidfd, 0)
+            else:
+                self._epoll.unregister(watch.pidfd)
         slow = watch._attempt - len(_RETRY_DELAYS_S)
         if slow >= (_SLOW_RETRIES if self._log is None else _SLOW_RETRIES_SUPERVISED):
             self._complete(watch, _unknown())
@@ -222,7 +226,8 @@ class ExitWatcher:
         del self._by_fd[watch.pidfd]
         del self._by_pid[watch.pid]
         # A copy of the pidfd elsewhere (a descriptor store) would keep a closed one registered.
-        self._epoll.unregister(watch.pidfd)
+        with contextlib.suppress(FileNotFoundError):
+            self._epoll.unregister(watch.pidfd)
         os.close(watch.pidfd)
         watch.pidfd = -1
 
