@@ -42,6 +42,8 @@ _MOST_STORED = 14000
 _LONGEST_NAME = 8
 _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 5.0
+# One that serves between its deaths is missed while it is away, however often it dies.
+_LONGEST_DELAY_OF_READY_S = 0.5
 _STABLE_S = 10.0
 _STOP_LIMIT_S = 20.0
 _CHECK_LIMIT_S = 10.0
@@ -83,6 +85,7 @@ class Supervisor:
         self._stored = taken_from_environment()
         # Who is handed something has been ready before, whoever that was.
         self._was_ready = bool(self._stored)
+        self._is_ready = False
         self._exits: ExitLog | None = None
         self._take_handover()
         for fd in self._stored.pop(EXIT_LOG_NAME, []):
@@ -139,6 +142,7 @@ class Supervisor:
         assert self._exits is not None
         self._restart_at = None
         self._started_at = time.monotonic()
+        self._is_ready = False
         names = [name for name, fds in self._stored.items() for _ in fds]
         fds = [fd for fds in self._stored.values() for fd in fds]
         address = self._notify.getsockname()
@@ -196,6 +200,8 @@ class Supervisor:
         lived_s = time.monotonic() - self._started_at
         if lived_s > _STABLE_S:
             self._delay_s = _FIRST_DELAY_S
+        elif self._is_ready:
+            self._delay_s = min(self._delay_s, _LONGEST_DELAY_OF_READY_S)
         _say(
             "warning",
             "daemon.died",
@@ -301,7 +307,7 @@ class Supervisor:
             _close(fds)
             return
         if fields.get("READY") == "1":
-            self._was_ready = True
+            self._was_ready = self._is_ready = True
         if fields.get("FDSTORE") == "1" and not self._can_store(name, fds):
             _close(fds)
             return
