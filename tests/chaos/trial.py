@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,9 +17,7 @@ from tests.engine.namespaces import wait_until
 HOOK = Path(__file__).with_name("hook")
 STATE_DIR = "run/sandboxd/runc"
 # What containerd says once it has lost a task's connection.
-LOST_CONNECTION = re.compile(
-    r"ttrpc: closed|ttrpc: server closed|connection reset|broken pipe", re.IGNORECASE
-)
+LOST_CONNECTION = re.compile(r"ttrpc: (server )?closed")
 # Owned by the daemon, not by a pod.
 OWN_FILES = re.compile(rf"/{STATE_DIR}(/\.[a-z.-]+)?$|/run/sandboxd(/runc\.sock)?$")
 PROCESSES_OF_DAEMONS = re.compile(r"containerd|catatonit|python[0-9.]*")
@@ -58,11 +57,19 @@ class Trial:
 
     # ---------------------------------------------------------------- the daemon
 
-    def arm(self, failpoints: str) -> None:
+    def arm_next(self, failpoints: str) -> None:
         """Arm the next daemon, and only that one."""
         new = self.directory / "arm.new"
         new.write_text(failpoints)
         new.rename(self.directory / "arm")
+
+    def arm(self, failpoints: str) -> None:
+        """Arm the daemon that runs."""
+        self.arm_next(failpoints)
+        os.kill(self.engine.daemon_pid, signal.SIGUSR1)
+        wait_until(
+            lambda: not (self.directory / "arm").exists(), timeout_s=5, what="the daemon to take failpoints"
+        )
 
     def hold(self) -> None:
         """Let no daemon start until `release`."""

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -57,6 +58,8 @@ class Pod:
                 return cri.run_pod(self.config, OURS)
             except grpc.RpcError as error:
                 self.trial.refusal(error)
+            # gRPC takes its time until it connects again.
+            time.sleep(0.25)
             # What the engine still has of a pod that did not start, the kubelet removes before it tries again.
             for pod in cri.pods():
                 if pod.metadata.uid == self.config.metadata.uid:
