@@ -33,7 +33,11 @@ async def list_engine(address: str, timeout_s: float, *, tasks: bool = True) -> 
     """
     if not address:
         raise Unavailable("no engine is configured: 'engine.address' is empty")
-    options = [("grpc.max_receive_message_length", _MAX_LIST_BYTES)]
+    options = [
+        ("grpc.max_receive_message_length", _MAX_LIST_BYTES),
+        # Shared ones remember for a while that an engine was away.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
     try:
         async with grpc.aio.insecure_channel(f"unix:{address}", options=options) as channel:
             store = store_pb2_grpc.StoreStub(channel)

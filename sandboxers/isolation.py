@@ -7,6 +7,7 @@ the configuration. A type's modules are imported only by the daemon that serves 
 from __future__ import annotations
 
 import enum
+from collections.abc import Container
 from typing import Any, NamedTuple, Protocol
 
 from common import config
@@ -70,11 +71,26 @@ class DaemonConfig(Protocol):
     def gc(self) -> GarbageSettings: ...
 
 
+class Stray(NamedTuple):
+    """A container that no record names; `directory` is the one it was made from, "" where that is not known."""
+
+    container_id: str
+    directory: str
+
+
 class Daemonised(Sandboxer, Protocol):
     """A sandboxer that a daemon can be built around, made of its configuration and of what outlasts the daemon."""
 
     async def settle(self) -> None:
         """Let come to its end what an earlier daemon has begun outside of itself."""
+        ...
+
+    async def strays(self, known: Container[str]) -> list[Stray]:
+        """Return what the type's tools hold, for this state directory, of containers that are not `known`."""
+        ...
+
+    async def remove_stray(self, container_id: str) -> None:
+        """Kill and remove such a container; raise SandboxdError or OSError where that fails."""
         ...
 
     def close(self) -> None:

@@ -31,4 +31,5 @@ def owning(state_dir: str) -> Iterator[None]:
         with contextlib.suppress(OSError):  # without room it is held all the same
             # Over what is there, for which there is room, and never empty in between.
             os.pwrite(fd, f"{os.getpid()}\n".encode().ljust(_PID_BYTES), 0)
+            os.ftruncate(fd, _PID_BYTES)
         yield

@@ -15,7 +15,7 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -284,15 +284,18 @@ class SandboxRegistry:
 
     # -- recovery ----------------------------------------------------------------------------------
 
-    async def recover(self) -> None:
-        """Take up the pods that an earlier daemon has left in the state directory."""
+    async def recover(self, only: Collection[str] | None = None) -> None:
+        """Take up the pods that an earlier daemon has left in the state directory.
+
+        :param only: the directories, by name, of those that shall be taken up; None is all.
+        """
         failpoint(Failpoint.RECOVERY_BEGUN)
         found: dict[str, tuple[SandboxRecord, bool] | None] = {}
         for name in sorted(os.listdir(self._state_dir)):
             directory = f"{self._state_dir}/{name}"
             if name.startswith(REMOVED_PREFIX):
                 remove_files(directory)
-            elif not name.startswith(".") and os.path.isdir(directory):
+            elif not name.startswith(".") and os.path.isdir(directory) and (only is None or name in only):
                 with self._leaving_untouched(name):
                     found[name] = read_sandbox(directory)
         for record, _ in filter(None, found.values()):
@@ -402,7 +405,12 @@ class SandboxRegistry:
         return True
 
     def _directory_name(self, sandbox_id: str) -> str:
-        return directory_name(self._state_dir, sandbox_id, _LONGEST_SOCKET)
+        return pod_directory_name(self._state_dir, sandbox_id)
+
+
+def pod_directory_name(state_dir: str, sandbox_id: str) -> str:
+    """Return the name of a pod's directory."""
+    return directory_name(state_dir, sandbox_id, _LONGEST_SOCKET)
 
 
 def read_sandbox(directory: str) -> tuple[SandboxRecord, bool] | None:

@@ -91,9 +91,19 @@ class OciRuntime:
 
         :raise NotFound: the runtime knows no such container.
         """
-        output = await self._run("state", [container_id], f"{bundle}/log.json")
+        return await self._state(container_id, f"{bundle}/log.json", "status")
+
+    async def bundle(self, container_id: str) -> str:
+        """Return the bundle from which a container was created, which may be gone.
+
+        :raise Internal: the runtime does not know.
+        """
+        return await self._state(container_id, os.devnull, "bundle")
+
+    async def _state(self, container_id: str, log: str, key: str) -> str:
+        output = await self._run("state", [container_id], log)
         try:
-            return str(json.loads(output)["status"])
+            return str(json.loads(output)[key])
         except (ValueError, KeyError, TypeError) as error:
             raise Internal(f"the state of container {container_id} cannot be understood: {error}") from error
 

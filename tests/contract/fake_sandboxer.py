@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from common.errors import InvalidArgument
 from proto.gen.cgroups.v2 import metrics_pb2
+from sandboxers.isolation import Stray
 from sandboxers.pod_config import PodConfig
 from sandboxers.sandbox import Endpoint, SandboxExit
 
@@ -118,6 +119,7 @@ class FakeSandboxer:
     def __init__(self) -> None:
         self.sandboxes: dict[str, FakeSandbox] = {}
         self.recovered: dict[str, bool] = {}
+        self.stray_containers: list[Stray] = []
         self.calls: list[tuple[str, str]] = []
         self.failures: dict[str, Exception] = {}
         self.gates: dict[str, asyncio.Event] = {}
@@ -133,6 +135,13 @@ class FakeSandboxer:
 
     async def settle(self) -> None:
         """Nothing was begun."""
+
+    async def strays(self, known: Container[str]) -> list[Stray]:
+        return [stray for stray in self.stray_containers if stray.container_id not in known]
+
+    async def remove_stray(self, container_id: str) -> None:
+        await self.pass_gate("remove_stray")
+        self.stray_containers = [s for s in self.stray_containers if s.container_id != container_id]
 
     def close(self) -> None:
         """Stop listening for all pods, as the end of the process would."""
