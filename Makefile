@@ -23,8 +23,8 @@ setup: .venv/.ready-test ## install everything that the other targets need (root
 demo: .venv/.ready-demo ## run a pod with two containers under a private containerd, show it, clean up (root)
 	$(PYTHON) scripts/demo
 
-test: .venv/.ready-test ## run every test: linters, unit, integration, engine with critest (root)
-	$(PYTEST)
+test: .venv/.ready-test ## run every test but test-node: linters, unit, integration, engine with critest (root)
+	$(PYTEST) --ignore=tests/node
 
 test-unit: .venv/.ready-venv ## run what needs neither root nor programs of the system
 	$(PYTEST) tests/unit
@@ -38,6 +38,9 @@ test-engine: .venv/.ready-test ## run what needs a real containerd, critest incl
 chaos: .venv/.ready-test ## kill the daemon at every failpoint and at random, at full size: results/chaos-*.json (root)
 	CHAOS=full $(PYTEST) tests/chaos
 	$(PYTHON) -m tests.chaos.results
+
+test-node: .venv/.ready-node ## run what needs systemd and cgroup v2, in a virtual machine without KVM (root)
+	$(PYTEST) tests/node
 
 critest: .venv/.ready-test ## run the CRI conformance suite alone (root, Go)
 	$(PYTEST) tests/engine -k critest

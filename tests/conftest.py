@@ -16,7 +16,7 @@ from common.linux import procs
 
 TESTS = Path(__file__).parent
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
-TIERS = ("integration", "engine", "vm", "chaos", "bench")
+TIERS = ("integration", "engine", "node", "vm", "chaos", "bench")
 SETTLE_S = 2.0
 
 

@@ -1,0 +1,84 @@
+"""Nodes for the tests of this directory; what is in `inside` runs in one (`Inside`), and only there."""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.node.machine import missing_programs
+from tests.node.template import BUILD, Node, ready
+
+ON_NODE = os.environ.get("SANDBOXD_NODE", "") != ""
+collect_ignore = [] if ON_NODE else ["inside"]
+
+REPORT = "/run/report.xml"
+# In the root cgroup, which alone may have processes and hand controllers to children.
+IN_ROOT_CGROUP = 'echo $$ >/sys/fs/cgroup/cgroup.procs; exec "$@"'
+SILENCE_LIMIT_S = 300
+
+
+class Inside(Protocol):
+    """Runs pytest in a node of the test's own; each failure, error and skip there fails the test here.
+
+    Returns how many tests passed. `in_root_cgroup` is for suites that make trees of cgroups with controllers.
+    """
+
+    def __call__(self, *arguments: str, in_root_cgroup: bool = False) -> int: ...
+
+
+@pytest.fixture(scope="session")
+def template() -> Path:
+    """The saved node, built if it is not there; without what that takes these tests cannot run, and say why."""
+    if os.geteuid() != 0:
+        pytest.skip("a node is built by root")
+    if missing := missing_programs():
+        pytest.skip(f"no {', '.join(missing)}: run scripts/install-packages node")
+    try:
+        return ready()
+    except FileNotFoundError as error:
+        pytest.skip(f"{error.filename} is missing: run scripts/setup test")
+
+
+@pytest.fixture
+def node(template: Path) -> Iterator[Node]:
+    """A clone of the template with this checkout in it."""
+    node = Node(template)
+    yield node
+    node.close()
+
+
+@pytest.fixture
+def inside(node: Node) -> Inside:
+    def run(*arguments: str, in_root_cgroup: bool = False) -> int:
+        pytest_command = [
+            "/opt/sandboxd/bin/python", "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--junitxml={REPORT}",
+            # Emulated, all takes five to ten times as long.
+            "-o", "timeout=300", "--tb=short", "--durations=5", *arguments,
+        ]  # fmt: skip
+        wrapper = ["sh", "-c", IN_ROOT_CGROUP, "sh"] if in_root_cgroup else []
+        ended = node.channel.run(
+            [*wrapper, *pytest_command],
+            cwd=BUILD,
+            env={"CI": "true", "SANDBOXD_NODE": "1", "TMPDIR": "/var/tmp"},
+            timeout_s=SILENCE_LIMIT_S,
+        )
+        print(ended.output)
+        assert ended.status == 0, f"pytest ended with {ended.status} on the node"
+        return _passed(node.run("cat", REPORT))
+
+    return run
+
+
+def _passed(report: str) -> int:
+    """Count the tests of a JUnit report, in which none may have failed or been skipped."""
+    total = 0
+    for suite in ElementTree.fromstring(report).iter("testsuite"):
+        counts = {name: int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")}
+        assert counts["failures"] == counts["errors"] == counts["skipped"] == 0, counts
+        total += counts["tests"]
+    return total
