@@ -301,9 +301,10 @@ class ConnectionJournal:
                 data = file.read()
         except FileNotFoundError:
             data = b""
-        if data.startswith(_FORMAT) and not data.startswith(_HEADER):
-            version = data[len(_FORMAT) :].partition(b"\n")[0].decode(errors="replace")
-            raise FailedPrecondition(f"the journal {self._path} is of format {version}, this version knows 1")
+        version = data[len(_FORMAT) : len(_FORMAT) + 9].partition(b"\n")[0]
+        if data.startswith(_FORMAT) and version.isdigit() and not data.startswith(_HEADER):
+            text = f"the journal {self._path} is of format {version.decode()}, this version knows 1"
+            raise FailedPrecondition(text)
         pending, intact_bytes = _read(data)
         if intact_bytes != len(data):
             log.warning("journal.torn", path=self._path, size_bytes=len(data), intact_bytes=intact_bytes)
