@@ -5,8 +5,8 @@ the next child, and is the subreaper: what a dead daemon leaves behind becomes i
 the exit log before it is reaped. Under systemd it passes messages and descriptors on, so that they outlive it too.
 
 It is the one process that must not fail, and its memory is spent on every node: plain blocking code, and it loads
-neither typing nor contextlib nor json (2.4 MiB of the 9 that it would have), the log only when there is something to
-say. On SIGHUP it replaces itself with the installed version and then restarts the daemon.
+neither typing nor contextlib nor json, which would be 1.5 MiB more. On SIGHUP it replaces itself with the installed
+version and then restarts the daemon.
 """
 
 from __future__ import annotations
@@ -445,6 +445,19 @@ def _close(fds: list[int]) -> None:
 
 
 def _say(severity: str, event: str, **fields: object) -> None:
-    from common.log import get_logger
+    """Write a line as `common.log` does, which would be 1.3 MiB, loaded while it is perhaps being replaced."""
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    line = {"ts": f"{moment}.{nanoseconds // 1000:06d}Z", "level": severity, "event": event, **fields}
+    text = ",".join(f'"{name}":{_json(value)}' for name, value in line.items())
+    try:
+        os.write(2, f"{{{text}}}\n".encode(errors="backslashreplace"))
+    except OSError:
+        return  # a log that cannot be written stops nobody
 
-    getattr(get_logger(), severity)(event, **fields)
+
+def _json(value: object) -> str:
+    if isinstance(value, int | float):
+        return str(value)
+    # Quotes, backslashes and control characters are all that JSON wants escaped (RFC 8259, section 7).
+    return '"' + "".join(f"\\u{ord(c):04x}" if c < " " or c in '"\\' else c for c in str(value)) + '"'

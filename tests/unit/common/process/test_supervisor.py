@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import itertools
+import json
 import os
 import re
 import select
@@ -293,6 +294,28 @@ os.execv(sys.executable, [sys.executable, "-I", {str(tmp_path / "program.py")!r}
 
 
 # -- what it costs ------------------------------------------------------------------------------------
+
+
+def test_what_it_says_is_one_json_object_per_line(tmp_path: Path) -> None:
+    body = """
+    tell('READY=1')
+    tell('FDSTORE=1\\nFDNAME=a"\\\\\\tü', 0)
+    if os.path.exists(sys.argv[0] + ".again"):
+        os._exit(0)
+    open(sys.argv[0] + ".again", "w").close()
+    die()
+    """
+    with Supervised(tmp_path, dedent(body)) as supervised:
+        assert supervised.wait() == 0
+        lines = [json.loads(line) for line in supervised.errors().splitlines()]
+    assert [line["event"] for line in lines] == [
+        "descriptors.not_kept",
+        "daemon.died",
+        "descriptors.not_kept",
+    ]
+    assert lines[0]["group"] == 'a"\\\tü'
+    assert (lines[1]["level"], lines[1]["exit_code"]) == ("warning", -9)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", lines[1]["ts"])
 
 
 def test_it_loads_little(tmp_path: Path) -> None:
