@@ -1,5 +1,6 @@
 // The Go half of the ttrpc interoperability test: `interop server|client <socket>`, with the service that
 // test_against_go.py implements in Python. The client runs every check and prints one line for each.
+// `interop calls <socket>` makes many calls of a server that is killed meanwhile, whose handlers are in mortal.py.
 package main
 
 import (
@@ -26,7 +27,7 @@ type bytesValue = wrapperspb.BytesValue
 
 func main() {
 	if len(os.Args) != 3 {
-		fmt.Fprintln(os.Stderr, "usage: interop server|client <socket>")
+		fmt.Fprintln(os.Stderr, "usage: interop server|client|calls <socket>")
 		os.Exit(2)
 	}
 	var err error
@@ -35,6 +36,8 @@ func main() {
 		err = serve(os.Args[2])
 	case "client":
 		err = check(os.Args[2])
+	case "calls":
+		err = calls(os.Args[2])
 	default:
 		err = fmt.Errorf("unknown role %q", os.Args[1])
 	}
@@ -176,6 +179,59 @@ func check(path string) error {
 		fmt.Println("ok", check.name)
 	}
 	return nil
+}
+
+const (
+	callers        = 8
+	callsPerCaller = 60
+)
+
+// calls makes calls in parallel beside a parked one, for two seconds at least, and expects the answer of each.
+func calls(path string) error {
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return err
+	}
+	client := ttrpc.NewClient(conn)
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+	defer cancel()
+	if err := expect(ctx, client, "Look", "", ""); err != nil {
+		return err
+	}
+	fmt.Println("connected")
+	results := make(chan error, callers+1)
+	go func() { results <- expect(ctx, client, "Wait", "end", "end") }()
+	for caller := 0; caller < callers; caller++ {
+		go func(caller int) {
+			for i := 0; i < callsPerCaller; i++ {
+				tag := fmt.Sprintf("%016d", caller*callsPerCaller+i)
+				value := tag + strings.Repeat("\x00", []int{0, 0, 5_000, 70_000}[i%4])
+				for _, method := range []string{"Add", "Look", "LookLater"} {
+					if err := expect(ctx, client, method, value, value); err != nil {
+						results <- fmt.Errorf("%s: %w", tag, err)
+						return
+					}
+				}
+				large := "5000 " + tag
+				if err := expect(ctx, client, "Grow", large, strings.Repeat(large, 5000)); err != nil {
+					results <- fmt.Errorf("%s: %w", tag, err)
+					return
+				}
+				time.Sleep(2 * time.Second / callsPerCaller)
+			}
+			results <- nil
+		}(caller)
+	}
+	for caller := 0; caller < callers; caller++ {
+		if err := <-results; err != nil {
+			return err
+		}
+	}
+	if err := expect(ctx, client, "Release", "end", "end"); err != nil {
+		return err
+	}
+	return <-results
 }
 
 func call(ctx context.Context, client *ttrpc.Client, method string, value []byte) ([]byte, error) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from common.ttrpc import (
     StatusError,
     StreamMethod,
 )
+from tests.unit.common.ttrpc.keeper import Keeper
 
 HERE = Path(__file__).parent
 BINARY = HERE.parents[2] / ".cache" / "ttrpc-interop"
@@ -120,6 +122,28 @@ async def test_the_go_client_is_content_with_our_server(go: Path, tmp_path: Path
     assert client.returncode == 0, f"{out.decode()}{err.decode()}"
     assert out.decode().splitlines()[-1] == "ok server stream"
     assert len(out.decode().splitlines()) == 10
+
+
+@pytest.mark.timeout(400)
+async def test_the_go_client_cannot_tell_a_server_that_is_killed_from_a_slow_one(
+    go: Path, tmp_path: Path
+) -> None:
+    async with Keeper(tmp_path) as keeper:
+        await keeper.start()
+        client = await asyncio.create_subprocess_exec(
+            go, "calls", keeper.path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert client.stdout is not None
+        assert await client.stdout.readline() == b"connected\n"
+        finished = asyncio.create_task(client.communicate())
+        async with asyncio.timeout(60):
+            while not finished.done():
+                await asyncio.sleep(random.uniform(0.0, 0.5))
+                keeper.kill()
+            _out, err = await finished
+        assert client.returncode == 0, err.decode()
+        assert keeper.deaths > 2
+        assert sorted(keeper.done()) == [b"%016d" % number for number in range(8 * 60)]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from typing import Any
 
@@ -57,6 +58,67 @@ async def test_a_frame_is_on_record_before_it_is_consumed_and_only_if_its_method
         server.close()
     assert tape.entries == [("admitted", 1, nap), ("outcome", 1), ("answered", 1), ("closed",)]
     assert tape.unconsumed == [nap + plain]
+
+
+@pytest.mark.parametrize("method", ["Echo", "Fail"])
+async def test_what_is_not_on_record_stays_in_the_socket_until_it_has_its_answer(
+    place: Place, method: str
+) -> None:
+    mine, theirs = socket.socketpair()
+    unconsumed = []
+
+    class Looker:
+        async def look(self, request: BytesValue, context: object) -> BytesValue:
+            unconsumed.append(theirs.recv(1 << 16, socket.MSG_PEEK))
+            if method == "Fail":
+                raise StatusError(StatusCode.NOT_FOUND, "nothing")
+            return request
+
+    methods = {name: Method(BytesValue, Looker.look) for name in ("Echo", "Fail")}
+    server = Server({NAME: Service(methods, Looker())}, journal=Tape())
+    frame = request_frame(1, method)
+    with mine:
+        server.adopt(theirs)
+        mine.send(frame)
+        await until(lambda: select.select([mine], [], [], 0)[0] != [])
+        server.close()
+    assert unconsumed == [frame]
+
+
+@pytest.mark.parametrize("size", [0, 100_000])
+async def test_a_call_that_waits_although_it_only_looks_is_on_record_while_it_does(
+    place: Place, size: int
+) -> None:
+    tape = Tape()
+
+    class Waiter:
+        async def look(self, request: BytesValue, context: object) -> BytesValue:
+            await asyncio.sleep(0.01)
+            return BytesValue()
+
+    server = Server({NAME: Service({"Look": Method(BytesValue, Waiter.look)}, Waiter())}, journal=tape)
+    mine, theirs = socket.socketpair()
+    frame = request_frame(1, "Look", bytes(size))
+    with mine:
+        server.adopt(theirs)
+        mine.send(frame)
+        await until(lambda: ("answered", 1) in tape.entries)
+        server.close()
+    entries = [entry for entry in tape.entries if entry[0] != "partial"]
+    assert entries == [("admitted", 1, frame), ("answered", 1), ("closed",)]
+
+
+async def test_streams_are_on_record_while_they_are_open(place: Place) -> None:
+    tape = Tape()
+    place.listen(journal=tape)
+    client = await place.client()
+    async with client.open_stream(NAME, "Chat", BytesValue) as stream:
+        await stream.send(BytesValue(value=b"a"))
+        await stream.receive()
+        assert [entry[:2] for entry in tape.entries] == [("admitted", 1)]
+        stream.close_send()
+        assert await stream.receive() is None
+    assert [entry[:2] for entry in tape.entries] == [("admitted", 1), ("answered", 1)]
 
 
 async def test_a_journal_that_refuses_leaves_the_call_unexecuted(place: Place) -> None:
