@@ -35,7 +35,10 @@ log = get_logger()
 def main() -> None:
     """Run the daemon; exit code 0 after SIGTERM or SIGINT, 1 when it cannot start."""
     parser = argparse.ArgumentParser(
-        prog="sandboxd", description="Serve pods of one isolation type to a container engine."
+        prog="sandboxd",
+        description="Serve pods of one isolation type to a container engine.",
+        # An abbreviated --supervise would be understood here, where it is too late, and run without one.
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="the YAML file that selects and tunes the type"
