@@ -108,16 +108,18 @@ class OciRuntime:
             raise Internal(f"the state of container {container_id} cannot be understood: {error}") from error
 
     def pid_of_exec(self, process_file: str) -> int:
-        """Return the pid that an exec has left whose caller has died, 0 if there is none; forget its files."""
-        pid_file = f"{process_file}.pid"
+        """Return the pid that an exec has left whose caller has died, 0 if there is none."""
         try:
-            return _read_pid(pid_file)
+            return _read_pid(f"{process_file}.pid")
         except Internal:
             return 0
-        finally:
-            for path in (pid_file, f"{process_file}.log"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+
+    @staticmethod
+    def forget_exec(process_file: str) -> None:
+        """Remove the files that an exec has left."""
+        for path in (f"{process_file}.pid", f"{process_file}.log"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     async def settle(self) -> None:
         """Wait for the ends of the commands that an earlier daemon has left running; kill what outstays the limit."""
@@ -126,18 +128,13 @@ class OciRuntime:
     async def exec(
         self, container_id: str, process_file: str, stdio: tuple[int, int, int], console_socket: str | None
     ) -> int:
-        """Start one more process in a running container and return its pid."""
+        """Start one more process in a running container and return its pid; `forget_exec` removes its files."""
         pid_file, log = f"{process_file}.pid", f"{process_file}.log"
         options = ["--detach", "--process", process_file, "--pid-file", pid_file]
         if console_socket is not None:
             options += ["--console-socket", console_socket]
-        try:
-            await self._run("exec", [*options, container_id], log, stdio=stdio)
-            return _read_pid(pid_file)
-        finally:
-            for path in (pid_file, log):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+        await self._run("exec", [*options, container_id], log, stdio=stdio)
+        return _read_pid(pid_file)
 
     async def delete(self, container_id: str, bundle: str) -> None:
         """Remove what the runtime holds of a container, killing what is left of it; an unknown one is no error."""

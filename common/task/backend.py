@@ -102,6 +102,10 @@ class TaskBackend(Protocol):
         """Start one more process (JSON of the specification's Process) and return its pid."""
         ...
 
+    def forget_exec(self, exec_id: str, container: PreparedContainer) -> None:
+        """Remove what `pid_of_exec` looks at: the pid is on record now, or there is none."""
+        ...
+
     async def delete(self, container_id: str, container: PreparedContainer) -> None:
         """Remove the container, killing what is left of it; idempotent."""
         ...

@@ -66,14 +66,19 @@ class OciBackend:
         path = _process_file(container, exec_id)
         if not os.path.lexists(path):
             return None
-        pid = self._runtime.pid_of_exec(path)
-        os.unlink(path)
-        return pid
+        return self._runtime.pid_of_exec(path)
+
+    def forget_exec(self, exec_id: str, container: PreparedContainer) -> None:
+        """Remove the files of an exec."""
+        path = _process_file(container, exec_id)
+        self._runtime.forget_exec(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
     async def exec(
         self, container_id: str, exec_id: str, container: PreparedContainer, process: bytes, stdio: Stdio
     ) -> int:
-        """Start one more process in the container."""
+        """Start one more process in the container; its files stay until `forget_exec`."""
         terminal = stdio.terminal
         path = _process_file(container, exec_id)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
@@ -85,9 +90,9 @@ class OciBackend:
             if terminal:
                 await terminal.receive_master(self._runtime.timeout_s)
             return pid
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        except BaseException:
+            self.forget_exec(exec_id, container)
+            raise
 
     async def delete(self, container_id: str, container: PreparedContainer) -> None:
         """Remove the container, killing what is left of it."""

@@ -79,7 +79,7 @@ class TaskParts:
 class TaskPod:
     """The containers of one pod."""
 
-    __slots__ = ("containers", "directory", "parts", "preparer", "sandbox_id", "stopped")
+    __slots__ = ("containers", "directory", "parts", "preparer", "sandbox_id", "stopped", "unmade")
 
     def __init__(
         self, sandbox_id: str, parts: TaskParts, preparer: ContainerPreparer, directory: str
@@ -91,6 +91,8 @@ class TaskPod:
         self.directory = directory
         self.containers: dict[str, Container] = {}
         self.stopped = False
+        self.unmade: dict[tuple[str, str], str] | None = None
+        """What is kept for processes that an earlier daemon has not made, by container and exec (`Stdio.discard`)."""
 
     def container(self, container_id: str) -> Container:
         """Return a container.
@@ -121,6 +123,7 @@ class TaskPod:
         finally:
             container.creation = None
             creation.set(True)
+            self._forget_unmade(container.id)
         return container
 
     async def _create(self, container: Container, request: ContainerRequest) -> None:
@@ -150,14 +153,15 @@ class TaskPod:
                 failpoint(Failpoint.CONTAINER_MADE)
                 self.adopt(container, container.init, pid)
             undo.callback(container.init.close)
-            stdio.release_child()
             stdio.keep_terminal()
+            stdio.release_child()
             await self.preparer.settle(container.prepared)
             failpoint(Failpoint.CONTAINER_SETTLED)
             self.watch_memory(container)
             undo.callback(self._forget_memory, container)
             container.advance(ContainerTrigger.READY)
             self.save(container, pid=pid, start_time=start_time(pid))
+            stdio.confirm()
             undo.pop_all()
         failpoint(Failpoint.CONTAINER_CREATED)
 
@@ -217,14 +221,22 @@ class TaskPod:
                 pid = await self.parts.backend.exec(container.id, process.exec_id, prepared, command, stdio)
                 failpoint(Failpoint.EXEC_RUNNING)
                 self.adopt(container, process, pid)
-            stdio.release_child()
             stdio.keep_terminal()
+            stdio.release_child()
             self.save_exec(container, process, command="", pid=pid, start_time=start_time(pid))
+            self.parts.backend.forget_exec(process.exec_id, prepared)
+            stdio.confirm()
             failpoint(Failpoint.EXEC_STARTED)
         except BaseException:
             process.stdio = None
             stdio.close()
             raise
+        finally:
+            self._forget_unmade(container.id, process.exec_id)
+
+    def _forget_unmade(self, container_id: str, exec_id: str = "") -> None:
+        if self.unmade and (name := self.unmade.pop((container_id, exec_id), "")):
+            self.parts.store.remove(name)
 
     async def delete_container(self, container: Container) -> None:
         """Take away a container and everything that was made for it; what runs in it is killed.
@@ -295,6 +307,8 @@ class TaskPod:
     async def delete_all(self) -> None:
         """Remove every container; the first failure is raised after all were tried."""
         failure: BaseException | None = None
+        for container_id, exec_id in list(self.unmade or ()):
+            self._forget_unmade(container_id, exec_id)
         for container in list(self.containers.values()):
             try:
                 await self.delete_container(container)

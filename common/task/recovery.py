@@ -99,11 +99,7 @@ async def _recover(pod: TaskPod, found: _Found) -> None:
 
 async def _roll_back(pod: TaskPod, container: Container, record: ContainerRecord) -> None:
     assert container.prepared is not None
-    container.init.stdio, pidfd = Stdio.recover(
-        container.init.stdio_spec, True, pod.parts.store, record.descriptors
-    )
-    if pidfd is not None:
-        os.close(pidfd)
+    _discard_streams(pod, container.init, record.descriptors)
     container.init.finish(ExitStatus(UNKNOWN_EXIT_CODE, time.time_ns(), known=False))
     await pod.kill_unknown(container.id, container.prepared)
     await pod.delete_container(container)
@@ -147,10 +143,12 @@ async def _take_up_exec(pod: TaskPod, container: Container, record: ExecRecord) 
     if not record.pid:
         pid = pod.parts.backend.pid_of_exec(process.exec_id, container.prepared)
         if not pid:
-            _forget_streams(pod, process, record)
+            pod.parts.backend.forget_exec(process.exec_id, container.prepared)
+            _discard_streams(pod, process, record.descriptors)
             return  # it was never started, or in vain
         started_at = start_time(pid) if pod.is_inside(container, pid) else 0
         pod.save_change(container, process, command="", pid=pid, start_time=started_at)
+        pod.parts.backend.forget_exec(process.exec_id, container.prepared)
         assert process.record is not None
         record = process.record
     process.advance(ProcessTrigger.START)
@@ -159,11 +157,12 @@ async def _take_up_exec(pod: TaskPod, container: Container, record: ExecRecord) 
     _follow(pod, container, process, record, pidfd)
 
 
-def _forget_streams(pod: TaskPod, process: Process, record: ExecRecord) -> None:
-    stdio, pidfd = Stdio.recover(process.stdio_spec, True, pod.parts.store, record.descriptors)
-    stdio.close()
-    if pidfd is not None:
-        os.close(pidfd)
+def _discard_streams(pod: TaskPod, process: Process, descriptors: str) -> None:
+    kept = Stdio.discard(pod.parts.store, descriptors)
+    if kept:
+        if pod.unmade is None:
+            pod.unmade = {}
+        pod.unmade[process.container_id, process.exec_id] = kept
 
 
 def _follow(

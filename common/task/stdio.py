@@ -5,8 +5,9 @@ unless somebody else holds a read end, and that hold must not be a write end, or
 the end of the output. So the daemon holds O_RDONLY on what the process writes, O_WRONLY on what it reads.
 
 Copies of the holds go to a descriptor store, so that a writer of logs and a reader of stdin do not notice the
-daemon's death. Kept in three groups, since they end at different times: what ends with the process's record
-("t", with its pidfd), the hold on stdin ("i"), and a terminal with its FIFOs ("y").
+daemon's death. Kept in four groups, since they end at different times: what ends with the process's record
+("t", with its pidfd), the hold on stdin ("i"), a terminal with its FIFOs ("y"), and what the process is given ("o")
+until it has it: an engine that once saw the end of the output does not read on when the process is made after all.
 """
 
 from __future__ import annotations
@@ -42,14 +43,15 @@ NO_STDIO = StdioSpec(False, "", "", "")
 PROCESS_GROUP = "t"
 _STDIN_GROUP = "i"
 _TERMINAL_GROUP = "y"
+_GIVEN_GROUP = "o"
 _NO_STORE = NoStore()
 
 
 class Stdio:
     """The open streams of one process. Owns its descriptors; every closing method is idempotent.
 
-    Life: open, hand `child_fds` to the process, `release_child()`, `close_stdin()` when the engine asks or the
-    process has ended, `close()` when the process is deleted.
+    Life: open, hand `child_fds` to the process, `release_child()`, `confirm()`, `close_stdin()` when the engine asks
+    or the process has ended, `close()` when the process is deleted.
     """
 
     __slots__ = ("_child_fds", "_holds", "_name", "_stdin_hold", "_store", "terminal")
@@ -85,6 +87,8 @@ class Stdio:
                 self._open_streams(spec, owner)
             if self._stdin_hold >= 0:
                 self._put(_STDIN_GROUP, [self._stdin_hold])
+            if self._store.keeps:
+                self._keep_given()
         except BaseException:
             self.close()
             raise
@@ -99,6 +103,8 @@ class Stdio:
         """
         stdio = cls(spec, (0, 0), "", store, name)
         kept = _Kept.take(store, name)
+        _close_given(store, name)
+        stdio._remove(_GIVEN_GROUP)
         if stdin_closed:
             stdio._remove(_STDIN_GROUP)
         else:
@@ -114,6 +120,20 @@ class Stdio:
         pidfd, kept.pidfd = kept.pidfd, -1
         kept.close()
         return stdio, pidfd if pidfd >= 0 else None
+
+    @staticmethod
+    def discard(store: DescriptorStore, name: str) -> str:
+        """Let go of the streams of a process that an earlier daemon has not made.
+
+        Copies of what it was to be given stay kept, lest the engine sees an end of them, under the name that is
+        returned: remove that when the process was made after all, or never will be. Empty if there is nothing.
+        """
+        if not name:
+            return ""
+        _Kept.take(store, name).close()
+        for group in (PROCESS_GROUP, _STDIN_GROUP, _TERMINAL_GROUP):
+            store.remove(group + name[1:])
+        return _GIVEN_GROUP + name[1:] if _close_given(store, name) else ""
 
     def keep(self, pidfd: int) -> None:
         """Let copies of what the process needs to live on be kept, its pidfd among them."""
@@ -139,6 +159,11 @@ class Stdio:
             os.close(fd)
         self._child_fds.clear()
 
+    def confirm(self) -> None:
+        """Keep what the process was given no longer: it is on record as made, and will not be made again."""
+        if self._store.keeps:
+            self._remove(_GIVEN_GROUP)
+
     def close_stdin(self) -> None:
         """Let the process read end-of-file once the engine's writer is gone too; what is buffered is still read."""
         if self._stdin_hold >= 0:
@@ -150,6 +175,8 @@ class Stdio:
     def close(self) -> None:
         """Close everything."""
         self._remove(PROCESS_GROUP)
+        if self._child_fds:
+            self.confirm()
         self.release_child()
         self.close_stdin()
         if self.terminal is not None:
@@ -166,6 +193,12 @@ class Stdio:
     def _remove(self, group: str) -> None:
         if self._name:
             self._store.remove(group + self._name[1:])
+
+    def _keep_given(self) -> None:
+        ends = self._child_fds if self.terminal is None else self.terminal.fds
+        given = [fd for fd in ends if stat.S_ISFIFO(os.fstat(fd).st_mode)]
+        if given:
+            self._put(_GIVEN_GROUP, given)
 
     def _attach(self, terminal: Terminal) -> None:
         self.terminal = terminal
@@ -253,6 +286,13 @@ class _Kept:
         for fd in (self.pidfd, self.stdin_hold, self.master, self.source, self.sink, *self.holds):
             if fd >= 0:
                 os.close(fd)
+
+
+def _close_given(store: DescriptorStore, name: str) -> bool:
+    given = store.take(_GIVEN_GROUP + name[1:]) if name else []
+    for fd in given:
+        os.close(fd)
+    return bool(given)
 
 
 def open_fifo(path: str, owner: tuple[int, int] | None) -> tuple[int, int]:

@@ -96,7 +96,10 @@ class FakeBackend:
         return container_id in self._containers and self._containers[container_id].started
 
     def pid_of_exec(self, exec_id: str, container: PreparedContainer) -> int | None:
-        return self.cut_execs.pop(exec_id, None)
+        return self.cut_execs.get(exec_id)
+
+    def forget_exec(self, exec_id: str, container: PreparedContainer) -> None:
+        self.cut_execs.pop(exec_id, None)
 
     async def exec(
         self, container_id: str, exec_id: str, container: PreparedContainer, process: bytes, stdio: Stdio

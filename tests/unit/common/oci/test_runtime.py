@@ -113,7 +113,7 @@ async def test_the_systemd_driver_and_a_console_are_asked_for(fake: Fake) -> Non
     assert argv[argv.index("--console-socket") + 1] == "/tty.sock"
 
 
-async def test_an_exec_is_detached_and_cleans_its_files(fake: Fake) -> None:
+async def test_an_exec_is_detached_and_its_files_tell_of_it_until_it_is_on_record(fake: Fake) -> None:
     fake.does(WRITE_PID + '; echo > "$log"')
     assert await fake.exec("/tty.sock") == 4711
     (argv,) = fake.commands()
@@ -121,7 +121,10 @@ async def test_an_exec_is_detached_and_cleans_its_files(fake: Fake) -> None:
     assert argv[argv.index("exec") + 1 :] == [
         "--detach", "--process", path, "--pid-file", f"{path}.pid", "--console-socket", "/tty.sock", "c1",
     ]  # fmt: skip
+    assert fake.runtime.pid_of_exec(path) == 4711
+    fake.runtime.forget_exec(path)
     assert os.listdir(fake.bundle) == []
+    assert fake.runtime.pid_of_exec(path) == 0
 
 
 async def test_the_other_commands_are_one_invocation_each(fake: Fake) -> None:
