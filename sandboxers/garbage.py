@@ -22,7 +22,9 @@ from sandboxers.states import SandboxState
 
 RECORD_FILE: Final = ".gc.json"
 _ENGINE_TIMEOUT_S: Final = 10.0
-_DOUBTFUL: Final = frozenset({SandboxState.READY, SandboxState.STOPPED, SandboxState.STOP_FAILED})
+_DOUBTFUL: Final = frozenset(
+    {SandboxState.CREATED, SandboxState.READY, SandboxState.STOPPED, SandboxState.STOP_FAILED}
+)
 
 _Key = tuple[str, str]
 """A pod and one of its containers, or "" for the pod itself."""
