@@ -36,5 +36,5 @@ def trial(parts: None, request: pytest.FixtureRequest) -> Iterator[Trial]:
 def shared_trial(parts: None, request: pytest.FixtureRequest) -> Iterator[Trial]:
     """An engine with a sandboxer that the tests of a module share."""
     with running(request.session) as trial:
-        trial.start()
+        trial.start(config=trial.impatient_config(1.0))
         yield trial

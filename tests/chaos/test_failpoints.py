@@ -40,8 +40,9 @@ def live(trial: Trial, *, kill_midway: bool = False) -> None:
     """A pod's whole life, with everything that a client can ask of it on the way."""
     pod = Pod(trial)
     writer = pod.writer()
-    echo = pod.run("sh", "-c", "read line; echo got $line; exit 5", name="echo", stdin=True)
-    assert pod.exec(writer, "sh", "-c", "exit 3").exit_code == 3
+    echo = pod.run("sh", "-c", "read line; sleep 0.2; echo got $line; exit 5", name="echo", stdin=True)
+    answer = pod.exec(writer, "sh", "-c", "echo out; echo err >&2; exit 3")
+    assert (answer.exit_code, answer.stdout, answer.stderr) == (3, b"out\n", b"err\n")
 
     with exec_piped(trial.engine, writer.id, "sh", "-c", "cat; exit 6") as piped:
         assert piped.stdin is not None and piped.stdout is not None

@@ -5,11 +5,9 @@ import time
 
 from tests.chaos.trial import Trial
 from tests.chaos.workload import EXITED, RUNNING, WRITER_EXIT_CODE, Pod, expect_lines
-from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
 
 GRACE_S = 2
-CONFIG = f"\ngc:\n  interval_s: 1.0\n  grace_s: {GRACE_S:.1f}\n"
 
 
 def lose_connections(trial: Trial) -> None:
@@ -18,23 +16,13 @@ def lose_connections(trial: Trial) -> None:
     trial.engine.restart_after_death()
 
 
-def start_impatient(trial: Trial) -> None:
-    """Start a sandboxer that waits for less long before it collects."""
-    text = (CHECKOUT / "configs/runc.yaml").read_text()
-    start = text.index("\ngc:")
-    end = text.find("\n\n# ", start + 1)
-    config = trial.directory / "runc.yaml"
-    config.write_text(text[:start] + CONFIG + (text[end:] if end > 0 else ""))
-    trial.start(config=config)
-
-
 def grows(trial: Trial, pod: Pod) -> bool:
     """Whether the processes of a pod's container still run."""
     return any("sleep" in line for line in trial.remains() if line.startswith("process"))
 
 
 def test_what_the_engine_has_disowned_is_ended_and_removed(trial: Trial) -> None:
-    start_impatient(trial)
+    trial.start(config=trial.impatient_config(GRACE_S))
     before = {line for line in trial.remains() if line.startswith("process")}
     pod = Pod(trial)
     container = pod.run("sleep", "1000000")
@@ -55,7 +43,7 @@ def test_what_the_engine_has_disowned_is_ended_and_removed(trial: Trial) -> None
 
 
 def test_nothing_is_collected_while_the_engine_cannot_be_asked_or_still_knows_it(trial: Trial) -> None:
-    start_impatient(trial)
+    trial.start(config=trial.impatient_config(GRACE_S))
     pod = Pod(trial)
     writer = pod.writer()
     trial.engine.stop_containerd(signal.SIGKILL)

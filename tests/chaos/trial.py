@@ -55,6 +55,18 @@ class Trial:
         else:
             self.engine.start_sandboxer(config, env=settings, supervise=True)
 
+    def impatient_config(self, grace_s: float) -> Path:
+        """Write a configuration with which what the engine has forgotten is collected sooner."""
+        text = (CHECKOUT / "configs/runc.yaml").read_text()
+        settings = {"interval_s": 1.0, "grace_s": grace_s}
+        for key, value in settings.items():
+            text, count = re.subn(rf"^  {key}: .*$", f"  {key}: {value}", text, flags=re.MULTILINE)
+            if count != 1:
+                raise ValueError(f"the configuration has {count} keys {key}")
+        path = self.directory / "runc.yaml"
+        path.write_text(text)
+        return path
+
     # ---------------------------------------------------------------- the daemon
 
     def arm_next(self, failpoints: str) -> None:
@@ -136,7 +148,7 @@ class Trial:
         own = {kind for kind in _descriptors(self.engine.daemon_pid) if not UNSTABLE.search(kind)}
         return found | {f"daemon's {kind}" for kind in own}
 
-    def expect_nothing_more_than(self, before: set[str]) -> None:
+    def expect_nothing_more_than(self, before: set[str], timeout_s: float = 10) -> None:
         """Fail unless, soon, nothing is there that was not there before."""
         left: set[str] = set()
 
@@ -149,7 +161,7 @@ class Trial:
             return not left
 
         try:
-            wait_until(clean, timeout_s=5, what="the end of it all", interval_s=0.05)
+            wait_until(clean, timeout_s=timeout_s, what="the end of it all", interval_s=0.05)
         except TimeoutError:
             raise AssertionError("left behind:\n  " + "\n  ".join(sorted(left))) from None
 
