@@ -77,6 +77,20 @@ class ExitLog:
                 return LoggedExit(pid, start_time, *_REST.unpack_from(ring, place + _KEY.size))
         return None
 
+    def find_since(self, pid: int, since_ns: int) -> LoggedExit | None:
+        """Return how the last process of this pid has ended that did so after a time, in ns since the epoch."""
+        found = None
+        for writer in (SUPERVISOR, DAEMON):
+            size = min(self._written(writer), _PLACES) * _ENTRY_BYTES
+            ring = os.pread(self.fd, size, _start_of(writer))
+            for place in range(0, len(ring), _ENTRY_BYTES):
+                entry_pid, start_time = _KEY.unpack_from(ring, place)
+                if entry_pid == pid:
+                    entry = LoggedExit(pid, start_time, *_REST.unpack_from(ring, place + _KEY.size))
+                    if entry.exited_at_ns >= max(since_ns, found.exited_at_ns if found else 0):
+                        found = entry
+        return found
+
     def _written(self, writer: int) -> int:
         data = os.pread(self.fd, _COUNT.size, writer * _COUNT.size)
         return _COUNT.unpack(data)[0] if len(data) == _COUNT.size else 0

@@ -139,6 +139,15 @@ class ExitWatcher:
         raw = pidfds.exit_info(pidfd) if pidfd is not None else None
         return ExitStatus(_code_of_wait_status(raw), time.time_ns()) if raw is not None else None
 
+    def ended_since(self, pid: int, since_ns: int) -> ExitStatus | None:
+        """Return how the process ended of which only the pid is known, and that it lived at a time (ns since the
+        epoch); None: nobody knows.
+        """
+        logged = self._log.find_since(pid, since_ns) if self._log is not None else None
+        if logged is None:
+            return None
+        return ExitStatus(_code_of_wait_status(logged.raw_status), logged.exited_at_ns)
+
     @contextlib.contextmanager
     def adoption(self) -> Iterator[None]:
         """While open, leave unknown zombies alone: one may be the child that the caller is about to claim."""

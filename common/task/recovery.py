@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.errors import NotFound, SandboxdError
 from common.linux.pidfd import is_same_process, start_time
@@ -19,7 +19,7 @@ from common.process.exits import UNKNOWN_EXIT_CODE, ExitStatus
 from common.records import read_record
 from common.task.container import Container, Process
 from common.task.pod import TaskPod
-from common.task.records import EXEC_RECORDS, RECORD_FILE, ContainerRecord, ExecRecord, prepared_of
+from common.task.records import EXEC_RECORDS, RECORD_FILE, ContainerRecord, ExecRecord, exec_path, prepared_of
 from common.task.states import ContainerTrigger, ProcessTrigger
 from common.task.stdio import Stdio, StdioSpec
 
@@ -146,8 +146,17 @@ async def _take_up_exec(pod: TaskPod, container: Container, record: ExecRecord) 
             pod.parts.backend.forget_exec(process.exec_id, container.prepared)
             _discard_streams(pod, process, record.descriptors)
             return  # it was never started, or in vain
-        started_at = start_time(pid) if pod.is_inside(container, pid) else 0
-        pod.save_change(container, process, command="", pid=pid, start_time=started_at)
+        record_path = exec_path(container.prepared.directory, process.exec_id)
+        changes: dict[str, Any] = {"command": "", "pid": pid}
+        try:
+            changes["start_time"] = start_time(pid) if pod.is_inside(container, pid) else 0
+        except ProcessLookupError:
+            changes["start_time"] = 0
+        if not changes["start_time"]:
+            ended = pod.parts.exits.ended_since(pid, os.stat(record_path).st_mtime_ns)
+            if ended is not None:
+                changes.update(exit_code=ended.code, exited_at_ns=ended.exited_at_ns)
+        pod.save_change(container, process, **changes)
         pod.parts.backend.forget_exec(process.exec_id, container.prepared)
         assert process.record is not None
         record = process.record

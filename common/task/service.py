@@ -14,7 +14,14 @@ from types import MappingProxyType
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from common.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+)
 from common.failpoints import Failpoint, failpoint
 from common.identifiers import check_identifier
 from common.linux.mounts import MountSpec
@@ -37,6 +44,8 @@ _STATUS = MappingProxyType(
         ProcessState.STOPPED: types.STOPPED,
     }
 )
+
+_NOT_STARTED = frozenset({ProcessState.CREATED, ProcessState.STARTING})
 
 
 class TaskService(TaskPod):
@@ -80,15 +89,11 @@ class TaskService(TaskPod):
         container = self.container(request.id)
         process = container.process(request.exec_id)
         prepared = container.ready()
-        if (
-            context.replayed
-            and process.pid
-            and process.state
-            not in (
-                ProcessState.CREATED,
-                ProcessState.STARTING,
-            )
-        ):
+        if context.replayed and process.pid and process.state not in _NOT_STARTED:
+            if process.exit is not None and not process.exit.known:
+                raise Unavailable(
+                    f"{process} has run and ended while sandboxd was away: its exit code is lost"
+                )
             return api.StartResponse(pid=process.pid)
         process.advance(ProcessTrigger.START)
         try:

@@ -18,6 +18,7 @@ from common.cgroup import Hierarchies, OomWatcher
 from common.descriptors.store import DescriptorStore
 from common.errors import Code, status_of
 from common.oci.spec import PodView
+from common.process.exit_log import ExitLog
 from common.process.exits import ExitWatcher
 from common.task.host_preparer import HostPreparer
 from common.task.pod import TaskParts
@@ -38,12 +39,16 @@ REQUESTS: dict[str, Any] = {name: method.request for name, method in TASK_METHOD
 class Life:
     """One life of a pod's Task service: parts, service, socket; a second one over the same directory recovers."""
 
-    def __init__(self, directory: Path, store: DescriptorStore | None = None) -> None:
+    def __init__(
+        self, directory: Path, store: DescriptorStore | None = None, log: ExitLog | None = None
+    ) -> None:
         self.directory = directory
         self.backend = FakeBackend()
         self.sink = RecordingSink()
         # No cgroup hierarchy at all: these processes have no cgroups of their own that could be killed.
-        self.parts = TaskParts(self.backend, ExitWatcher(), self.sink, OomWatcher(), Hierarchies({}), store)
+        self.parts = TaskParts(
+            self.backend, ExitWatcher(log), self.sink, OomWatcher(), Hierarchies({}), store
+        )
         self.service = TaskService("pod", self.parts, self.preparer(may_raise_limits=True), str(directory))
         self.path = directory / "task.sock"
         service = Service(TASK_METHODS, self.service)

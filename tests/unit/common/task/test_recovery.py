@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import time
 
 import pytest
 
 from common.descriptors.store import DescriptorStore, NoStore
-from common.errors import FailedPrecondition, Internal
+from common.errors import FailedPrecondition, Internal, Unavailable
+from common.process.exit_log import ExitLog, LoggedExit
 from common.records import UnreadableRecord
 from common.task.recovery import recover_containers
+from common.ttrpc import CallContext
+from proto.gen.containerd.task.v3 import shim_pb2 as api
 from proto.gen.containerd.types import task_pb2 as types
 from tests.descriptor_store import KeptInMemory
 from tests.unit.common.task.pod_lives import Life, Pod
@@ -70,8 +75,10 @@ def end_life_of_process(pod: Pod) -> Life:
     return old
 
 
-async def begin_life(pod: Pod, old: Life, store: DescriptorStore | None = None) -> None:
-    pod.life = Life(old.directory, store)
+async def begin_life(
+    pod: Pod, old: Life, store: DescriptorStore | None = None, log: ExitLog | None = None
+) -> None:
+    pod.life = Life(old.directory, store, log)
     pod.life.backend = pod.life.parts.backend = old.backend
     await recover_containers(pod.life.service, f"{old.directory}/tasks")
     pod.client = await pod.life.listen()
@@ -96,7 +103,7 @@ async def test_a_record_that_cannot_be_understood_leaves_the_whole_pod_as_it_is(
     old = end_life(pod)
     record.write_text(text)
     files = {path: path.read_bytes() for path in directory.rglob("*.json")}
-    with pytest.raises(error, match="bad/container.json"):
+    with pytest.raises(error, match=r"bad/container\.json"):
         await begin_life(pod, old)
     assert {path: path.read_bytes() for path in directory.rglob("*.json")} == files
     assert pod.life.service.containers == {}
@@ -160,3 +167,28 @@ async def test_stdin_that_was_closed_stays_closed_and_open_stdin_stays_open(pod:
     assert (await pod.call("Wait", id="c")).exit_status == 0
     assert os.read(pod.outputs[0], 100) == b"still here\n"
     store.close()
+
+
+@pytest.mark.parametrize("logged", [True, False])
+async def test_an_exec_that_ran_and_ended_in_the_gap_has_its_code_or_fails(pod: Pod, logged: bool) -> None:
+    await pod.run("c", "sleep", "60")
+    await pod.add_exec("c", "e", "sh", "-c", "exit 3")
+    old = end_life(pod)
+    ended = await asyncio.create_subprocess_exec("sh", "-c", "exit 3")
+    await ended.wait()
+    old.backend.cut_execs["e"] = ended.pid
+    log = ExitLog.create()
+    if logged:
+        log.append(LoggedExit(ended.pid, 1, 3 << 8, time.time_ns()))
+    await begin_life(pod, old, log=log)
+    process = pod.life.service.containers["c"].process("e")
+    assert process.exit is not None
+    assert (process.exit.known, process.exit.code) == ((True, 3) if logged else (False, 255))
+    context = CallContext("s", "Start", (), None, None, 1, 1, replayed=True)
+    request = api.StartRequest(id="c", exec_id="e")
+    if logged:
+        assert (await pod.life.service.start(request, context)).pid == ended.pid
+    else:
+        with pytest.raises(Unavailable, match="lost"):
+            await pod.life.service.start(request, context)
+    log.close()
