@@ -165,15 +165,16 @@ class FakeBackend:
             master, slave = os.openpty()
             stdin = stdout = stderr = slave
         try:
-            process = subprocess.Popen(  # noqa: ASYNC220 - a fork and no wait
-                argv, stdin=stdin, stdout=stdout, stderr=stderr, env={"PATH": _PATH}, start_new_session=True
-            )
-            process.returncode = 0  # whoever watches the pid reaps it
             if stdio.terminal is not None:
+                # As a runtime does: the terminal is there, and sized, before the program runs.
                 with socket.socket(socket.AF_UNIX) as sock:
                     sock.connect(stdio.terminal.socket_path)
                     socket.send_fds(sock, [b"/dev/ptmx"], [master])
                 await stdio.terminal.receive_master(5)
+            process = subprocess.Popen(  # noqa: ASYNC220 - a fork and no wait
+                argv, stdin=stdin, stdout=stdout, stderr=stderr, env={"PATH": _PATH}, start_new_session=True
+            )
+            process.returncode = 0  # whoever watches the pid reaps it
         finally:
             for fd in (master, slave):
                 if fd >= 0:
