@@ -194,7 +194,7 @@ class Supervisor:
             self._replace_self()
             self._restart_at = time.monotonic()
             return
-        if code == 0 or (code > 0 and not self._was_ready):
+        if code >= 0 and not self._was_ready:
             self._status = code
             return
         lived_s = time.monotonic() - self._started_at

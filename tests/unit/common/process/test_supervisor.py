@@ -21,6 +21,7 @@ import pytest
 
 from tests.unit.common.process.supervised import ROOT, Supervised
 
+ENDS_BOTH = "os.kill(os.getppid(), signal.SIGTERM); signal.pause()"
 STORES_AND_DIES = """
 if len(handed()) == 1:
     tell("READY=1")
@@ -50,7 +51,7 @@ def test_several_descriptors_of_a_name_and_several_messages_add_up(tmp_path: Pat
         die()
     say(len(handed()["p1"]))
     """
-    with Supervised(tmp_path, dedent(body)) as supervised:
+    with Supervised(tmp_path, dedent(body) + ENDS_BOTH) as supervised:
         assert supervised.line() == "5"
         assert supervised.wait() == 0
 
@@ -120,6 +121,12 @@ def test_a_child_that_was_ready_is_started_again_ever_later(tmp_path: Path) -> N
         starts = [float(supervised.line()) for _ in range(5)]
         waits = [after - before for before, after in itertools.pairwise(starts)]
         assert [0.05 * 2**n < wait for n, wait in enumerate(waits)] == [True] * 4
+
+
+def test_a_child_that_was_ready_and_ends_well_is_started_again_too(tmp_path: Path) -> None:
+    body = "tell('READY=1'); say('here')"
+    with Supervised(tmp_path, body) as supervised:
+        assert [supervised.line() for _ in range(3)] == ["here"] * 3
 
 
 def test_a_child_that_is_killed_before_it_was_ready_is_started_again(tmp_path: Path) -> None:
@@ -277,7 +284,7 @@ def test_what_concerns_the_service_reaches_the_manager_above(tmp_path: Path, man
 
 def test_what_the_manager_above_has_kept_is_handed_on(tmp_path: Path) -> None:
     (tmp_path / "program.py").touch()
-    body = "tell('READY=1'); say(*(f'{name}:{len(fds)}' for name, fds in sorted(handed().items())))"
+    body = "say(*(f'{name}:{len(fds)}' for name, fds in sorted(handed().items())))\n" + ENDS_BOTH
     with Supervised(tmp_path, body):
         pass  # only to have the program written
     script = f"""
@@ -301,7 +308,8 @@ def test_what_it_says_is_one_json_object_per_line(tmp_path: Path) -> None:
     tell('READY=1')
     tell('FDSTORE=1\\nFDNAME=a"\\\\\\tü', 0)
     if os.path.exists(sys.argv[0] + ".again"):
-        os._exit(0)
+        os.kill(os.getppid(), signal.SIGTERM)
+        signal.pause()
     open(sys.argv[0] + ".again", "w").close()
     die()
     """
