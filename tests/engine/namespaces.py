@@ -132,6 +132,8 @@ class Daemon:
         """Send a signal and wait for the end; past the deadline kill it. Returns the exit status."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
+        # nsenter stops itself while the daemon is stopped, and would never notice the end.
+        self._entrance.send_signal(signal.SIGCONT)
         try:
             return self._entrance.wait(timeout_s)
         except subprocess.TimeoutExpired:
