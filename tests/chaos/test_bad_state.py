@@ -7,11 +7,13 @@ from pathlib import Path
 import grpc
 import pytest
 
+from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
+from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2_grpc as api_grpc
 from sandboxers.registry import RECORD_FILE
 from tests.chaos.trial import STATE_DIR, Trial
 from tests.chaos.workload import WRITER_EXIT_CODE, Pod, expect_lines
 from tests.engine.cri import pod_config
-from tests.engine.engine import OURS, PYTHON
+from tests.engine.engine import OURS, PYTHON, SANDBOXER_SOCKET
 from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
 
@@ -67,9 +69,13 @@ def test_a_pod_whose_record_cannot_be_understood_is_left_alone_until_it_can(
     assert str(record.relative_to(trial.engine.namespaces.root)) in log
     size = writer.log.stat().st_size
     wait_until(lambda: writer.log.stat().st_size > size, timeout_s=5, what="more lines")
-    # Removal is refused as something to be tried again: "not found" would make the engine forget it.
-    with pytest.raises(grpc.RpcError):
-        trial.engine.cri.remove_pod(victim.id)
+    # Something to be tried again: "not found" would make the engine forget it.
+    address = f"unix:{trial.engine.namespaces.root / SANDBOXER_SOCKET}"
+    with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refusal:
+        request = api.ControllerShutdownRequest(sandbox_id=victim.id)
+        api_grpc.ControllerStub(channel).Shutdown(request, timeout=10)
+    assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert RECORD_FILE in str(refusal.value.details())
 
     trial.hold()
     trial.engine.kill_daemon()

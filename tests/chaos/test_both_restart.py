@@ -1,6 +1,7 @@
 """containerd and the sandboxer restart, one after the other and at once."""
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -20,6 +21,12 @@ def test_no_container_is_lost_when_the_engine_the_sandboxer_and_both_restart(
     pods = [Pod(trial, host_network=number is signal.SIGTERM) for _ in range(PODS)]
     writers = [pod.writer() for pod in pods]
 
+    def restart_sandboxer() -> None:
+        if number is signal.SIGKILL:
+            trial.restart()
+        else:
+            trial.replace()
+
     def all_run() -> None:
         for pod, writer in zip(pods, writers, strict=True):
             assert pod.is_ready
@@ -29,24 +36,20 @@ def test_no_container_is_lost_when_the_engine_the_sandboxer_and_both_restart(
     all_run()
     engine.restart_containerd(number)
     all_run()
-    engine.kill_daemon(number)
-    engine.wait_for_daemon()
+    restart_sandboxer()
     all_run()
 
-    trial.hold()
     engine.stop_containerd(number)
-    engine.kill_daemon(number)
-    trial.release()
-    engine.start_containerd()
-    engine.wait_for_daemon()
+    with ThreadPoolExecutor(1) as pool:
+        restarting = pool.submit(restart_sandboxer)
+        engine.start_containerd()
+        restarting.result()
     # containerd may have been earlier: it asks a sandboxer that does not answer no second time.
     wait_until(lambda: all(pod.is_ready for pod in pods), timeout_s=20, what="the pods")
     all_run()
 
-    # The other way round: the daemon is killed while the engine recovers.
     engine.stop_containerd(number)
-    engine.kill_daemon(number)
-    engine.wait_for_daemon()
+    restart_sandboxer()
     engine.start_containerd()
     all_run()
     for pod, writer in zip(pods, writers, strict=True):

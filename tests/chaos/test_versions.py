@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -42,21 +41,6 @@ class Installation:
         new.rename(self.current)
 
 
-def replace_daemon(trial: Trial) -> None:
-    """Tell the supervisor that there is another version, as `systemctl reload` does."""
-    pidfd_of = trial.engine.daemon_pid
-    trial.engine.signal_sandboxer(signal.SIGHUP)
-
-    def replaced() -> bool:
-        try:
-            return trial.engine.daemon_pid != pidfd_of
-        except ProcessLookupError:
-            return False
-
-    wait_until(replaced, timeout_s=20, what="another daemon")
-    trial.engine.wait_for_daemon()
-
-
 @pytest.fixture
 def installation(trial: Trial) -> Installation:
     return Installation(trial.directory)
@@ -70,7 +54,7 @@ def test_a_version_that_writes_newer_records_can_come_go_and_come_again(
     old_writer = old.writer()
 
     installation.choose(installation.newer)
-    replace_daemon(trial)
+    trial.replace()
     assert old.exec(old_writer, "sh", "-c", "exit 21").exit_code == 21
     new = Pod(trial)
     new_writer = new.writer()
@@ -80,7 +64,7 @@ def test_a_version_that_writes_newer_records_can_come_go_and_come_again(
 
     installation.choose(installation.older)
     before = record_of(trial, new).read_bytes()
-    replace_daemon(trial)
+    trial.replace()
     assert record_of(trial, new).read_bytes() == before
     # What the older version understands it serves, beside what it does not.
     third = Pod(trial)
@@ -94,7 +78,7 @@ def test_a_version_that_writes_newer_records_can_come_go_and_come_again(
     assert "start the version that wrote it" in log
 
     installation.choose(installation.newer)
-    replace_daemon(trial)
+    trial.replace()
     for pod, writer in ((old, old_writer), (new, new_writer), (third, third_writer)):
         assert pod.is_ready
         assert pod.status(writer).state == RUNNING

@@ -23,7 +23,7 @@ OWN_FILES = re.compile(rf"/{STATE_DIR}(/\.[a-z.-]+)?$|/run/sandboxd(/runc\.sock)
 PROCESSES_OF_DAEMONS = re.compile(r"containerd|catatonit|python[0-9.]*")
 # gRPC opens and closes these as it likes, and how many callers there are is the callers' affair.
 UNSTABLE = re.compile(r"^anon_inode:\[event|^socket:")
-AGAIN_S = 20.0
+AGAIN_S = 60.0
 
 T = TypeVar("T")
 
@@ -93,6 +93,13 @@ class Trial:
     def restart(self) -> None:
         """kill -9, and wait for the next daemon."""
         self.engine.kill_daemon()
+        self.engine.wait_for_daemon()
+
+    def replace(self) -> None:
+        """Let the supervisor start another daemon in good order, as `systemctl reload` does, and wait for it."""
+        starts = self.starts
+        self.engine.signal_sandboxer(signal.SIGHUP)
+        wait_until(lambda: self.starts > starts, timeout_s=20, what="another daemon")
         self.engine.wait_for_daemon()
 
     @property

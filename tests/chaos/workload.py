@@ -10,7 +10,7 @@ from typing import NamedTuple
 import grpc
 
 from proto.gen.runtime.v1 import service_pb2 as pb
-from tests.chaos.trial import Trial
+from tests.chaos.trial import AGAIN_S, Trial
 from tests.engine.cri import container_config, pod_config
 from tests.engine.engine import OURS
 from tests.engine.namespaces import wait_until
@@ -52,12 +52,15 @@ class Pod:
 
     def _run(self) -> str:
         cri = self.trial.engine.cri
-        for attempt in range(20):
+        deadline = time.monotonic() + AGAIN_S
+        for attempt in itertools.count():
             self.config.metadata.attempt = attempt
             try:
                 return cri.run_pod(self.config, OURS)
             except grpc.RpcError as error:
                 self.trial.refusal(error)
+            if time.monotonic() > deadline:
+                break
             # gRPC takes its time until it connects again.
             time.sleep(0.25)
             # What the engine still has of a pod that did not start, the kubelet removes before it tries again.

@@ -264,15 +264,15 @@ class Engine:
 
     def kill_sandboxer(self) -> None:
         """End supervisor and daemon at once: nobody is left who keeps anything."""
-        supervisor = os.pidfd_open(self.sandboxer_pid)
+        daemon = os.pidfd_open(self.daemon_pid)
         try:
-            # Stopped first, so that it starts no other.
-            signal.pidfd_send_signal(supervisor, signal.SIGSTOP)
-            if self._supervised:
-                self.kill_daemon()
+            # The supervisor first, or it would start another.
             self.stop_sandboxer(signal.SIGKILL)
+            signal.pidfd_send_signal(daemon, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # without a supervisor they are one
         finally:
-            os.close(supervisor)
+            os.close(daemon)
 
     def wait_for_daemon(self) -> None:
         """Wait until a daemon listens, be it the first or one that the supervisor has started again."""
