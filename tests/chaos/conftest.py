@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.chaos.sizes import FULL, WITHOUT, WITHOUT_IDS
 from tests.chaos.trial import Trial
 from tests.engine.conftest import EVIDENCE, parts, pytest_runtest_makereport
 from tests.engine.engine import Engine
@@ -32,9 +33,11 @@ def trial(parts: None, request: pytest.FixtureRequest) -> Iterator[Trial]:
         yield trial
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(
+    scope="module", params=WITHOUT if FULL else WITHOUT[:1], ids=WITHOUT_IDS if FULL else WITHOUT_IDS[:1]
+)
 def shared_trial(parts: None, request: pytest.FixtureRequest) -> Iterator[Trial]:
     """An engine with a sandboxer that the tests of a module share."""
     with running(request.session) as trial:
-        trial.start(config=trial.impatient_config(1.0))
+        trial.start(config=trial.impatient_config(1.0), env={"SANDBOXD_WITHOUT": request.param})
         yield trial

@@ -23,5 +23,9 @@ SIZES = (
     else Sizes(failpoint_passes=(1,), kills=10, kill_pods=5, exits=20, restart_pods=20)
 )
 
+# Kernel features to do without: before 6.15 there is no PIDFD_GET_INFO that tells exit codes.
+WITHOUT = ("", "pidfd-info")
+WITHOUT_IDS = ("with all that the kernel has", "without PIDFD_GET_INFO")
+
 # A run that has failed is repeated with the seed that it has printed.
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)

@@ -6,7 +6,7 @@ import pytest
 
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.chaos.results import record
-from tests.chaos.sizes import SIZES
+from tests.chaos.sizes import SIZES, WITHOUT, WITHOUT_IDS
 from tests.chaos.trial import Trial
 from tests.chaos.workload import Pod
 from tests.engine.namespaces import wait_until
@@ -18,7 +18,7 @@ UNTIL_TOLD = (
 )
 
 
-@pytest.mark.parametrize("without", ["", "pidfd-info"], ids=["any kernel feature", "without PIDFD_GET_INFO"])
+@pytest.mark.parametrize("without", WITHOUT, ids=WITHOUT_IDS)
 def test_exits_while_the_daemon_is_down_are_told_truly(trial: Trial, without: str) -> None:
     trial.start(env={"SANDBOXD_WITHOUT": without})
     shared = trial.directory / "shared"

@@ -29,11 +29,12 @@ def tidy_trial(shared_trial: Trial) -> Iterator[Trial]:
 
 
 @pytest.fixture(scope="module")
-def hit() -> Iterator[dict[str, int]]:
+def hit(shared_trial: Trial) -> Iterator[dict[str, int]]:
     """How many of what clients asked for were refused, by failpoint at which the daemon was killed."""
     refusals: dict[str, int] = {}
     yield refusals
-    record("failpoints", kills=len(refusals), refusals={at: count for at, count in refusals.items() if count})
+    name = "-without-".join(["failpoints", *shared_trial.without.split()])
+    record(name, kills=len(refusals), refusals={at: count for at, count in refusals.items() if count})
 
 
 def live(trial: Trial, *, kill_midway: bool = False) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pytest
 
 from tests.chaos.results import record
-from tests.chaos.sizes import FULL, SEED, SIZES
+from tests.chaos.sizes import FULL, SEED, SIZES, WITHOUT, WITHOUT_IDS
 from tests.chaos.trial import Trial
 from tests.chaos.workload import WRITER_EXIT_CODE, Container, Pod, expect_lines
 
@@ -66,11 +66,12 @@ def expect_exec(pod: Pod, container: Container, code: int) -> None:
 
 
 @pytest.mark.timeout(1800 if FULL else 90)
-def test_kills_at_random_moments_lose_no_container_exit_code_or_log_line(trial: Trial) -> None:
+@pytest.mark.parametrize("without", WITHOUT, ids=WITHOUT_IDS)
+def test_kills_at_random_moments_lose_no_container_exit_code_or_log_line(trial: Trial, without: str) -> None:
     print(f"repeat with CHAOS_SEED={SEED}")
     rng = random.Random(SEED)
     # A pod whose start nobody was told of is the collector's.
-    trial.start(config=trial.impatient_config(2.0))
+    trial.start(config=trial.impatient_config(2.0), env={"SANDBOXD_WITHOUT": without})
     first = Pod(trial, host_network=False)
     first.stop(first.writer())
     first.remove()
@@ -95,6 +96,7 @@ def test_kills_at_random_moments_lose_no_container_exit_code_or_log_line(trial: 
         for pod in pods:
             pod.result()
     trial.engine.wait_for_daemon()
-    record("kills", seed=SEED, refusals=len(trial.told), **tally.counts)
+    name = f"kills-without-{without}" if without else "kills"
+    record(name, seed=SEED, refusals=len(trial.told), **tally.counts)
     assert trial.lost_connections() == []
     trial.expect_nothing_more_than(before, timeout_s=20)

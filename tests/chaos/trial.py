@@ -40,11 +40,13 @@ class Trial:
         self.directory = engine.directory / "chaos"
         self.directory.mkdir()
         self.told: list[str] = []
+        self.without = ""
 
     def start(
         self, *, code: Path = CHECKOUT, config: Path | None = None, env: Mapping[str, str] | None = None
     ) -> None:
         """Start the supervisor, which starts the daemon from the code in a directory."""
+        self.without = (env or {}).get("SANDBOXD_WITHOUT", "")
         settings = {
             "PYTHONPATH": f"{HOOK}:{code}",
             "CHAOS_DIRECTORY": str(self.directory),
