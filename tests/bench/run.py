@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,13 +90,14 @@ class Bench:
     def stock(self) -> tuple[str, ...]:
         return tuple(handler for handler in self.handlers if handler != OURS)
 
-    def engine(self) -> Engine:
+    def engine(self, *, supervise: bool = False) -> Engine:
         """A fresh engine, with our daemon on an interpreter of its own if our handler takes part."""
         engine = Engine()
         try:
             engine.start()
             if OURS in self.handlers:
-                engine.start_sandboxer(python=copy_interpreter(engine.directory / "python"))
+                python = copy_interpreter(engine.directory / "python")
+                engine.start_sandboxer(python=python, supervise=supervise)
         except BaseException:
             engine.close()
             raise
@@ -198,6 +200,33 @@ class Bench:
         report.add(f"serial pod, {many} pods present against 1", slowdown, "x", 1.3)
         report.add("mounts per pod", (mounts_at_many - mounts_at_few) / (many - few), "", 5)
 
+    def outlasting(self) -> None:
+        """What it costs that a daemon's death is not noticed: without somebody who keeps descriptors, and with."""
+        if OURS not in self.handlers:
+            return
+        few = self.sizes.few_pods
+        memory_mib, cpu_ns = {}, {False: 0, True: 0}
+        with ExitStack() as stack:
+            engines = {kept: stack.enter_context(self.engine(supervise=kept)) for kept in (False, True)}
+            for supervised, engine in engines.items():
+                load.serial(engine, [OURS], 3)
+                load.settle()
+                memory_mib[supervised] = census.management(engine, stock=False).pss_kib / 1024
+            for _ in range(few):
+                for supervised, engine in engines.items():
+                    before_ns = census.management(engine, stock=False).cpu_ns
+                    load.start_pod(engine, OURS)
+                    cpu_ns[supervised] += census.management(engine, stock=False).cpu_ns - before_ns
+        cpu_ms = {supervised: ns / few / 1e6 for supervised, ns in cpu_ns.items()}
+        for supervised, name in ((False, "alone"), (True, "supervised")):
+            self.report.add(f"daemon CPU per pod start, {name}", cpu_ms[supervised], "ms")
+            self.report.add(f"management PSS after a few pods, {name}", memory_mib[supervised], "MiB")
+        self.report.add(
+            "daemon CPU per pod start, more for a supervisor", cpu_ms[True] - cpu_ms[False], "ms", 2
+        )
+        more_mib = memory_mib[True] - memory_mib[False]
+        self.report.add("management PSS, more for a supervisor", more_mib, "MiB", 8)
+
     def _idle_cpu_s(self, engine: Engine, *, stock: bool) -> float:
         before_ns = census.management(engine, stock=stock).cpu_ns
         time.sleep(self.sizes.idle_s)
@@ -210,6 +239,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "burst": Bench.burst,
     "memory": Bench.memory,
     "density": Bench.density,
+    "outlasting": Bench.outlasting,
 }
 
 
