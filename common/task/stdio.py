@@ -140,8 +140,7 @@ class Stdio:
         if self._store.keeps:
             self._put(PROCESS_GROUP, [pidfd, *self._holds])
 
-    def keep_terminal(self) -> None:
-        """Let copies of the terminal be kept, now that there is one; they go when it hangs up."""
+    def _keep_terminal(self) -> None:
         if self.terminal is not None and self.terminal.fds:
             self._put(_TERMINAL_GROUP, self.terminal.fds)
             self._attach(self.terminal)
@@ -247,6 +246,8 @@ class Stdio:
                 self._holds.append(hold)
                 undo.callback(os.close, sink)
             self.terminal = Terminal(directory, source, sink)
+            # At once: a process whose master nobody holds is hung up.
+            self.terminal.on_master = self._keep_terminal
             undo.pop_all()
         for _ in range(3):
             self._child_fds.append(_open_null())

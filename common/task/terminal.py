@@ -37,6 +37,7 @@ class Terminal:
         "_size",
         "_source",
         "on_close",
+        "on_master",
         "socket_path",
     )
 
@@ -49,6 +50,8 @@ class Terminal:
         self._loop = asyncio.get_running_loop()
         self._source, self._sink, self._master = source, sink, -1
         self._size: tuple[int, int] | None = None
+        self.on_master: Callable[[], None] | None = None
+        """Called as soon as the master is there."""
         self.on_close: Callable[[], None] | None = None
         """Called once when everything is closed."""
         self._listener: socket.socket | None = None
@@ -97,6 +100,9 @@ class Terminal:
         self._stop_listening()
         os.set_inheritable(fds[0], False)
         self._begin(fds[0])
+        on_master, self.on_master = self.on_master, None
+        if on_master is not None:
+            on_master()
         if self._size is not None:
             set_window_size(self._master, *self._size)
 
@@ -115,6 +121,7 @@ class Terminal:
 
     def close(self) -> None:
         """Hang up and close everything."""
+        self.on_master = None
         self._stop_listening()
         self._close_input()
         self._close_output()
