@@ -9,7 +9,7 @@ from tests.chaos.results import record
 from tests.chaos.sizes import SIZES
 from tests.chaos.streaming import attach_stream, exec_piped, exec_stream
 from tests.chaos.trial import Trial
-from tests.chaos.workload import WRITER_EXIT_CODE, Pod, expect_lines
+from tests.chaos.workload import WRITER_EXIT_CODE, Pod, expect_lines, log_lines
 
 # A terminal gets its size when it is there already.
 SIZED = 'until [ "$(stty size 2>/dev/null)" = "37 101" ]; do sleep 0.1; done; stty size; exit 4'
@@ -60,7 +60,10 @@ def live(trial: Trial, *, kill_midway: bool = False) -> None:
         assert stream.wait() == 4
     with attach_stream(trial.engine, echo.id) as stream:
         stream.write(b"it\n")
-        stream.expect(b"got it\n")
+        try:
+            stream.expect(b"got it\n")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its log has {log_lines(echo)}") from None
     assert pod.exit_code(echo) == 5
 
     assert pod.stop(writer) == WRITER_EXIT_CODE

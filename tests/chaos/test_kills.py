@@ -1,16 +1,17 @@
 """kill -9 at random moments while pods start, stop, are asked to run commands, and write logs."""
 
 import random
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
-from tests.chaos.results import record
+from tests.chaos.results import RESULTS, record
 from tests.chaos.sizes import FULL, SEED, SIZES, WITHOUT, WITHOUT_IDS
 from tests.chaos.trial import Trial
-from tests.chaos.workload import WRITER_EXIT_CODE, Container, Pod, expect_lines
+from tests.chaos.workload import WRITER_EXIT_CODE, Container, Pod, expect_lines, strays
 
 # The engine takes up to three seconds until it connects again, and is to get something done in between.
 LONGEST_PAUSE_S = 3.0
@@ -77,6 +78,7 @@ def test_kills_at_random_moments_lose_no_container_exit_code_or_log_line(trial: 
     first.remove()
     trial.restart()
     before = trial.remains()
+    strays.clear()
     over, tally = threading.Event(), Tally()
     with ThreadPoolExecutor(SIZES.kill_pods) as pool:
         pods = [pool.submit(keep_busy, trial, number, over, tally) for number in range(SIZES.kill_pods)]
@@ -93,10 +95,15 @@ def test_kills_at_random_moments_lose_no_container_exit_code_or_log_line(trial: 
         finally:
             over.set()
         wait(pods)
-        for pod in pods:
-            pod.result()
+        try:
+            for pod in pods:
+                pod.result()
+        except BaseException:
+            # The ends of the logs, which any failure shows, are not where it happened.
+            shutil.copytree(trial.engine.logs, RESULTS / "chaos-kills-logs", dirs_exist_ok=True)
+            raise
     trial.engine.wait_for_daemon()
     name = f"kills-without-{without}" if without else "kills"
-    record(name, seed=SEED, refusals=len(trial.told), **tally.counts)
+    record(name, seed=SEED, refusals=len(trial.told), strays=len(strays), **tally.counts)
     assert trial.lost_connections() == []
     trial.expect_nothing_more_than(before, timeout_s=20)
