@@ -40,8 +40,8 @@ class Keeper:
             self._restarts.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._restarts
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+        self.kill()
+        if self._process is not None:
             await self._process.wait()
         asyncio.get_running_loop().remove_reader(self._mine)
         self._receive()
@@ -58,7 +58,10 @@ class Keeper:
     def kill(self) -> None:
         """Kill the server, if there is one right now."""
         if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+            # Not by the process's own kill(): that reaps one that has just ended, and asyncio's watcher, which
+            # finds it gone, reports 255.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
 
     async def kill_and_wait(self) -> None:
         """Kill the server and return when its successor has been started."""
