@@ -3,6 +3,7 @@
 sandboxctl list                  the pods of a type, from its records
 sandboxctl inspect SANDBOX_ID    all that the daemon knows of a pod, as JSON
 sandboxctl gc [--dry-run]        show and remove what belongs to nobody any more
+sandboxctl doctor                what this node has and lacks for the type
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from common.log import configure as configure_log
 from common.records import read_record
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2_grpc as api_grpc
+from sandboxers.doctor import Examination, Severity, print_findings
 from sandboxers.engine import EngineList, list_engine
 from sandboxers.garbage import RECORD_FILE as GARBAGE_FILE
 from sandboxers.garbage import read_garbage_record
@@ -41,7 +43,8 @@ _JOURNAL_FILE = ".gc-journal"
 def main() -> int:
     """Run one command; exit code 0, 1 with one line on standard error, or 2 for a wrong command line.
 
-    `gc` ends with 0 if nothing is left over, and with 1 if something is that was not or must not be removed.
+    `gc` ends with 0 if nothing is left over, and with 1 if something is that was not or must not be removed;
+    `doctor` with 0 if pods can run.
     """
     parser = argparse.ArgumentParser(
         prog="sandboxctl", description="Ask a running sandboxd, or clean up after one."
@@ -63,6 +66,12 @@ def main() -> int:
         " itself where no sandboxd runs, else through it. Exit code 0: nothing is left; 1: something is.",
     )
     gc.add_argument("--dry-run", action="store_true", help="only show it")
+    commands.add_parser(
+        "doctor",
+        help="tell what this node has and lacks",
+        description="Examine this node for the type that the configuration selects, whether sandboxd runs or not."
+        " Exit code 0: pods can run; 1: something that they need is missing.",
+    )
     arguments = parser.parse_args()
     try:
         isolation, config = load_isolation(arguments.config)
@@ -70,6 +79,8 @@ def main() -> int:
             _list(config.state_dir)
         elif arguments.command == "gc":
             return asyncio.run(_collect_garbage(isolation, config, dry_run=arguments.dry_run))
+        elif arguments.command == "doctor":
+            return asyncio.run(_examine(isolation, config))
         else:
             _inspect(config.socket, arguments.sandbox_id)
     except (SandboxdError, OSError) as error:
@@ -99,6 +110,13 @@ def _inspect(socket_path: str, sandbox_id: str) -> None:
         request = api.ControllerStatusRequest(sandbox_id=sandbox_id, verbose=True)
         status = api_grpc.ControllerStub(channel).Status(request, timeout=_CALL_TIMEOUT_S)
     print(json.dumps(json.loads(status.info["info"]), indent=2))
+
+
+async def _examine(isolation: Isolation, config: DaemonConfig) -> int:
+    async with Examination() as examination:
+        findings = [*await examination.of_all_types(), *await isolation.examine(config, examination)]
+    print_findings(findings)
+    return int(any(finding.severity is Severity.ERROR for finding in findings))
 
 
 async def _collect_garbage(isolation: Isolation, config: DaemonConfig, *, dry_run: bool) -> int:

@@ -99,10 +99,11 @@ class Daemonised(Sandboxer, Protocol):
 
 
 class Isolation(NamedTuple):
-    """A type's classes: its configuration, and what is made of one."""
+    """A type's configuration class, the sandboxer that is made of one, and what doctor asks of the node for it."""
 
     config: type[Any]
     sandboxer: Any
+    examine: Any
 
 
 def load_isolation(path: str) -> tuple[Isolation, DaemonConfig]:
@@ -123,6 +124,7 @@ def _load(kind: IsolationType) -> Isolation:
     match kind:
         case IsolationType.RUNC:
             from sandboxers.runc.config import RuncConfig
+            from sandboxers.runc.doctor import examine
             from sandboxers.runc.sandboxer import RuncSandboxer
 
-            return Isolation(RuncConfig, RuncSandboxer)
+            return Isolation(RuncConfig, RuncSandboxer, examine)

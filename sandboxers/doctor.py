@@ -1,0 +1,188 @@
+"""What this node has and lacks for a type, as findings with the command that helps; no daemon needs to run.
+
+What every type needs is examined here, what one type needs by its own `examine` (`sandboxers.isolation`).
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from common.cgroup import Hierarchies
+from common.cgroup.locate import UNIFIED
+from common.errors import SandboxdError
+from common.linux.pidfd import exit_info
+from common.process.exits import ExitWatcher
+from common.process.spawn import CAPTURE, CLEAN_ENVIRONMENT, run, spawn
+
+# FileDescriptorStorePreserve= of systemd.service(5).
+_SYSTEMD_THAT_PRESERVES = 254
+_SUPERVISE = "install configs/systemd/sandboxd@.service.d/supervise.conf as the README says"
+
+
+class Severity(enum.StrEnum):
+    """How bad it is: with an error no pod starts; a warning tells what may be lost, a note what is done instead."""
+
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: what was found, and where it helps what to do about it."""
+
+    severity: Severity
+    subject: str
+    found: str
+    advice: str = ""
+
+
+class Examination:
+    """What the checks of a node look through; `async with`, in an event loop."""
+
+    def __init__(
+        self,
+        hierarchies: Hierarchies | None = None,
+        path: str = CLEAN_ENVIRONMENT["PATH"],
+        systemd_directory: str = "/run/systemd/system",
+        timeout_s: float = 10.0,
+    ) -> None:
+        """:param path: where programs are looked for.
+        :param systemd_directory: exists where systemd is the init, sd_booted(3).
+        :param timeout_s: how long a program may take to tell its version.
+        """
+        self._exits = ExitWatcher()
+        self._hierarchies = Hierarchies.read() if hierarchies is None else hierarchies
+        self._path = path
+        self._systemd_directory = systemd_directory
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Examination:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._exits.close()
+
+    async def version(self, program: str) -> str | None:
+        """Return the first line that `program --version` prints, or None if it cannot be run."""
+        path = shutil.which(program, path=self._path)
+        if path is None:
+            return None
+        try:
+            done = await run(
+                [path, "--version"],
+                watcher=self._exits,
+                timeout_s=self._timeout_s,
+                stdout=CAPTURE,
+                stderr=CAPTURE,
+            )
+        except (SandboxdError, OSError):
+            return None
+        if done.status.code != 0:
+            return None
+        return done.stdout.decode(errors="replace").partition("\n")[0].strip()
+
+    async def of_all_types(self) -> list[Finding]:
+        """Return what is found of what every type needs."""
+        systemd = await self._systemd_version()
+        return [
+            Finding(Severity.OK, "kernel", os.uname().release),
+            await self._exit_codes(),
+            _systemd(systemd),
+            *self._cgroups(),
+        ]
+
+    async def _exit_codes(self) -> Finding:
+        """Let a child end, and ask the kernel for its exit code as one who is not its parent must."""
+        subject = "exit codes"
+        child = spawn(["true"], watcher=self._exits)
+        pidfd = os.dup(child.pidfd)
+        try:
+            await child.wait()
+            told = exit_info(pidfd) is not None
+        finally:
+            os.close(pidfd)
+        if told:
+            return Finding(
+                Severity.OK, subject, "the kernel tells them to whoever has a pidfd (PIDFD_GET_INFO)"
+            )
+        return Finding(
+            Severity.WARNING,
+            subject,
+            "the kernel (before 6.15) tells them to parents alone: what ends while no daemon runs has none,"
+            " unless sandboxd runs with --supervise",
+            _SUPERVISE,
+        )
+
+    async def _systemd_version(self) -> int | None:
+        """Return the version of the systemd that runs this node; None where another init does, 0 if it is not told."""
+        if not os.path.isdir(self._systemd_directory):
+            return None
+        found = re.match(r"systemd (\d+)", await self.version("systemctl") or "")
+        return int(found[1]) if found else 0
+
+    def _cgroups(self) -> Iterator[Finding]:
+        subject = "cgroups"
+        controllers = self._hierarchies.controllers
+        if not controllers:
+            yield Finding(
+                Severity.ERROR, subject, "none are mounted", "mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+            )
+        elif self._hierarchies.unified:
+            yield Finding(Severity.OK, subject, "v2")
+        elif UNIFIED in controllers:
+            yield Finding(
+                Severity.WARNING,
+                subject,
+                "hybrid: controllers on v1 with a v2 hierarchy beside them, which crun refuses",
+                "boot with systemd.unified_cgroup_hierarchy=1, or set runtime.binary to runc",
+            )
+        else:
+            yield Finding(Severity.OK, subject, "v1")
+
+
+def _systemd(version: int | None) -> Finding:
+    subject = "systemd"
+    if version is None:
+        return Finding(
+            Severity.NOTE,
+            subject,
+            "does not run this node: nobody keeps connections when the daemon restarts",
+            "run sandboxd --supervise",
+        )
+    if version == 0:
+        return Finding(Severity.WARNING, subject, "runs this node, but systemctl does not tell its version")
+    if version < _SYSTEMD_THAT_PRESERVES:
+        return Finding(
+            Severity.WARNING,
+            subject,
+            f"{version} keeps descriptors over a restart, but not over stop and start (that takes"
+            f" {_SYSTEMD_THAT_PRESERVES}), which would end all containers",
+            "upgrade with `systemctl restart` (or reload), never stop and start, while pods run",
+        )
+    return Finding(Severity.OK, subject, f"{version} keeps descriptors over restart, and over stop and start")
+
+
+def program_finding(subject: str, program: str, version: str | None, advice: str) -> Finding:
+    """Tell of a program that pods cannot do without."""
+    if version is None:
+        return Finding(Severity.ERROR, subject, f"{program} cannot be run", advice)
+    return Finding(Severity.OK, subject, version)
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """Print a paragraph per finding, for a terminal or, 80 columns wide, a file."""
+    columns = min(shutil.get_terminal_size((80, 24)).columns, 120)
+    for finding in findings:
+        text = f"{finding.severity:<8} {finding.subject}: {finding.found}"
+        print(textwrap.fill(text, columns, subsequent_indent=" " * 9))
+        if finding.advice:
+            advice = f"-> {finding.advice}"
+            print(textwrap.fill(advice, columns, initial_indent=" " * 9, subsequent_indent=" " * 12))

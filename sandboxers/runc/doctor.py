@@ -1,0 +1,14 @@
+"""What this node has and lacks for pods of plain containers."""
+
+from __future__ import annotations
+
+from sandboxers.doctor import Examination, Finding, program_finding
+from sandboxers.runc.config import RuncConfig
+
+
+async def examine(config: RuncConfig, examination: Examination) -> list[Finding]:
+    """Look for the program that makes the containers."""
+    binary = config.runtime.binary
+    version = await examination.version(binary)
+    advice = "apt-get install crun, or name another one in runtime.binary"
+    return [program_finding("OCI runtime", binary, version, advice)]
