@@ -56,9 +56,8 @@ type: .venv/.ready-venv ## check types, strictly
 proto: .venv/.ready-venv ## regenerate proto/gen from proto/**/*.proto
 	$(PYTHON) scripts/generate-protos
 
-configs: .venv/.ready-venv ## rewrite configs/runc.yaml from the dataclasses that it documents
-	$(PYTHON) -c 'from common.config import document; from sandboxers.runc.config import RuncConfig; \
-	              print(document(RuncConfig), end="")' > configs/runc.yaml
+configs: .venv/.ready-venv ## rewrite configs/*.yaml from the dataclasses that they document
+	$(PYTHON) scripts/generate-configs
 
 bench: .venv/.ready-test ## measure against stock shims in one run: results/*.json and a table (root)
 	$(PYTHON) tests/bench/run.py

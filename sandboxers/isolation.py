@@ -113,14 +113,15 @@ def load_isolation(path: str) -> tuple[Isolation, DaemonConfig]:
     """
     name = config.read_key(path, "type", IsolationType.RUNC.value)
     try:
-        isolation = _load(IsolationType(name))
+        isolation = isolation_of(IsolationType(name))
     except ValueError:
         known = ", ".join(kind.value for kind in IsolationType)
         raise InvalidArgument(f"{path}: type: {name!r} is not an isolation type (known: {known})") from None
     return isolation, config.load(isolation.config, path)
 
 
-def _load(kind: IsolationType) -> Isolation:
+def isolation_of(kind: IsolationType) -> Isolation:
+    """Return a type's classes, loading its modules."""
     match kind:
         case IsolationType.RUNC:
             from sandboxers.runc.config import RuncConfig

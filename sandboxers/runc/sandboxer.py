@@ -6,24 +6,17 @@ import os
 import tempfile
 from collections.abc import Container
 
-from common.cgroup import Hierarchies, OomWatcher
+from common.cgroup import Hierarchies
 from common.errors import SandboxdError
-from common.linux.procs import CAP_SYS_RESOURCE, has_capability
-from common.log import get_logger
 from common.oci.runtime import OciRuntime
 from common.process.exits import ExitWatcher
-from common.task.events import EnginePublisher, NullSink
 from common.task.oci_backend import OciBackend
-from common.task.pod import TaskParts
+from sandboxers.host.pods import HostPods
+from sandboxers.host.sandbox import HostSandbox
 from sandboxers.isolation import Stray
 from sandboxers.outlasting import Outlasting
 from sandboxers.pod_config import PodConfig
 from sandboxers.runc.config import RuncConfig
-from sandboxers.runc.sandbox import PodSettings, RuncSandbox
-
-_ENGINE_NAMESPACE = "k8s.io"
-
-log = get_logger()
 
 
 class RuncSandboxer:
@@ -35,45 +28,17 @@ class RuncSandboxer:
         exits = ExitWatcher(outlasting.exit_log)
         runtime_root = config.runtime.root or f"{config.state_dir}/.oci"
         os.makedirs(runtime_root, 0o700, exist_ok=True)
-        runtime = OciRuntime(config.runtime.binary, runtime_root, exits, config.runtime.timeout_s)
-        address = config.engine.events_address
-        self._events = EnginePublisher(address, _ENGINE_NAMESPACE) if address else NullSink()
-        self._exits = exits
+        self._runtime = OciRuntime(config.runtime.binary, runtime_root, exits, config.runtime.timeout_s)
         self._state_dir = config.state_dir
-        self._ooms = OomWatcher()
-        hierarchies = Hierarchies.read()
-        self._runtime = runtime
-        self._parts = TaskParts(
-            OciBackend(runtime),
-            exits,
-            self._events,
-            self._ooms,
-            hierarchies,
-            outlasting.store,
-        )
-        may_raise_limits = has_capability(CAP_SYS_RESOURCE)
-        if not may_raise_limits:
-            log.warning(
-                "daemon.no_cap_sys_resource",
-                effect="oom_score_adj and rlimits of containers are lowered to ours",
-            )
-        self._settings = PodSettings(
-            config.pod.shm_size_mib,
-            config.pod.stop_timeout_s,
-            config.pod.unprivileged_ports,
-            config.pod.unprivileged_ping,
-            may_raise_limits,
-            hierarchies,
-            outlasting.journal,
-        )
+        self._pods = HostPods(config, outlasting, exits, Hierarchies.read(), OciBackend(self._runtime))
 
     async def settle(self) -> None:
         """Let what an earlier daemon has begun with the runtime come to its end."""
         await self._runtime.settle()
 
-    def sandbox(self, pod: PodConfig, directory: str, group: str) -> RuncSandbox:
+    def sandbox(self, pod: PodConfig, directory: str, group: str) -> HostSandbox:
         """Return an object for a pod of which nothing is made yet."""
-        return RuncSandbox(pod, directory, group, self._parts, self._settings)
+        return self._pods.sandbox(pod, directory, group)
 
     async def strays(self, known: Container[str]) -> list[Stray]:
         """Return the containers in the runtime's state directory, if that is ours alone, that are not `known`."""
@@ -96,7 +61,4 @@ class RuncSandboxer:
 
     def close(self) -> None:
         """Stop watching; what runs goes on."""
-        self._events.close()
-        self._ooms.close()
-        self._parts.primer.close()
-        self._exits.close()
+        self._pods.close()

@@ -11,8 +11,9 @@ import pytest
 from common.descriptors.store import NoStore
 from common.journal import ConnectionJournal
 from common.linux.namespaces import close_all
+from sandboxers.config import EngineConfig
 from sandboxers.outlasting import Outlasting
-from sandboxers.runc.config import EngineConfig, RuncConfig
+from sandboxers.runc.config import RuncConfig
 from sandboxers.runc.sandboxer import RuncSandboxer
 from tests.contract.fake_sandboxer import FakeSandboxer
 from tests.contract.sandboxer import NewSandboxer, SandboxerContract

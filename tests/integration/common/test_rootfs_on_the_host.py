@@ -25,7 +25,7 @@ from common.task.host_preparer import HostPreparer
 from common.task.oci_backend import OciBackend
 from common.task.pod import TaskParts, TaskPod
 from common.task.stdio import StdioSpec
-from sandboxers.runc.shared_memory import HostSharedMemory
+from sandboxers.host.shared_memory import HostSharedMemory
 from tests.contract.fake_backend import RecordingSink
 
 MS_BIND, MS_REC, MS_SHARED = 0x1000, 0x4000, 0x100000

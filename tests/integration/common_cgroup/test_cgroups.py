@@ -33,7 +33,7 @@ from common.task.container import Container
 from common.task.host_preparer import HostPreparer
 from common.task.pod import TaskParts, TaskPod
 from common.task.stdio import NO_STDIO
-from sandboxers.runc.shared_memory import HostSharedMemory
+from sandboxers.host.shared_memory import HostSharedMemory
 from tests.contract.fake_backend import FakeBackend, RecordingSink
 from tests.unit.common.task.conftest import until
 

@@ -19,8 +19,8 @@ from common.linux.namespaces import namespace_id
 from common.process.exits import ExitStatus, ExitWatcher
 from common.process.spawn import CAPTURE, run
 from common.records import read_record, write_record
+from sandboxers.host.pod_namespaces import RECORD_FILE, NamespacesRecord, PodNamespaces
 from sandboxers.pod_config import NamespaceMode, PodConfig
-from sandboxers.runc.pod_namespaces import RECORD_FILE, NamespacesRecord, PodNamespaces
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 MAPPING = [[0, 200000, 65536]]
@@ -33,7 +33,7 @@ sys.path.insert(0, sys.argv[1])
 from common.linux import procs
 from common.process.exits import ExitWatcher
 from sandboxers.pod_config import PodConfig
-from sandboxers.runc.pod_namespaces import PodNamespaces
+from sandboxers.host.pod_namespaces import PodNamespaces
 
 async def main():
     namespaces = PodNamespaces(PodConfig(**json.loads(sys.argv[3])), ExitWatcher(), print)

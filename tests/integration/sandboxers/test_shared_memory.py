@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.linux.mounts import make_private, mount_tmpfs, mounts_below, unmount_all
-from sandboxers.runc.shared_memory import SharedMemory
+from sandboxers.host.shared_memory import SharedMemory
 
 SIZE_BYTES = 1 << 20
 

@@ -25,7 +25,7 @@ from common.task.pod import TaskParts
 from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
 from common.ttrpc import Client, Server, Service, StatusError
 from proto.gen.containerd.task.v3 import shim_pb2 as api
-from sandboxers.runc.shared_memory import HostSharedMemory
+from sandboxers.host.shared_memory import HostSharedMemory
 from tests.contract.fake_backend import FakeBackend, RecordingSink
 
 RESPONSES: dict[str, Any] = {

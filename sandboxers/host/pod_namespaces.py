@@ -16,8 +16,8 @@ from common.linux.namespaces import Kind
 from common.linux.pidfd import is_same_process, start_time
 from common.process.exits import ExitStatus, ExitWatcher
 from common.records import read_record, write_record
+from sandboxers.host.pod_init import PodInit
 from sandboxers.pod_config import NamespaceMode, PodConfig
-from sandboxers.runc.pod_init import PodInit
 
 RECORD_FILE = "namespaces.json"
 _OCI_NAMES = {Kind.IPC: "ipc", Kind.UTS: "uts", Kind.PID: "pid", Kind.USER: "user"}

@@ -1,4 +1,4 @@
-"""A pod of plain containers: namespaces without a process, shared files, and a Task service on its own socket.
+"""A pod in the host's kernel: namespaces without a process, shared files, and a Task service on its own socket.
 
 <pod directory>/namespaces.json      how to know the pod's namespaces again
                 etc/, shm/           what the containers share
@@ -30,12 +30,12 @@ from common.task.pod import TaskParts
 from common.task.recovery import recover_containers
 from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
 from common.ttrpc import PeerCredentials, Server, Service
+from sandboxers.host.kept_pod import KeptPod, listen_on, remove_console_sockets, shm_group
+from sandboxers.host.pod_files import pod_files, write_pod_files
+from sandboxers.host.pod_namespaces import PodNamespaces
+from sandboxers.host.shared_memory import HostSharedMemory, SharedMemory
 from sandboxers.pod_config import NamespaceMode, PodConfig
 from sandboxers.registry import TASK_SOCKET
-from sandboxers.runc.kept_pod import KeptPod, listen_on, remove_console_sockets, shm_group
-from sandboxers.runc.pod_files import pod_files, write_pod_files
-from sandboxers.runc.pod_namespaces import PodNamespaces
-from sandboxers.runc.shared_memory import HostSharedMemory, SharedMemory
 from sandboxers.sandbox import Endpoint, SandboxExit
 
 
@@ -51,7 +51,7 @@ class PodSettings(NamedTuple):
     journal: ConnectionJournal
 
 
-class RuncSandbox:
+class HostSandbox:
     """One pod (`Sandbox`)."""
 
     __slots__ = (

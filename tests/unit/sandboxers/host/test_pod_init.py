@@ -12,7 +12,7 @@ import pytest
 
 from common.process.exits import ExitStatus, ExitWatcher
 from common.process.spawn import CLEAN_ENVIRONMENT
-from sandboxers.runc.pod_init import PodInit
+from sandboxers.host.pod_init import PodInit
 
 
 @pytest.fixture

@@ -1,0 +1,87 @@
+"""The parts of a configuration that every isolation type has, with their defaults and their meanings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.config import absolute_path, option
+from common.log import Format, Level
+
+
+def path_or_empty(value: str) -> str:
+    """Check that a text is an absolute path, or empty; return what is wrong with it, or ""."""
+    return absolute_path(value) if value else ""
+
+
+def program(value: str) -> str:
+    """Check that a text is a program's name or absolute path; return what is wrong with it, or ""."""
+    return "" if value and "/" not in value else absolute_path(value)
+
+
+def only_type(name: str) -> Callable[[str], str]:
+    """Return a check that the file configures the type of this name."""
+    return lambda value: "" if value == name else f"this file configures the type {name!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """What the daemon writes to its standard error, one line per event."""
+
+    level: Level = option(Level.INFO, "From which severity on; 'debug' adds tracebacks.")
+    format: Format = option(Format.JSON, "'json' for collectors, 'console' for people.")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """The container engine that uses this sandboxer."""
+
+    address: str = option(
+        "/run/containerd/containerd.sock",
+        "The engine's gRPC socket, where it is asked which pods and tasks it knows: what it has forgotten is"
+        " removed. Empty for an engine that is not containerd: nothing is ever taken for forgotten.",
+        check=path_or_empty,
+    )
+    events_address: str = option(
+        "/run/containerd/containerd.sock.ttrpc",
+        "The engine's ttrpc socket, to which task events are published (containerd: its gRPC address with"
+        " '.ttrpc' appended). Empty: nothing is published, and pods never show the reason OOMKilled.",
+        check=path_or_empty,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PodConfig:
+    """What each pod gets and how it ends."""
+
+    shm_size_mib: int = option(64, "The size of the /dev/shm that the pod's containers share.", minimum=1)
+    stop_timeout_s: float = option(
+        10.0,
+        "How long stopping a pod may take in all; what is left of it then is killed.",
+        minimum=0.0,
+        maximum=600.0,
+    )
+    unprivileged_ports: bool = option(
+        True, "Whether a pod with its own network may bind ports below 1024 without CAP_NET_BIND_SERVICE."
+    )
+    unprivileged_ping: bool = option(
+        True, "Whether a pod with its own network may send ICMP echo requests without CAP_NET_RAW."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageConfig:
+    """When pods and containers are removed that the engine has forgotten."""
+
+    interval_s: float = option(
+        60.0,
+        "How often to look for such; the engine is asked only if nobody waits for some pod or container. 0: never.",
+        minimum=0.0,
+        maximum=86400.0,
+    )
+    grace_s: float = option(
+        300.0,
+        "How long, at least, the engine must have been reachable and not have known them.",
+        minimum=0.0,
+        maximum=86400.0,
+    )
