@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from common import config
 from common.errors import InvalidArgument
-from common.log import Format, Level
+from sandboxers.config import EngineConfig, GarbageConfig, LogConfig, PodConfig
 from sandboxers.sandbox import Sandboxer
 
 
@@ -20,38 +20,6 @@ class IsolationType(enum.StrEnum):
     """How pods are kept apart."""
 
     RUNC = "runc"
-
-
-class LogConfig(Protocol):
-    """The part of a configuration that says what is logged."""
-
-    @property
-    def level(self) -> Level: ...
-    @property
-    def format(self) -> Format: ...
-
-
-class PodDefaults(Protocol):
-    """The part of a configuration that says how pods end."""
-
-    @property
-    def stop_timeout_s(self) -> float: ...
-
-
-class EngineSettings(Protocol):
-    """The part of a configuration that says whom the pods are made for."""
-
-    @property
-    def address(self) -> str: ...
-
-
-class GarbageSettings(Protocol):
-    """The part of a configuration that says when what the engine has forgotten is removed."""
-
-    @property
-    def interval_s(self) -> float: ...
-    @property
-    def grace_s(self) -> float: ...
 
 
 class DaemonConfig(Protocol):
@@ -64,11 +32,11 @@ class DaemonConfig(Protocol):
     @property
     def log(self) -> LogConfig: ...
     @property
-    def pod(self) -> PodDefaults: ...
+    def pod(self) -> PodConfig: ...
     @property
-    def engine(self) -> EngineSettings: ...
+    def engine(self) -> EngineConfig: ...
     @property
-    def gc(self) -> GarbageSettings: ...
+    def gc(self) -> GarbageConfig: ...
 
 
 class Stray(NamedTuple):
