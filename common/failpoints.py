@@ -72,6 +72,8 @@ class Failpoint(enum.StrEnum):
     STORE_PUT = "store.put"
     STORE_REMOVED = "store.removed"
     RECOVERY_BEGUN = "recovery.begun"
+    RECOVERY_SHM_ATTACHED = "recovery.shm_attached"
+    RECOVERY_SHM_KEPT = "recovery.shm_kept"
     RECOVERY_POD_DONE = "recovery.pod_done"
     RECOVERY_DONE = "recovery.done"
 

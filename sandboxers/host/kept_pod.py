@@ -29,7 +29,7 @@ class KeptPod:
         self.listener: socket.socket | None = None
         self.namespaces: dict[Kind, int] = {}
         self.pidfd: int | None = None
-        self.shm = -1
+        self.shm: list[int] = []
 
     @classmethod
     def take(cls, store: DescriptorStore, group: str) -> KeptPod:
@@ -43,16 +43,14 @@ class KeptPod:
                 kept.namespaces[Kind(kind)] = fd
             else:
                 kept.pidfd = fd
-        for fd in store.take(shm_group(group)):
-            kept.shm = fd
+        kept.shm = store.take(shm_group(group))
         return kept
 
     def close(self) -> None:
         """Let go of all but the listener."""
-        for fd in (*self.namespaces.values(), self.shm, -1 if self.pidfd is None else self.pidfd):
-            if fd >= 0:
-                os.close(fd)
-        self.namespaces, self.shm, self.pidfd = {}, -1, None
+        for fd in (*self.namespaces.values(), *self.shm, *([] if self.pidfd is None else [self.pidfd])):
+            os.close(fd)
+        self.namespaces, self.shm, self.pidfd = {}, [], None
 
 
 def listen_on(path: str) -> socket.socket:

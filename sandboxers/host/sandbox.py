@@ -148,6 +148,7 @@ class HostSandbox:
                 pids, self._sysctls(), self._directory, kept.namespaces, kept.pidfd
             )
             self._shm.recover(pids, kept.shm)
+            failpoint(Failpoint.RECOVERY_SHM_ATTACHED)
         else:
             kept.close()
         remove_console_sockets(self._directory)
@@ -159,6 +160,8 @@ class HostSandbox:
             # Only the shared memory is another one: what had been kept is attached by now, and spent.
             self._parts.store.remove(shm_group(self._group))
             self._keep_shm()
+        failpoint(Failpoint.RECOVERY_SHM_KEPT)
+        self._shm.settle()
         assert self._server is not None
         self._settings.journal.adopt_into(self._server, path)
         return self._endpoint

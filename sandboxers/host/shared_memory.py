@@ -1,14 +1,14 @@
 """The /dev/shm that a pod's containers share: a tmpfs that is mounted only while a container is being made.
 
 In between it is held as a descriptor, and by the containers that have it in their mount namespaces. A new daemon
-finds it in the descriptor store, or in such a container; where there is neither, it makes a new one.
+finds it mounted, in the descriptor store, or in such a container; where there is none of these, it makes a new one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,6 +45,8 @@ class SharedMemory:
         os.mkdir(self.path, 0o700)
         try:
             self._mount_new()
+            self._hold()
+            self.settle()
         except BaseException:
             self.release()
             raise
@@ -57,29 +59,29 @@ class SharedMemory:
         spare, self._spare = self._spare, -1
         return spare
 
-    def recover(self, pids: Iterable[int], kept: int = -1) -> None:
-        """Hold again what an earlier daemon has made.
+    def recover(self, pids: Iterable[int], kept: Sequence[int] = ()) -> None:
+        """Hold again what an earlier daemon has made, and leave it mounted until `settle`.
+
+        To attach what was kept spends it: until another spare is kept, a daemon that comes after this one finds
+        the tmpfs where it is mounted, or not at all.
 
         :param pids: those that run in the pod.
-        :param kept: what `take_spare` had returned then, which is taken over; -1: nothing was kept.
+        :param kept: what `take_spare` had returned then, some of it spent perhaps; taken over.
         """
-        unmount_stack(self.path)
-        os.makedirs(self.path, 0o700, exist_ok=True)
-        if kept >= 0:
-            attach_mount(kept, self.path)
-            os.close(kept)
+        try:
+            if not self._is_mounted():
+                unmount_stack(self.path)
+                os.makedirs(self.path, 0o700, exist_ok=True)
+                if not (any(self._attached(held) for held in kept) or any(self._found(pid) for pid in pids)):
+                    self._mount_new()
             self._hold()
-            return
-        with contextlib.suppress(FileNotFoundError):
-            record, _ = read_record(self._record_path, SharedMemoryRecord)
-            for pid in pids:
-                with contextlib.suppress(OSError):
-                    held = hold_mount_of(pid, _IN_CONTAINER)
-                    if os.fstat(held).st_dev == record.device:
-                        self._held = held
-                        return
-                    os.close(held)
-        self._mount_new()
+        finally:
+            for fd in kept:
+                os.close(fd)
+
+    def settle(self) -> None:
+        """Let go of the mount point, but not of what is mounted there."""
+        unmount_stack(self.path)
 
     def attach(self, user: str) -> None:
         """Mount it for a user."""
@@ -113,6 +115,36 @@ class SharedMemory:
     def _record_path(self) -> str:
         return f"{self.path}.json"
 
+    def _is_mounted(self) -> bool:
+        device = self._recorded_device()
+        return device is not None and os.path.isdir(self.path) and os.stat(self.path).st_dev == device
+
+    def _attached(self, held: int) -> bool:
+        """Attach a mount, unless it was attached before (EINVAL) or is not the pod's."""
+        if os.fstat(held).st_dev != self._recorded_device():
+            return False
+        with contextlib.suppress(OSError):
+            attach_mount(held, self.path)
+            return True
+        return False
+
+    def _found(self, pid: int) -> bool:
+        """Attach what a process has at its /dev/shm, if that is the pod's."""
+        with contextlib.suppress(OSError):
+            held = hold_mount_of(pid, _IN_CONTAINER)
+            try:
+                return self._attached(held)
+            finally:
+                os.close(held)
+        return False
+
+    def _recorded_device(self) -> int | None:
+        try:
+            record, _ = read_record(self._record_path, SharedMemoryRecord)
+        except FileNotFoundError:
+            return None
+        return record.device
+
     def _mount_new(self) -> None:
         mount_tmpfs(self.path, self._size_bytes, 0o1777, *self._owner)
         try:
@@ -120,15 +152,10 @@ class SharedMemory:
         except BaseException:
             unmount_stack(self.path)
             raise
-        self._hold()
 
     def _hold(self) -> None:
-        """Let go of the mount point, but not of what is mounted there."""
-        try:
-            self._held = hold_mount(self.path)
-            self._spare = hold_mount(self.path)
-        finally:
-            unmount_stack(self.path)
+        self._held = hold_mount(self.path)
+        self._spare = hold_mount(self.path)
 
 
 class HostSharedMemory:
@@ -144,8 +171,11 @@ class HostSharedMemory:
         """There is none: it is the host's."""
         return -1
 
-    def recover(self, pids: Iterable[int], kept: int = -1) -> None:
+    def recover(self, pids: Iterable[int], kept: Sequence[int] = ()) -> None:
         """It is there."""
+
+    def settle(self) -> None:
+        """It stays."""
 
     def attach(self, user: str) -> None:
         """It is attached."""

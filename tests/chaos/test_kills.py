@@ -70,6 +70,7 @@ def expect_exec(pod: Pod, container: Container, code: int) -> None:
 @pytest.mark.parametrize("without", WITHOUT, ids=WITHOUT_IDS)
 def test_kills_at_random_moments_lose_no_container_exit_code_or_log_line(trial: Trial, without: str) -> None:
     print(f"repeat with CHAOS_SEED={SEED}")
+    name = f"kills-without-{without}" if without else "kills"
     rng = random.Random(SEED)
     # A pod whose start nobody was told of is the collector's.
     trial.start(config=trial.impatient_config(2.0), env={"SANDBOXD_WITHOUT": without})
@@ -100,10 +101,9 @@ def test_kills_at_random_moments_lose_no_container_exit_code_or_log_line(trial: 
                 pod.result()
         except BaseException:
             # The ends of the logs, which any failure shows, are not where it happened.
-            shutil.copytree(trial.engine.logs, RESULTS / "chaos-kills-logs", dirs_exist_ok=True)
+            shutil.copytree(trial.engine.logs, RESULTS / f"chaos-{name}-logs", dirs_exist_ok=True)
             raise
     trial.engine.wait_for_daemon()
-    name = f"kills-without-{without}" if without else "kills"
     record(name, seed=SEED, refusals=len(trial.told), strays=len(strays), **tally.counts)
     assert trial.lost_connections() == []
     trial.expect_nothing_more_than(before, timeout_s=20)

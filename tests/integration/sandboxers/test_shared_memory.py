@@ -103,6 +103,7 @@ def test_a_new_daemon_finds_it_in_a_container_that_runs(shm: SharedMemory, membe
     successor = SharedMemory(shm.path, SIZE_BYTES, (0, 0))
     shm.release()
     successor.recover([os.getpid(), 2**22 - 1, member.pid])
+    successor.settle()
     try:
         assert mounted(successor) == []
         successor.attach("x")
@@ -111,17 +112,72 @@ def test_a_new_daemon_finds_it_in_a_container_that_runs(shm: SharedMemory, membe
         successor.release()
 
 
-def test_where_nothing_runs_there_is_a_new_one(shm: SharedMemory, place: Path) -> None:
-    shm.attach("x")  # a daemon that died while it made a container has left it mounted
+def die(daemons: SharedMemory) -> None:
+    """What the kernel does for a daemon that is killed: its descriptors go, its mounts stay."""
+    for fd in (daemons._held, daemons._spare):
+        if fd >= 0:
+            os.close(fd)
+    daemons._held = daemons._spare = -1
+
+
+def content_after(successor: SharedMemory) -> list[str]:
+    """What a new daemon's containers find in it; ends that daemon's hold."""
+    try:
+        successor.settle()
+        assert mounted(successor) == []
+        successor.attach("y")
+        return os.listdir(successor.path)
+    finally:
+        successor.release()
+
+
+def test_where_nothing_runs_there_is_a_new_one(shm: SharedMemory) -> None:
+    shm.attach("x")
+    Path(shm.path, "note").write_text("old")
+    shm.detach("x")
+    successor = SharedMemory(shm.path, SIZE_BYTES, (0, 0))
+    successor.recover([])
+    assert content_after(successor) == []
+
+
+def test_what_a_daemon_has_left_mounted_is_taken_up(shm: SharedMemory) -> None:
+    shm.attach("x")  # it died while it made a container
     Path(shm.path, "note").write_text("old")
     successor = SharedMemory(shm.path, SIZE_BYTES, (0, 0))
     successor.recover([])
-    try:
-        assert mounted(successor) == []
-        successor.attach("y")
-        assert os.listdir(successor.path) == []
-    finally:
-        successor.release()
+    assert content_after(successor) == ["note"]
+
+
+@pytest.mark.parametrize("settled", [False, True], ids=["before another was kept", "after that"])
+def test_daemons_that_die_while_they_recover_lose_nothing(shm: SharedMemory, settled: bool) -> None:
+    kept = [shm.take_spare()]
+    shm.attach("x")
+    Path(shm.path, "note").write_text("of the pod")
+    shm.detach("x")
+    for _ in range(3):
+        successor = SharedMemory(shm.path, SIZE_BYTES, (0, 0))
+        successor.recover([], [os.dup(fd) for fd in kept])
+        spare = successor.take_spare()
+        if settled:
+            kept.append(spare)
+            successor.settle()
+        else:
+            os.close(spare)
+        die(successor)
+    last = SharedMemory(shm.path, SIZE_BYTES, (0, 0))
+    last.recover([], kept)
+    assert content_after(last) == ["note"]
+
+
+def test_a_kept_mount_that_is_spent_does_not_cost_the_pod(shm: SharedMemory) -> None:
+    spent = shm.take_spare()
+    daemon = SharedMemory(shm.path, SIZE_BYTES, (0, 0))
+    daemon.recover([], [os.dup(spent)])
+    daemon.settle()
+    die(daemon)
+    successor = SharedMemory(shm.path, SIZE_BYTES, (0, 0))
+    successor.recover([], [spent])
+    assert content_after(successor) == []
 
 
 def test_a_file_system_that_is_not_the_pods_is_not_taken(
@@ -132,6 +188,7 @@ def test_a_file_system_that_is_not_the_pods_is_not_taken(
     stranger.release()
     successor = SharedMemory(stranger.path, SIZE_BYTES, (0, 0))
     successor.recover([member.pid])
+    successor.settle()
     try:
         successor.attach("x")
         assert os.listdir(successor.path) == []
