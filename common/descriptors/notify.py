@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import errno
 import os
+import select
 import socket
+import time
 from collections import deque
 from collections.abc import MutableMapping, Sequence
 
@@ -24,6 +26,8 @@ from common.log import get_logger
 _ADDRESS = "NOTIFY_SOCKET"
 _TELL_LIMIT_S = 5.0
 _PAUSE_S = 0.05
+# Worth a wait, though the loop stands still: whoever is killed with messages in its own queue loses what they keep.
+_PATIENCE_S = 0.25
 # The manager's queue is full; there is no memory; as many descriptors as we may open are on their way (unix(7)).
 _TRANSIENT = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
 
@@ -141,7 +145,11 @@ class NotifyStore:
 
 
 class _Sender:
-    """Sends messages in order without ever waiting: what does not go through now is sent by the event loop."""
+    """Sends messages in order: what does not go through within a moment is sent by the event loop.
+
+    Queues are short (net.unix.max_dgram_qlen is 10 where no systemd has raised it), and a manager that is busy is
+    waited for once, until it takes messages again.
+    """
 
     __slots__ = ("_address", "_sock", "_unsent")
 
@@ -158,7 +166,7 @@ class _Sender:
     def submit(self, payload: bytes, fds: Sequence[int]) -> bool:
         """Send copies of these descriptors, now or later; tell whether there was hope."""
         try:
-            if not self._unsent and self._send(payload, fds):
+            if not self._unsent and self._send(payload, fds, _PATIENCE_S):
                 return True
             self._unsent.append((payload, [os.dup(fd) for fd in fds]))
         except OSError as error:
@@ -177,17 +185,22 @@ class _Sender:
             asyncio.get_running_loop().remove_writer(self._sock)
         self._sock.close()
 
-    def _send(self, payload: bytes, fds: Sequence[int]) -> bool:
+    def _send(self, payload: bytes, fds: Sequence[int], patience_s: float = 0.0) -> bool:
         """Tell whether it went through; False if it may later. Raises OSError if it never will."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        try:
-            self._sock.sendmsg([payload], rights, socket.MSG_NOSIGNAL)
-        except OSError as error:
-            if error.errno not in _TRANSIENT:
-                raise
-            self._flush_later(when_writable=error.errno == errno.EAGAIN)
-            return False
-        return True
+        give_up_at = 0.0
+        while True:
+            try:
+                self._sock.sendmsg([payload], rights, socket.MSG_NOSIGNAL)
+                return True
+            except OSError as error:
+                if error.errno not in _TRANSIENT:
+                    raise
+                is_full = error.errno == errno.EAGAIN
+            give_up_at = give_up_at or time.monotonic() + patience_s
+            if not (is_full and _becomes_writable(self._sock, give_up_at - time.monotonic())):
+                self._flush_later(when_writable=is_full)
+                return False
 
     def _flush(self) -> None:
         while self._unsent:
@@ -223,6 +236,14 @@ class _Sender:
 
 
 _senders: dict[str, _Sender] = {}
+
+
+def _becomes_writable(sock: socket.socket, within_s: float) -> bool:
+    if within_s <= 0:
+        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(within_s * 1000))
 
 
 def _unconnected() -> socket.socket:

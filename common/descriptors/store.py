@@ -29,11 +29,11 @@ class DescriptorStore(Protocol):
         ...
 
     def put(self, name: str, fds: Sequence[int]) -> None:
-        """Let copies of these be kept under the name, beside those that are; never blocks, never raises."""
+        """Let copies of these be kept under the name, beside those that are; waits a moment at most, never raises."""
         ...
 
     def remove(self, name: str) -> None:
-        """Let all that is kept under the name be closed; never blocks, never raises."""
+        """Let all that is kept under the name be closed; waits a moment at most, never raises."""
         ...
 
     def take(self, name: str) -> list[int]:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,25 @@ async def test_a_manager_that_is_busy_gets_everything_later_and_in_order(
         ("FDSTOREREMOVE=1\nFDNAME=c0", 0),
         ("BARRIER=1", 1),
     ]
+
+
+def test_a_manager_that_is_behind_for_a_moment_has_everything_before_the_daemon_goes_on(
+    manager: socket.socket, store: NotifyStore
+) -> None:
+    received: list[str] = []
+
+    def catch_up() -> None:
+        while len(received) < 200:
+            time.sleep(0.002)
+            received.append(receive(manager)[0])
+
+    catching_up = threading.Thread(target=catch_up)
+    catching_up.start()
+    for number in range(200):
+        store.remove(f"c{number}")
+    # Without an event loop nothing is sent later.
+    catching_up.join(10)
+    assert received == [f"FDSTOREREMOVE=1\nFDNAME=c{number}" for number in range(200)]
 
 
 def test_without_an_event_loop_the_next_message_takes_along_what_waits(
