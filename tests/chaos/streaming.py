@@ -7,6 +7,7 @@ has no word for the end of the input, and who hangs up has his command killed: f
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import os
@@ -64,6 +65,19 @@ class Stream:
                     f"ended ({self.exit_code}) without {text!r}, after {bytes(self.output)!r}"
                 )
         del self.output[: self.output.index(text) + len(text)]
+
+    def ask(self, line: bytes, answer: bytes, again_s: float = 1.0) -> None:
+        """Send a line, again and again, until the answer has come: of an attached container's output the engine sends
+        what is written from some moment on, and may have passed the line on before that."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while answer not in self.output:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {answer!r} for {line!r}, but {bytes(self.output)!r}")
+            self.write(line)
+            with contextlib.suppress(TimeoutError):
+                while answer not in self.output and self._receive(time.monotonic() + again_s):
+                    pass
+        del self.output[: self.output.index(answer) + len(answer)]
 
     def wait(self) -> int:
         """Wait for the end and return the exit code."""

@@ -9,10 +9,11 @@ from tests.chaos.results import record
 from tests.chaos.sizes import SIZES
 from tests.chaos.streaming import attach_stream, exec_piped, exec_stream
 from tests.chaos.trial import Trial
-from tests.chaos.workload import WRITER_EXIT_CODE, Pod, expect_lines, log_lines
+from tests.chaos.workload import WRITER_EXIT_CODE, Pod, expect_lines
 
 # A terminal gets its size when it is there already.
 SIZED = 'until [ "$(stty size 2>/dev/null)" = "37 101" ]; do sleep 0.1; done; stty size; exit 4'
+ECHO = 'while read line; do echo "got $line"; [ "$line" != end ] || exit 5; done'
 RECOVERY = {point for point in Failpoint if point.value.startswith("recovery.")}
 
 
@@ -41,7 +42,7 @@ def live(trial: Trial, *, kill_midway: bool = False) -> None:
     """A pod's whole life, with everything that a client can ask of it on the way."""
     pod = Pod(trial)
     writer = pod.writer()
-    echo = pod.run("sh", "-c", "read line; sleep 0.2; echo got $line; exit 5", name="echo", stdin=True)
+    echo = pod.run("sh", "-c", ECHO, name="echo", stdin=True)
     answer = pod.exec(writer, "sh", "-c", "echo out; echo err >&2; exit 3")
     assert (answer.exit_code, answer.stdout, answer.stderr) == (3, b"out\n", b"err\n")
 
@@ -59,11 +60,9 @@ def live(trial: Trial, *, kill_midway: bool = False) -> None:
         stream.expect(b"37 101")
         assert stream.wait() == 4
     with attach_stream(trial.engine, echo.id) as stream:
-        stream.write(b"it\n")
-        try:
-            stream.expect(b"got it\n")
-        except AssertionError as error:
-            raise AssertionError(f"{error}; its log has {log_lines(echo)}") from None
+        stream.ask(b"it\n", b"got it\n")
+        stream.write(b"end\n")
+        stream.expect(b"got end\n")
     assert pod.exit_code(echo) == 5
 
     assert pod.stop(writer) == WRITER_EXIT_CODE
