@@ -72,6 +72,7 @@ class Failpoint(enum.StrEnum):
     STORE_PUT = "store.put"
     STORE_REMOVED = "store.removed"
     RECOVERY_BEGUN = "recovery.begun"
+    RECOVERY_CONTAINER_UNDONE = "recovery.container_undone"
     RECOVERY_SHM_ATTACHED = "recovery.shm_attached"
     RECOVERY_SHM_KEPT = "recovery.shm_kept"
     RECOVERY_POD_DONE = "recovery.pod_done"

@@ -45,6 +45,7 @@ from common.task.container import Container, Process
 from common.task.records import EXEC_RECORDS, RECORD_FILE, ExecRecord, exec_path, record_of
 from common.task.states import ContainerState, ContainerTrigger, ProcessState
 from common.task.stdio import PROCESS_GROUP, Stdio, StdioSpec
+from common.task.unmade import Unmade
 from proto.gen.containerd.events import task_pb2 as events
 
 _OOM_EVENT_TIMEOUT_S = 2.0
@@ -91,8 +92,7 @@ class TaskPod:
         self.directory = directory
         self.containers: dict[str, Container] = {}
         self.stopped = False
-        self.unmade: dict[tuple[str, str], str] | None = None
-        """What is kept for processes that an earlier daemon has not made, by container and exec (`Stdio.discard`)."""
+        self.unmade = Unmade(directory, parts.store)
 
     def container(self, container_id: str) -> Container:
         """Return a container.
@@ -123,7 +123,7 @@ class TaskPod:
         finally:
             container.creation = None
             creation.set(True)
-            self._forget_unmade(container.id)
+            self.unmade.forget(container.id)
         return container
 
     async def _create(self, container: Container, request: ContainerRequest) -> None:
@@ -230,11 +230,7 @@ class TaskPod:
             stdio.close()
             raise
         finally:
-            self._forget_unmade(container.id, process.exec_id)
-
-    def _forget_unmade(self, container_id: str, exec_id: str = "") -> None:
-        if self.unmade and (name := self.unmade.pop((container_id, exec_id), "")):
-            self.parts.store.remove(name)
+            self.unmade.forget(container.id, process.exec_id)
 
     async def delete_container(self, container: Container) -> None:
         """Take away a container and everything that was made for it; what runs in it is killed.
@@ -305,8 +301,7 @@ class TaskPod:
     async def delete_all(self) -> None:
         """Remove every container; the first failure is raised after all were tried."""
         failure: BaseException | None = None
-        for container_id, exec_id in list(self.unmade or ()):
-            self._forget_unmade(container_id, exec_id)
+        self.unmade.forget_all()
         for container in list(self.containers.values()):
             try:
                 await self.delete_container(container)

@@ -13,6 +13,7 @@ import time
 from typing import Any, NamedTuple
 
 from common.errors import NotFound, SandboxdError
+from common.failpoints import Failpoint, failpoint
 from common.linux.pidfd import is_same_process, start_time
 from common.log import get_logger
 from common.process.exits import UNKNOWN_EXIT_CODE, ExitStatus
@@ -38,6 +39,7 @@ async def recover_containers(pod: TaskPod, tasks_directory: str) -> None:
     :raise FailedPrecondition: a newer sandboxd wrote one of the records; nothing was changed.
     :raise UnreadableRecord: one of the records is damaged; nothing was changed.
     """
+    pod.unmade.recover()
     for found in _read(tasks_directory):
         try:
             await _recover(pod, found)
@@ -103,6 +105,7 @@ async def _roll_back(pod: TaskPod, container: Container, record: ContainerRecord
     container.init.finish(ExitStatus(UNKNOWN_EXIT_CODE, time.time_ns(), known=False))
     await pod.kill_unknown(container.id, container.prepared)
     await pod.delete_container(container)
+    failpoint(Failpoint.RECOVERY_CONTAINER_UNDONE)
     log.info("container.rolled_back", sandbox_id=pod.sandbox_id, container_id=container.id)
 
 
@@ -169,9 +172,7 @@ async def _take_up_exec(pod: TaskPod, container: Container, record: ExecRecord) 
 def _discard_streams(pod: TaskPod, process: Process, descriptors: str) -> None:
     kept = Stdio.discard(pod.parts.store, descriptors)
     if kept:
-        if pod.unmade is None:
-            pod.unmade = {}
-        pod.unmade[process.container_id, process.exec_id] = kept
+        pod.unmade.add(process.container_id, process.exec_id, kept)
 
 
 def _follow(
