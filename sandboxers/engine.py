@@ -1,7 +1,7 @@
 """What the engine says that it knows: its sandboxes and tasks, over containerd's own gRPC services.
 
-Both are listed in the namespace of the CRI. A task is listed only if it has answered the engine's question for its
-state: absence from one list proves nothing.
+Both are listed in every namespace that the engine has: the CRI's is not the only one that pods may be made in. A task
+is listed only if it has answered the engine's question for its state: absence from one list proves nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import grpc
 import grpc.aio
 
 from common.errors import Unavailable
+from proto.gen.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_pb2_grpc
 from proto.gen.containerd.services.sandbox.v1 import store_pb2, store_pb2_grpc
 from proto.gen.containerd.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
 
-_NAMESPACE: Final = (("containerd-namespace", "k8s.io"),)
 _MAX_LIST_BYTES: Final = 64 << 20
 
 
@@ -40,16 +40,28 @@ async def list_engine(address: str, timeout_s: float, *, tasks: bool = True) -> 
     ]
     try:
         async with grpc.aio.insecure_channel(f"unix:{address}", options=options) as channel:
-            store = store_pb2_grpc.StoreStub(channel)
-            known = await store.List(store_pb2.StoreListRequest(), timeout=timeout_s, metadata=_NAMESPACE)
-            sandboxes = frozenset(sandbox.sandbox_id for sandbox in known.list)
-            if not tasks:
-                return EngineList(sandboxes, frozenset())
-            service = tasks_pb2_grpc.TasksStub(channel)
-            running = await service.List(tasks_pb2.ListTasksRequest(), timeout=timeout_s, metadata=_NAMESPACE)
-            # The id of a process is its task's; `container_id` is left empty (containerd's tasks service).
-            return EngineList(sandboxes, frozenset(task.id or task.container_id for task in running.tasks))
+            sandboxes: set[str] = set()
+            running: set[str] = set()
+            for metadata in await _namespaces(channel, timeout_s):
+                store = store_pb2_grpc.StoreStub(channel)
+                known = await store.List(store_pb2.StoreListRequest(), timeout=timeout_s, metadata=metadata)
+                sandboxes.update(sandbox.sandbox_id for sandbox in known.list)
+                if tasks:
+                    service = tasks_pb2_grpc.TasksStub(channel)
+                    listed = await service.List(
+                        tasks_pb2.ListTasksRequest(), timeout=timeout_s, metadata=metadata
+                    )
+                    # The id of a process is its task's; `container_id` is left empty (containerd's tasks service).
+                    running.update(task.id or task.container_id for task in listed.tasks)
+            return EngineList(frozenset(sandboxes), frozenset(running))
     except grpc.aio.AioRpcError as error:
         raise Unavailable(
             f"the engine at {address} does not tell what it knows: {error.code().name}: {error.details()}"
         ) from error
+
+
+async def _namespaces(channel: grpc.aio.Channel, timeout_s: float) -> list[tuple[tuple[str, str], ...]]:
+    """Return the metadata that selects each namespace."""
+    service = namespaces_pb2_grpc.NamespacesStub(channel)
+    listed = await service.List(namespaces_pb2.ListNamespacesRequest(), timeout=timeout_s)
+    return [(("containerd-namespace", namespace.name),) for namespace in listed.namespaces]

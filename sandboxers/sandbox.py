@@ -52,7 +52,7 @@ class Sandbox(Protocol):
         ...
 
     def abandoned(self) -> list[str]:
-        """Return the containers of an earlier daemon that no engine seems to ask for any more."""
+        """Return the containers that no engine seems to ask for any more."""
         ...
 
     async def collect(self, container_id: str) -> None:

@@ -128,7 +128,6 @@ class Container:
         "oom_watch",
         "prepared",
         "record",
-        "recovered",
         "state",
     )
 
@@ -144,7 +143,6 @@ class Container:
         self.cgroup: Cgroup | None = None
         self.oom_watch: OomWatch | None = None
         self.oom_kills = 0
-        self.recovered = False
 
     def advance(self, trigger: ContainerTrigger) -> None:
         """Change state, or raise FailedPrecondition."""

@@ -262,13 +262,12 @@ class TaskPod:
         self.containers.pop(container.id, None)
 
     def abandoned(self) -> list[str]:
-        """Return the containers of an earlier daemon that nobody asks for any more: their bundle is gone, as an
+        """Return the containers that nobody asks for any more: their bundle is gone, as an
         engine leaves it that has given a container up, and no call waits for their end."""
         return [
             container.id
             for container in self.containers.values()
-            if container.recovered
-            and container.state is ContainerState.READY
+            if container.state is ContainerState.READY
             and not container.init.end.waiter_count
             and not os.path.lexists(container.bundle)
         ]

@@ -85,7 +85,7 @@ async def _recover(pod: TaskPod, found: _Found) -> None:
         record.bundle,
         StdioSpec(record.terminal, record.stdin, record.stdout, record.stderr),
     )
-    container.prepared, container.record, container.recovered = prepared_of(record), record, True
+    container.prepared, container.record = prepared_of(record), record
     container.oom_kills = record.oom_kills
     container.advance(ContainerTrigger.READY)
     pod.containers[container.id] = container

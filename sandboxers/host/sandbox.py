@@ -167,7 +167,7 @@ class HostSandbox:
         return self._endpoint
 
     def abandoned(self) -> list[str]:
-        """Return the containers of an earlier daemon that no engine seems to ask for any more."""
+        """Return the containers that no engine seems to ask for any more."""
         return self._tasks.abandoned()
 
     async def collect(self, container_id: str) -> None:

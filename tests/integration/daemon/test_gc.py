@@ -216,3 +216,8 @@ async def test_the_daemon_itself_removes_what_the_engine_has_forgotten(node: Col
     await until(lambda: not lab.path(forgotten.directory).exists(), 5, "the removal of its files")
     await kept.connect()
     assert await known.state() == "running"
+    # Whoever has made it: an engine may lose what this very daemon runs.
+    later = await kept.running()
+    shutil.rmtree(lab.path(later.directory))
+    await until(lambda: later.pid not in lab.processes(), 20, "the collection")
+    assert await known.state() == "running"

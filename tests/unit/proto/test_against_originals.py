@@ -24,6 +24,7 @@ COUNTERPARTS = {
     "cgroups/v2/metrics.proto": "github.com/containerd/cgroups/v3/cgroup2/stats/metrics.proto",
     "containerd/events/task.proto": f"{CONTAINERD}/events/task.proto",
     "containerd/runc/v1/oci.proto": f"{CONTAINERD}/types/runc/options/oci.proto",
+    "containerd/services/namespaces/v1/namespaces.proto": f"{CONTAINERD}/services/namespaces/v1/namespace.proto",
     "containerd/services/sandbox/v1/sandbox.proto": f"{CONTAINERD}/services/sandbox/v1/sandbox.proto",
     "containerd/services/sandbox/v1/store.proto": f"{CONTAINERD}/services/sandbox/v1/sandbox.proto",
     "containerd/services/tasks/v1/tasks.proto": f"{CONTAINERD}/services/tasks/v1/tasks.proto",
@@ -44,6 +45,7 @@ COUNTERPARTS = {
 }
 # Large ones, whose messages and services may lack fields and methods. All others are whole.
 PARTIAL = {
+    "containerd/services/namespaces/v1/namespaces.proto",
     "containerd/services/sandbox/v1/store.proto",
     "containerd/services/tasks/v1/tasks.proto",
     "runtime/v1/api.proto",

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 GRPC_MODULES = {
+    "containerd/services/namespaces/v1/namespaces_pb2_grpc.py",
     "containerd/services/sandbox/v1/sandbox_pb2_grpc.py",
     "containerd/services/sandbox/v1/store_pb2_grpc.py",
     "containerd/services/tasks/v1/tasks_pb2_grpc.py",

@@ -19,8 +19,10 @@ async def engine(tmp_path: Path) -> AsyncIterator[FakeEngine]:
     await engine.stop()
 
 
-async def test_it_tells_what_it_knows_in_the_namespace_of_the_cri(engine: FakeEngine) -> None:
+@pytest.mark.parametrize("namespace", ["k8s.io", "moby"])
+async def test_it_tells_what_it_knows_in_whatever_namespace(engine: FakeEngine, namespace: str) -> None:
     await engine.start()
+    engine.namespace = namespace
     engine.sandboxes, engine.tasks = {"a", "b"}, {"c"}
     assert await list_engine(engine.address, 5) == EngineList(frozenset("ab"), frozenset("c"))
 
