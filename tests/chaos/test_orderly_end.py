@@ -1,0 +1,72 @@
+"""The daemon is replaced in good order while somebody talks to it without a pause."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+from google.protobuf.empty_pb2 import Empty
+
+from common.ttrpc import Client
+from proto.gen.containerd.task.v3 import shim_pb2 as api
+from tests.chaos.trial import Trial
+from tests.chaos.workload import WRITER_EXIT_CODE, Container, Pod, expect_lines
+
+SERVICE = "containerd.task.v3.Task"
+REPLACEMENTS = 5
+CALL_TIMEOUT_S = 20.0
+
+
+class Caller:
+    """Signals a container and asks for its state, again and again, on a connection of its own."""
+
+    def __init__(self, trial: Trial, pod: Pod, container: Container) -> None:
+        self.calls = 0
+        self.over = False
+        self._path = trial.state(pod.id, "task.sock")
+        self._container = container
+
+    async def run(self) -> None:
+        """Call until told that it is over; an error of any call is raised."""
+        # Through a descriptor: seen from here the path is longer than a socket's may be.
+        directory = os.open(self._path.parent, os.O_PATH)
+        try:
+            client = await Client.connect(
+                f"/proc/self/fd/{directory}/{self._path.name}", timeout_s=CALL_TIMEOUT_S
+            )
+        finally:
+            os.close(directory)
+        async with client:
+            while not self.over:
+                # Not "not found", which an engine takes for the container's end.
+                kill = api.KillRequest(id=self._container.id, signal=signal.SIGWINCH)
+                await client.call(SERVICE, "Kill", kill, Empty, CALL_TIMEOUT_S)
+                ask = api.StateRequest(id=self._container.id)
+                state = await client.call(SERVICE, "State", ask, api.StateResponse, CALL_TIMEOUT_S)
+                assert state.pid > 0
+                self.calls += 1
+
+
+@pytest.mark.timeout(180)
+def test_an_orderly_end_answers_no_call_wrongly(trial: Trial) -> None:
+    trial.start()
+    pod = Pod(trial)
+    writer = pod.writer()
+    callers = [Caller(trial, pod, writer) for _ in range(4)]
+
+    async def replace_meanwhile() -> None:
+        calling = [asyncio.create_task(caller.run()) for caller in callers]
+        for _ in range(REPLACEMENTS):
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(trial.replace)
+        for caller in callers:
+            caller.over = True
+        await asyncio.gather(*calling)
+
+    asyncio.run(replace_meanwhile())
+    assert all(caller.calls > REPLACEMENTS for caller in callers)
+    assert pod.exec(writer, "sh", "-c", "exit 12").exit_code == 12
+    assert pod.stop(writer) == WRITER_EXIT_CODE
+    expect_lines(writer)
+    pod.remove()
+    assert trial.lost_connections() == []
