@@ -114,7 +114,7 @@ class Container:
     """A container: its first process, its execs, and what was prepared for it.
 
     `cgroup` is where its processes are (None until it is known); `oom_kills` counts those that were told.
-    `creation` comes when it is made, or is not going to be; `recovered` tells that another daemon made it.
+    `creation` comes when it is made, or is not going to be.
     """
 
     __slots__ = (

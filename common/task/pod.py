@@ -330,6 +330,13 @@ class TaskPod:
             with contextlib.suppress(SandboxdError):
                 await self.parts.backend.resume(container.id, container.prepared)
 
+    def let_go(self) -> None:
+        """Watch no process any more, and do nothing when one ends: the pod is left to a later daemon."""
+        for container in self.containers.values():
+            for process in (container.init, *(container.execs or {}).values()):
+                if process.watch is not None:
+                    process.watch.cancel()
+
     def live_pids(self) -> list[int]:
         """Return the pids of the first processes that have not ended."""
         return [c.init.pid for c in self.containers.values() if c.init.pid and c.init.exit is None]

@@ -6,7 +6,6 @@ Everything is read before anything is changed: a record that cannot be understoo
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import time
@@ -41,11 +40,7 @@ async def recover_containers(pod: TaskPod, tasks_directory: str) -> None:
     """
     pod.unmade.recover()
     for found in _read(tasks_directory):
-        try:
-            await _recover(pod, found)
-        except (SandboxdError, OSError) as error:
-            # It is known by now: what is left of it goes with its Delete, or with the pod.
-            log.error("container.not_recovered", container_id=found.record.container_id, error=error)
+        await _recover(pod, found)
 
 
 def _read(tasks_directory: str) -> list[_Found]:
@@ -90,7 +85,11 @@ async def _recover(pod: TaskPod, found: _Found) -> None:
     container.advance(ContainerTrigger.READY)
     pod.containers[container.id] = container
     if not record.pid or not found.of_this_boot:
-        await _roll_back(pod, container, record)
+        try:
+            await _roll_back(pod, container, record)
+        except (SandboxdError, OSError) as error:
+            # It is known by now: what is left of it goes with its Delete, or with the pod.
+            log.error("container.not_rolled_back", container_id=container.id, error=error)
         return
     await _take_up(pod, container, container.init, record)
     pod.parts.store.reserve(record.descriptors)
@@ -115,22 +114,36 @@ async def _take_up(pod: TaskPod, container: Container, init: Process, record: Co
     init.stdio, pidfd = Stdio.recover(
         init.stdio_spec, record.stdin_closed, pod.parts.store, record.descriptors
     )
-    started = record.started
-    if record.starting and not started:
-        # Whether the runtime had done it, only the runtime knows.
-        with contextlib.suppress(NotFound):
-            started = await pod.parts.backend.is_started(container.id, container.prepared)
-    if started:
+    if await _is_started(pod, container, record):
         init.advance(ProcessTrigger.START)
         init.advance(ProcessTrigger.STARTED)
         if record.paused:
             init.advance(ProcessTrigger.PAUSE)
-    if started != record.started:
-        pod.save_change(container, init, started=started)
-    pod.watch_memory(container)
-    if record.exit_code < 0 and container.oom_watch is not None:
-        container.oom_watch.check()
+        if not record.started:
+            pod.save_change(container, init, started=True)
+    try:
+        pod.watch_memory(container)
+        if record.exit_code < 0 and container.oom_watch is not None:
+            container.oom_watch.check()
+    except (SandboxdError, OSError) as error:
+        # Whatever else is not learnt of it, its end must be.
+        log.error("container.memory_not_watched", container_id=container.id, error=error)
     _follow(pod, container, init, record, pidfd)
+
+
+async def _is_started(pod: TaskPod, container: Container, record: ContainerRecord) -> bool:
+    if record.started or not record.starting:
+        return record.started
+    assert container.prepared is not None
+    # Whether the runtime had done it, only the runtime knows.
+    try:
+        return await pod.parts.backend.is_started(container.id, container.prepared)
+    except NotFound:
+        return False
+    except (SandboxdError, OSError) as error:
+        # The engine's Start is replayed, and tries it again.
+        log.error("container.start_not_known", container_id=container.id, error=error)
+        return False
 
 
 async def _take_up_exec(pod: TaskPod, container: Container, record: ExecRecord) -> None:

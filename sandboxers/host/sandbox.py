@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -25,18 +26,28 @@ from common.journal import ConnectionJournal
 from common.linux.namespaces import check_netns
 from common.oci.spec import PodView
 from common.process.exits import ExitStatus
+from common.records import Record, read_record
 from common.task.host_preparer import HostPreparer
 from common.task.pod import TaskParts
 from common.task.recovery import recover_containers
 from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
+from common.task.unmade import RECORD_FILE as UNMADE_FILE
+from common.task.unmade import UnmadeRecord
 from common.ttrpc import PeerCredentials, Server, Service
 from sandboxers.host.kept_pod import KeptPod, listen_on, remove_console_sockets, shm_group
 from sandboxers.host.pod_files import pod_files, write_pod_files
-from sandboxers.host.pod_namespaces import PodNamespaces
-from sandboxers.host.shared_memory import HostSharedMemory, SharedMemory
+from sandboxers.host.pod_namespaces import RECORD_FILE as NAMESPACES_FILE
+from sandboxers.host.pod_namespaces import NamespacesRecord, PodNamespaces
+from sandboxers.host.shared_memory import HostSharedMemory, SharedMemory, SharedMemoryRecord
 from sandboxers.pod_config import NamespaceMode, PodConfig
 from sandboxers.registry import TASK_SOCKET
 from sandboxers.sandbox import Endpoint, SandboxExit
+
+_RECORDS: dict[str, type[Record]] = {
+    NAMESPACES_FILE: NamespacesRecord,
+    "shm.json": SharedMemoryRecord,
+    UNMADE_FILE: UnmadeRecord,
+}
 
 
 class PodSettings(NamedTuple):
@@ -137,6 +148,20 @@ class HostSandbox:
 
     async def recover(self, on_exit: SandboxExit, *, running: bool) -> Endpoint:
         """Take up the containers and connections that an earlier daemon has left, and listen on."""
+        self._check_records()
+        try:
+            return await self._take_up(on_exit, running)
+        except BaseException:
+            self._tasks.let_go()
+            raise
+
+    def _check_records(self) -> None:
+        """Read the records of all parts once, before anything is changed because of one of them."""
+        for name, record_type in _RECORDS.items():
+            with contextlib.suppress(FileNotFoundError):
+                read_record(f"{self._directory}/{name}", record_type)
+
+    async def _take_up(self, on_exit: SandboxExit, running: bool) -> Endpoint:
         self._on_exit = on_exit
         self._tasks.stopped = not running
         await recover_containers(self._tasks, f"{self._directory}/tasks")

@@ -243,16 +243,24 @@ async def test_a_pod_that_was_created_can_be_started_by_the_next_daemon(node: No
 # -- records ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["sandbox.json", "tasks/{container}/container.json"])
+@pytest.mark.parametrize(
+    "file", ["sandbox.json", "tasks/{container}/container.json", "namespaces.json", "shm.json"]
+)
 @pytest.mark.parametrize("damage", ["torn", "of the future"])
 async def test_a_record_that_cannot_be_understood_leaves_its_pod_alone(
     node: Node, lab: Lab, file: str, damage: str
 ) -> None:
     strange, sound = await node.pod(), await node.pod()
     container = await strange.running()
+    # One that a daemon would roll back, if only it understood the rest of the pod.
+    half = await strange.running()
+    half_record = strange.file(f"tasks/{half.id}/container.json")
     record = lab.path(f"{strange.directory}/{file.format(container=container.id)}")
     text = record.read_text()
     node.daemon.stop(signal.SIGKILL)
+    envelope = json.loads(half_record.read_text())
+    envelope["record"]["pid"] = 0
+    half_record.write_text(json.dumps(envelope))
     changed = text[:-5] if damage == "torn" else json.dumps({**json.loads(text), "version": 99})
     record.write_text(changed)
     await node.start()
@@ -263,7 +271,8 @@ async def test_a_record_that_cannot_be_understood_leaves_its_pod_alone(
             await node.controller(call, strange.id)
     with refused(Code.UNAVAILABLE, strange.id):
         await strange.create()
-    assert container.pid in lab.processes()
+    assert {container.pid, half.pid} <= lab.processes().keys()
+    assert half_record.exists()
     assert record.read_text() == changed
     # What the operator may do: repair it, or start the version that wrote it.
     record.write_text(text)
@@ -271,6 +280,7 @@ async def test_a_record_that_cannot_be_understood_leaves_its_pod_alone(
     assert (await node.controller("Status", strange.id)).state == "SANDBOX_READY"
     await strange.connect()
     assert await container.state() == "running"
+    await until(lambda: half.pid not in lab.processes(), 5, "the end of what was rolled back")
 
 
 async def test_pods_of_an_earlier_boot_are_forgotten(node: Node, lab: Lab) -> None:
