@@ -25,6 +25,7 @@ from sandboxers.isolation import load_isolation
 from sandboxers.lock import owning
 from sandboxers.outlasting import open_outlasting
 from sandboxers.registry import SandboxRegistry
+from sandboxers.untouched import serve_untouched
 
 _OPEN_FILES = 65536
 _BARRIER_TIMEOUT_S = 2.0
@@ -91,6 +92,7 @@ async def run(config_path: str) -> None:
         await sandboxer.settle()
         registry = SandboxRegistry(sandboxer, config.state_dir, config.pod.stop_timeout_s, outlasting.store)
         await registry.recover()
+        serve_untouched(registry.untouched, outlasting.store, outlasting.journal)
         outlasting.release_rest(keep=bool(registry.untouched))
         garbage = Garbage(
             registry,

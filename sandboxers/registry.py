@@ -38,7 +38,8 @@ REMOVED_PREFIX = ".removing-"
 _LONGEST_SOCKET = "tty99999999.sock"
 _UNSTARTED_MAX_AGE_S = 600.0
 _ENDED_WITHOUT_US = 255
-_GROUP = "p"
+POD_GROUP = "p"
+"""The kind of the names under which a descriptor store keeps what makes a pod."""
 _UNWANTED = frozenset({SandboxState.CREATED, SandboxState.FAILED, SandboxState.REMOVAL_FAILED})
 _TO_BE_REMOVED = frozenset(
     {SandboxState.STARTING, SandboxState.FAILED, SandboxState.REMOVING, SandboxState.REMOVAL_FAILED}
@@ -211,7 +212,7 @@ class SandboxRegistry:
         if pod.sandbox_id in self._entries:
             raise AlreadyExists(f"sandbox {pod.sandbox_id} exists already")
         directory = f"{self._state_dir}/{self._directory_name(pod.sandbox_id)}"
-        group = self._store.new_name(_GROUP)
+        group = self._store.new_name(POD_GROUP)
         sandbox = self._sandboxer.sandbox(pod, directory, group)
         entry = SandboxEntry(pod, sandbox, directory, group, time.time_ns())
         try:
@@ -329,7 +330,7 @@ class SandboxRegistry:
             pod, state = pod_config_from_record(record.pod), SandboxState(record.state)
         except (TypeError, ValueError) as error:
             raise UnreadableRecord(f"record {directory}/{RECORD_FILE} is damaged: {error}") from error
-        group = record.descriptors or self._store.new_name(_GROUP)
+        group = record.descriptors or self._store.new_name(POD_GROUP)
         sandbox = self._sandboxer.sandbox(pod, directory, group)
         entry = SandboxEntry(pod, sandbox, directory, group, record.created_at_ns)
         if of_this_boot and state is SandboxState.CREATED:

@@ -31,7 +31,14 @@ does what the Go implementation (v1.2.7) does. Everything belongs to the event l
 there may be one such thread in a process.
 """
 
-from common.ttrpc._calls import CallContext, Method, PeerCredentials, Service, StreamMethod
+from common.ttrpc._calls import (
+    CallContext,
+    Method,
+    PeerCredentials,
+    Service,
+    StreamMethod,
+    only_root,
+)
 from common.ttrpc._client import Client, ClientStream
 from common.ttrpc._connection import Connection, Role
 from common.ttrpc._errors import (
@@ -85,4 +92,5 @@ __all__ = [
     "StreamRefused",
     "StreamState",
     "encode_frame",
+    "only_root",
 ]

@@ -32,6 +32,11 @@ class PeerCredentials(NamedTuple):
     gid: int
 
 
+def only_root(peer: PeerCredentials) -> bool:
+    """Let only root stay (`Server`'s `authorize`)."""
+    return peer.uid == 0
+
+
 class CallContext:
     """What a handler may know of its call beside the request."""
 

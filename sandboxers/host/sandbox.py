@@ -33,7 +33,7 @@ from common.task.recovery import recover_containers
 from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
 from common.task.unmade import RECORD_FILE as UNMADE_FILE
 from common.task.unmade import UnmadeRecord
-from common.ttrpc import PeerCredentials, Server, Service
+from common.ttrpc import Server, Service, only_root
 from sandboxers.host.kept_pod import KeptPod, listen_on, remove_console_sockets, shm_group
 from sandboxers.host.pod_files import pod_files, write_pod_files
 from sandboxers.host.pod_namespaces import RECORD_FILE as NAMESPACES_FILE
@@ -238,7 +238,7 @@ class HostSandbox:
         self._server = Server(
             dict.fromkeys(TASK_SERVICE_NAMES, service),
             status_of=status_of,
-            authorize=_is_root,
+            authorize=only_root,
             journal=self._settings.journal,
         )
         self._listener = listener.fileno()
@@ -282,7 +282,3 @@ def _shared_memory(pod: PodConfig, path: str, size_mib: int) -> SharedMemory | H
 
 def _root_of(mappings: list[list[int]]) -> int:
     return next((outside for inside, outside, _ in mappings if inside == 0), 0)
-
-
-def _is_root(peer: PeerCredentials) -> bool:
-    return peer.uid == 0

@@ -1,5 +1,6 @@
 """What the daemon finds is full, damaged, from the future or in use: it says so, and loses nothing."""
 
+import asyncio
 import json
 import subprocess
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import grpc
 import pytest
 
+from common.ttrpc import StatusCode, StatusError
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2_grpc as api_grpc
+from proto.gen.containerd.task.v3 import shim_pb2 as task_api
 from sandboxers.registry import RECORD_FILE
-from tests.chaos.trial import STATE_DIR, Trial
-from tests.chaos.workload import WRITER_EXIT_CODE, Pod, expect_lines
+from tests.chaos.trial import CALL_TIMEOUT_S, STATE_DIR, Trial
+from tests.chaos.workload import WRITER_EXIT_CODE, Container, Pod, expect_lines
 from tests.engine.cri import pod_config
 from tests.engine.engine import OURS, PYTHON, SANDBOXER_SOCKET
 from tests.engine.images import CHECKOUT
@@ -77,6 +80,12 @@ def test_a_pod_whose_record_cannot_be_understood_is_left_alone_until_it_can(
     assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
     assert RECORD_FILE in str(refusal.value.details())
 
+    # Neither silence on the connection that was kept, nor on another one.
+    with pytest.raises(grpc.RpcError) as refusal:
+        trial.engine.cri.exec(writer.id, ["true"])
+    assert RECORD_FILE in str(refusal.value.details())
+    assert asyncio.run(state_refusal(trial, victim, writer)) == StatusCode.UNAVAILABLE
+
     trial.hold()
     trial.engine.kill_daemon()
     record.write_bytes(good)
@@ -87,6 +96,16 @@ def test_a_pod_whose_record_cannot_be_understood_is_left_alone_until_it_can(
         expect_lines(container)
         pod.remove()
     assert trial.lost_connections() == []
+
+
+async def state_refusal(trial: Trial, pod: Pod, container: Container) -> int:
+    async with await trial.task_client(pod.id) as client:
+        request = task_api.StateRequest(id=container.id)
+        with pytest.raises(StatusError) as refusal:
+            await client.call(
+                "containerd.task.v3.Task", "State", request, task_api.StateResponse, CALL_TIMEOUT_S
+            )
+        return int(refusal.value.code)
 
 
 def test_a_second_daemon_names_the_first_and_disturbs_nobody(trial: Trial) -> None:

@@ -1,20 +1,17 @@
 """The daemon is replaced in good order while somebody talks to it without a pause."""
 
 import asyncio
-import os
 import signal
 
 import pytest
 from google.protobuf.empty_pb2 import Empty
 
-from common.ttrpc import Client
 from proto.gen.containerd.task.v3 import shim_pb2 as api
-from tests.chaos.trial import Trial
+from tests.chaos.trial import CALL_TIMEOUT_S, Trial
 from tests.chaos.workload import WRITER_EXIT_CODE, Container, Pod, expect_lines
 
 SERVICE = "containerd.task.v3.Task"
 REPLACEMENTS = 5
-CALL_TIMEOUT_S = 20.0
 
 
 class Caller:
@@ -23,20 +20,13 @@ class Caller:
     def __init__(self, trial: Trial, pod: Pod, container: Container) -> None:
         self.calls = 0
         self.over = False
-        self._path = trial.state(pod.id, "task.sock")
+        self._trial = trial
+        self._pod = pod
         self._container = container
 
     async def run(self) -> None:
         """Call until told that it is over; an error of any call is raised."""
-        # Through a descriptor: seen from here the path is longer than a socket's may be.
-        directory = os.open(self._path.parent, os.O_PATH)
-        try:
-            client = await Client.connect(
-                f"/proc/self/fd/{directory}/{self._path.name}", timeout_s=CALL_TIMEOUT_S
-            )
-        finally:
-            os.close(directory)
-        async with client:
+        async with await self._trial.task_client(self._pod.id) as client:
             while not self.over:
                 # Not "not found", which an engine takes for the container's end.
                 kill = api.KillRequest(id=self._container.id, signal=signal.SIGWINCH)

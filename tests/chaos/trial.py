@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import grpc
 
+from common.ttrpc import Client
 from tests.engine.engine import Engine
 from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
@@ -24,6 +25,7 @@ PROCESSES_OF_DAEMONS = re.compile(r"containerd|catatonit|python[0-9.]*")
 # gRPC opens and closes these as it likes, and how many callers there are is the callers' affair.
 UNSTABLE = re.compile(r"^anon_inode:\[event|^socket:")
 AGAIN_S = 60.0
+CALL_TIMEOUT_S = 20.0
 
 T = TypeVar("T")
 
@@ -134,6 +136,16 @@ class Trial:
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             raise error
         self.told.append(f"{error.details()}"[:300])
+
+    async def task_client(self, pod: str) -> Client:
+        """Open a connection of our own to a pod's Task service."""
+        path = self.state(pod, "task.sock")
+        # Through a descriptor: seen from here the path is longer than a socket's may be.
+        directory = os.open(path.parent, os.O_PATH)
+        try:
+            return await Client.connect(f"/proc/self/fd/{directory}/{path.name}", timeout_s=CALL_TIMEOUT_S)
+        finally:
+            os.close(directory)
 
     # ---------------------------------------------------------------- what is left
 

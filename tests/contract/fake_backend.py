@@ -93,6 +93,7 @@ class FakeBackend:
         await self._pass_gate("started")
 
     async def is_started(self, container_id: str, container: PreparedContainer) -> bool:
+        self._fail("is_started")
         return container_id in self._containers and self._containers[container_id].started
 
     def pid_of_exec(self, exec_id: str, container: PreparedContainer) -> int | None:

@@ -129,6 +129,19 @@ async def test_a_start_of_which_nobody_knows_is_settled_by_the_backend(pod: Pod)
     assert (await pod.call("State", id="before")).status == types.RUNNING
 
 
+async def test_the_end_of_a_container_is_told_though_the_backend_says_nothing_of_it(pod: Pod) -> None:
+    await pod.run("c", "sleep", "60")
+    old = end_life(pod)
+    record = pod.life.directory / "tasks/c/container.json"
+    text = record.read_text().replace('"started":true', '"started":false')
+    record.write_text(text.replace('"starting":false', '"starting":true'))
+    old.backend.failures["is_started"] = Internal("it hangs")
+    await begin_life(pod, old)
+    ended = asyncio.ensure_future(pod.call("Wait", id="c"))
+    await pod.call("Kill", id="c", signal=9)
+    assert (await ended).exit_status == 137
+
+
 async def test_execs_are_taken_up_in_every_state(pod: Pod) -> None:
     await pod.run("c", "sleep", "60")
     await pod.add_exec("c", "waiting", "sh", "-c", "exit 3")
