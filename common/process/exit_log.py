@@ -77,18 +77,18 @@ class ExitLog:
                 return LoggedExit(pid, start_time, *_REST.unpack_from(ring, place + _KEY.size))
         return None
 
-    def find_since(self, pid: int, since_ns: int) -> LoggedExit | None:
-        """Return how the last process of this pid has ended that did so after a time, in ns since the epoch."""
+    def find_first(self, pid: int, started_after: int) -> LoggedExit | None:
+        """Return how the first process of this pid has ended that started then or later (in ticks since boot)."""
         found = None
         for writer in (SUPERVISOR, DAEMON):
             size = min(self._written(writer), _PLACES) * _ENTRY_BYTES
             ring = os.pread(self.fd, size, _start_of(writer))
             for place in range(0, len(ring), _ENTRY_BYTES):
                 entry_pid, start_time = _KEY.unpack_from(ring, place)
-                if entry_pid == pid:
-                    entry = LoggedExit(pid, start_time, *_REST.unpack_from(ring, place + _KEY.size))
-                    if entry.exited_at_ns >= max(since_ns, found.exited_at_ns if found else 0):
-                        found = entry
+                if entry_pid != pid or start_time < started_after:
+                    continue
+                if found is None or start_time < found.start_time:
+                    found = LoggedExit(pid, start_time, *_REST.unpack_from(ring, place + _KEY.size))
         return found
 
     def _written(self, writer: int) -> int:

@@ -34,6 +34,8 @@ _SLOW_RETRIES_SUPERVISED = 600
 # SIGCHLDs come in bursts (an OCI command, its helpers, the container): one sweep serves them all.
 _SWEEP_DELAY_S = 0.05
 
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
@@ -140,10 +142,15 @@ class ExitWatcher:
         return ExitStatus(_code_of_wait_status(raw), time.time_ns()) if raw is not None else None
 
     def ended_since(self, pid: int, since_ns: int) -> ExitStatus | None:
-        """Return how the process ended of which only the pid is known, and that it lived at a time (ns since the
-        epoch); None: nobody knows.
+        """Return how the first process of a pid has ended that was started after a time (ns since the epoch); None:
+        nobody knows.
         """
-        logged = self._log.find_since(pid, since_ns) if self._log is not None else None
+        if self._log is None:
+            return None
+        boot_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        # A tick less: files have the time of the last timer interrupt.
+        started_after = int((since_ns / 1e9 - boot_s) * _TICKS_PER_S) - 1
+        logged = self._log.find_first(pid, started_after)
         if logged is None:
             return None
         return ExitStatus(_code_of_wait_status(logged.raw_status), logged.exited_at_ns)

@@ -32,6 +32,19 @@ def test_an_end_is_found_by_pid_and_start_time_together(log: ExitLog) -> None:
     assert found(log, 1000, 10) is None
 
 
+def test_of_a_pid_alone_the_first_that_started_after_a_time_is_found(log: ExitLog) -> None:
+    daemon = ExitLog(os.dup(log.fd), DAEMON)
+    log.append(LoggedExit(10, 1000, 1 << 8, 9))
+    log.append(LoggedExit(10, 3000, 3 << 8, 9))
+    daemon.append(LoggedExit(10, 2000, 2 << 8, 9))
+    daemon.append(LoggedExit(11, 1500, 4 << 8, 9))
+    codes = {since: log.find_first(10, since) for since in (0, 1001, 2000, 2001, 3001)}
+    daemon.close()
+    assert {since: entry and entry.raw_status >> 8 for since, entry in codes.items()} == {
+        0: 1, 1001: 2, 2000: 2, 2001: 3, 3001: None,
+    }  # fmt: skip
+
+
 def test_bytes_that_look_like_a_key_elsewhere_are_none(log: ExitLog) -> None:
     # The first entry's end and the second's beginning read as (5, 20).
     log.append(LoggedExit(10, 1000, 0, 5))

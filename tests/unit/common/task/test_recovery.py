@@ -192,7 +192,10 @@ async def test_an_exec_that_ran_and_ended_in_the_gap_has_its_code_or_fails(pod: 
     old.backend.cut_execs["e"] = ended.pid
     log = ExitLog.create()
     if logged:
-        log.append(LoggedExit(ended.pid, 1, 3 << 8, time.time_ns()))
+        now = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+        # The pid was another's before, and became another's later.
+        for start, code in ((now - 6000, 4), (now, 3), (now + 100, 5)):
+            log.append(LoggedExit(ended.pid, start, code << 8, time.time_ns()))
     await begin_life(pod, old, log=log)
     process = pod.life.service.containers["c"].process("e")
     assert process.exit is not None
