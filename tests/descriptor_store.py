@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from collections.abc import Sequence
 
 from common.descriptors.names import name_of, serial_of
 
+_SYS_KCMP = {"x86_64": 312, "aarch64": 272}[platform.machine()]
+_KCMP_FILE = 0
+
 
 class KeptInMemory:
-    """Outlives the daemons of a test (`DescriptorStore`); whatever is kept can be taken once per `restart()`."""
+    """Outlives the daemons of a test (`DescriptorStore`); whatever is kept can be taken once per `restart()`.
+
+    As systemd does, it drops what it keeps already, under whatever name.
+    """
 
     keeps = True
 
@@ -26,7 +34,9 @@ class KeptInMemory:
         self._serial = max(self._serial, serial_of(name))
 
     def put(self, name: str, fds: Sequence[int]) -> None:
-        self.kept.setdefault(name, []).extend(os.dup(fd) for fd in fds)
+        for fd in fds:
+            if not any(_same_description(fd, other) for group in self.kept.values() for other in group):
+                self.kept.setdefault(name, []).append(os.dup(fd))
         self._taken.add(name)
 
     def remove(self, name: str) -> None:
@@ -50,3 +60,13 @@ class KeptInMemory:
         """Close whatever is still kept."""
         for name in list(self.kept):
             self.remove(name)
+
+
+def _same_description(first: int, second: int) -> bool:
+    """Tell whether one open file description is behind both (kcmp(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pid = os.getpid()
+    order = libc.syscall(_SYS_KCMP, pid, pid, _KCMP_FILE, ctypes.c_ulong(first), ctypes.c_ulong(second))
+    if order < 0:
+        raise OSError(ctypes.get_errno(), "kcmp")
+    return bool(order == 0)

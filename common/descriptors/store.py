@@ -29,7 +29,10 @@ class DescriptorStore(Protocol):
         ...
 
     def put(self, name: str, fds: Sequence[int]) -> None:
-        """Let copies of these be kept under the name, beside those that are; waits a moment at most, never raises."""
+        """Let copies of these be kept under the name, beside those that are; waits a moment at most, never raises.
+
+        What is kept already, under whatever name, is not kept twice (sd_notify(3) drops it).
+        """
         ...
 
     def remove(self, name: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from dataclasses import dataclass
@@ -194,10 +195,18 @@ class Stdio:
             self._store.remove(group + self._name[1:])
 
     def _keep_given(self) -> None:
-        ends = self._child_fds if self.terminal is None else self.terminal.fds
-        given = [fd for fd in ends if stat.S_ISFIFO(os.fstat(fd).st_mode)]
-        if given:
-            self._put(_GIVEN_GROUP, given)
+        if self.terminal is None:
+            given = [fd for fd in self._child_fds if stat.S_ISFIFO(os.fstat(fd).st_mode)]
+            if given:
+                self._put(_GIVEN_GROUP, given)
+            return
+        with contextlib.ExitStack() as closing:
+            given = []
+            for fd in self.terminal.fds:
+                given.append(_open_again(fd))
+                closing.callback(os.close, given[-1])
+            if given:
+                self._put(_GIVEN_GROUP, given)
 
     def _attach(self, terminal: Terminal) -> None:
         self.terminal = terminal
@@ -312,6 +321,12 @@ def open_fifo(path: str, owner: tuple[int, int] | None) -> tuple[int, int]:
             raise
     finally:
         os.close(inode)
+
+
+def _open_again(fd: int) -> int:
+    """Open a FIFO another time, as it is open already: a store keeps a description under its first name only."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _pin_fifo(path: str) -> int:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from common.descriptors.store import DescriptorStore, NoStore
 from common.errors import DeadlineExceeded, Internal
 from common.linux.terminal import get_window_size
 from common.task.stdio import Stdio, StdioSpec
 from common.task.terminal import Terminal
+from tests.descriptor_store import KeptInMemory
 from tests.unit.common.task.conftest import open_descriptors, until
 
 MkFifo = Callable[[str], str]
@@ -25,8 +27,11 @@ MkFifo = Callable[[str], str]
 class Console:
     """Both sides of a terminal: the runtime and process on one, the engine's ends of the FIFOs on the other."""
 
-    def __init__(self, directory: Path, stdin: str, stdout: str) -> None:
-        self.stdio = Stdio(StdioSpec(True, stdin, stdout, ""), (0, 0), str(directory))
+    def __init__(
+        self, directory: Path, stdin: str, stdout: str, store: DescriptorStore | None = None
+    ) -> None:
+        self.spec = StdioSpec(True, stdin, stdout, "")
+        self.stdio = Stdio(self.spec, (0, 0), str(directory), store or NoStore(), "t1")
         assert self.stdio.terminal is not None
         self.terminal: Terminal = self.stdio.terminal
         self.to_process = os.open(stdin, os.O_WRONLY | os.O_NONBLOCK) if stdin else -1
@@ -192,6 +197,26 @@ async def test_input_survives_a_writer_that_leaves_until_it_is_closed(
         os.open(tmp_path / "in", os.O_WRONLY | os.O_NONBLOCK)
     os.write(console.slave, b"still")
     assert await console.read_all(5) == b"still"
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+async def test_a_terminal_goes_on_in_another_daemon(tmp_path: Path, fifo: MkFifo, confirmed: bool) -> None:
+    store = KeptInMemory()
+    console = Console(tmp_path, fifo("in"), fifo("out"), store)
+    await console.connect()
+    if confirmed:
+        console.stdio.confirm()
+    before = console.stdio
+    store.restart()
+    console.stdio, _ = Stdio.recover(console.spec, False, store, "t1")
+    before._store = NoStore()
+    before.close()
+    os.write(console.slave, b"still")
+    assert await console.read_all(5) == b"still"
+    os.write(console.to_process, b"here\n")
+    assert await console.input() == b"here\n"
+    console.close()
+    assert store.kept == {}
 
 
 @pytest.mark.parametrize("missing", ["stdin", "stdout"])
