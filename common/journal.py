@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from common.descriptors.names import name_of, serial_of
@@ -188,6 +188,10 @@ class ConnectionJournal:
         self._store.put(name, [sock.fileno()])
         failpoint(Failpoint.CONNECTION_KEPT)
         return serial_of(name)
+
+    def when_kept(self, callback: Callable[[], None]) -> None:
+        """Call back when the store has the connections that were opened until now."""
+        self._store.when_sent(callback)
 
     def admitted(self, connection_id: int, stream_id: int, frame: bytes) -> None:
         """Record a request.

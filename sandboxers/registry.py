@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from common.completion import Completion
-from common.descriptors.store import DescriptorStore, NoStore
+from common.descriptors.store import DescriptorStore, NoStore, all_sent
 from common.errors import AlreadyExists, FailedPrecondition, Internal, NotFound, SandboxdError, Unavailable
 from common.failpoints import Failpoint, failpoint
 from common.identifiers import directory_name
@@ -239,6 +239,7 @@ class SandboxRegistry:
                 entry.save()
                 failpoint(Failpoint.SANDBOX_STARTING)
                 entry.endpoint = await entry.sandbox.start(entry.finish)
+                await all_sent(self._store)
                 if entry.exit_code >= 0:
                     raise Internal(f"sandbox {entry.id} ended while it was being started")
                 entry.save(SandboxState.READY)

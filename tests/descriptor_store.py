@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from common.descriptors.names import name_of, serial_of
 
@@ -24,6 +25,7 @@ class KeptInMemory:
     def __init__(self) -> None:
         self.kept: dict[str, list[int]] = {}
         self._taken: set[str] = set()
+        self._callbacks: list[Callable[[], None]] | None = None
         self._serial = 0
 
     def new_name(self, kind: str) -> str:
@@ -42,6 +44,21 @@ class KeptInMemory:
     def remove(self, name: str) -> None:
         for fd in self.kept.pop(name, []):
             os.close(fd)
+
+    def when_sent(self, callback: Callable[[], None]) -> None:
+        if self._callbacks is None:
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Let nobody be told, while open, that something is kept."""
+        self._callbacks = []
+        yield
+        callbacks, self._callbacks = self._callbacks, None
+        for callback in callbacks:
+            callback()
 
     def take(self, name: str) -> list[int]:
         if name in self._taken:

@@ -15,7 +15,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 
 from common.descriptors.listen import taken_from_environment
 from common.descriptors.names import EXIT_LOG_NAME, name_of, serial_of
@@ -131,6 +131,10 @@ class NotifyStore:
         self._sender.submit(f"FDSTOREREMOVE=1\nFDNAME={name}".encode(), ())
         failpoint(Failpoint.STORE_REMOVED)
 
+    def when_sent(self, callback: Callable[[], None]) -> None:
+        """Call back when the manager has in its queue, at least, what was put until now; or never will."""
+        self._sender.when_sent(callback)
+
     def take(self, name: str) -> list[int]:
         """Return what was handed back under the name, once."""
         return self._handed.pop(name, [])
@@ -155,7 +159,7 @@ class _Sender:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._unsent: deque[tuple[bytes, list[int]] | Callable[[], None]] = deque()
         try:
             self._sock = _connect(address)
         except OSError as error:
@@ -175,12 +179,21 @@ class _Sender:
         self._flush()
         return True
 
+    def when_sent(self, callback: Callable[[], None]) -> None:
+        """Call back in the order of the messages."""
+        if self._unsent:
+            self._unsent.append(callback)
+        else:
+            callback()
+
     def close(self) -> None:
         """Drop what is not sent."""
         if _senders.get(self._address) is self:
             del _senders[self._address]
-        while self._unsent:
-            self._drop_first()
+        for waiting in self._unsent:
+            if isinstance(waiting, tuple):
+                _close_all(waiting[1])
+        self._unsent.clear()
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().remove_writer(self._sock)
         self._sock.close()
@@ -204,19 +217,20 @@ class _Sender:
 
     def _flush(self) -> None:
         while self._unsent:
-            payload, fds = self._unsent[0]
-            try:
-                if not self._send(payload, fds):
-                    return
-            except OSError as error:
-                log.error("manager.not_told", message=payload.decode(), error=error)
-            self._drop_first()
+            first = self._unsent[0]
+            if isinstance(first, tuple):
+                payload, fds = first
+                try:
+                    if not self._send(payload, fds):
+                        return
+                except OSError as error:
+                    log.error("manager.not_told", message=payload.decode(), error=error)
+                _close_all(fds)
+            self._unsent.popleft()
+            if not isinstance(first, tuple):
+                first()
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().remove_writer(self._sock)
-
-    def _drop_first(self) -> None:
-        for fd in self._unsent.popleft()[1]:
-            os.close(fd)
 
     def _flush_later(self, *, when_writable: bool) -> None:
         try:
@@ -236,6 +250,11 @@ class _Sender:
 
 
 _senders: dict[str, _Sender] = {}
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _becomes_writable(sock: socket.socket, within_s: float) -> bool:

@@ -6,7 +6,8 @@ that holds the name, and which is which is told by the descriptor itself (its li
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from common.descriptors.names import name_of
@@ -37,6 +38,10 @@ class DescriptorStore(Protocol):
 
     def remove(self, name: str) -> None:
         """Let all that is kept under the name be closed; waits a moment at most, never raises."""
+        ...
+
+    def when_sent(self, callback: Callable[[], None]) -> None:
+        """Call back when our death does not matter any more to what was put until now: at once, normally."""
         ...
 
     def take(self, name: str) -> list[int]:
@@ -74,6 +79,10 @@ class NoStore:
     def remove(self, name: str) -> None:
         """Nothing is kept."""
 
+    def when_sent(self, callback: Callable[[], None]) -> None:
+        """Call back at once."""
+        callback()
+
     def take(self, name: str) -> list[int]:
         """Return nothing."""
         return []
@@ -81,3 +90,10 @@ class NoStore:
     def untaken(self) -> list[str]:
         """Return nothing."""
         return []
+
+
+async def all_sent(store: DescriptorStore) -> None:
+    """Return when our death does not matter any more to what was put until now: at once, normally."""
+    sent = asyncio.Event()
+    store.when_sent(sent.set)
+    await sent.wait()

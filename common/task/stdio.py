@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from common.descriptors.kinds import is_readable
-from common.descriptors.store import DescriptorStore, NoStore
+from common.descriptors.store import DescriptorStore, NoStore, all_sent
 from common.errors import InvalidArgument, NotFound, SandboxdError
 from common.failpoints import Failpoint, failpoint
 from common.task.terminal import Terminal
@@ -140,6 +140,10 @@ class Stdio:
         """Let copies of what the process needs to live on be kept, its pidfd among them."""
         if self._store.keeps:
             self._put(PROCESS_GROUP, [pidfd, *self._holds])
+
+    async def kept(self) -> None:
+        """Return when our death does not end what the process needs: at once, normally."""
+        await all_sent(self._store)
 
     def _keep_terminal(self) -> None:
         if self.terminal is not None and self.terminal.fds:

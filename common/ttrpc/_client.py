@@ -39,6 +39,7 @@ class Client(FrameSocket):
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock, Connection(Role.CLIENT), asyncio.get_running_loop(), QUEUE_LIMIT)
+        self.start_reading()
         self._calls: dict[int, asyncio.Future[Response]] = {}
         self._streams: dict[int, ClientStream[Any]] = {}
         self._reason = "the peer closed the connection"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from common.ttrpc._marks import SpilledFrame
@@ -42,6 +42,10 @@ class Journal(Protocol):
 
     def opened(self, sock: socket.socket) -> int:
         """A connection was accepted; return its id, under which a successor knows it too."""
+
+    def when_kept(self, callback: Callable[[], None]) -> None:
+        """Call back, perhaps at once, when the connections that were opened until now outlive this process: nothing
+        is read from them before."""
 
     def admitted(self, connection_id: int, stream_id: int, frame: bytes) -> None:
         """Record a frame of a call. If this raises, the call is answered with that error and not run."""
@@ -85,6 +89,9 @@ class NullJournal:
 
     def opened(self, sock: socket.socket) -> int:
         return next(_connection_ids)
+
+    def when_kept(self, callback: Callable[[], None]) -> None:
+        callback()
 
     def admitted(self, connection_id: int, stream_id: int, frame: bytes) -> None:
         pass

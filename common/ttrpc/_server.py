@@ -427,7 +427,10 @@ class Server:
         connection_id = self.journal.opened(sock) if replay is None else replay.connection_id
         connection = ServerConnection(self, sock, peer_credentials(sock), connection_id)
         self._connections[id(connection)] = connection
-        if replay is not None:
+        if replay is None:
+            self.journal.when_kept(connection.start_reading)
+        else:
+            connection.start_reading()
             # Handlers begin outside of the task that calls this, and before the loop looks at sockets again.
             asyncio.get_running_loop().call_soon(connection.replay, replay)
 

@@ -97,11 +97,15 @@ class FrameSocket:
         self._unsent: deque[tuple[memoryview | Spilled, int]] | None = None
         self._unsent_size = 0
         self._drain_waiters: list[asyncio.Future[None]] | None = None
-        loop.add_reader(sock, self._on_readable)
 
     @property
     def closed(self) -> bool:
         return self._closed
+
+    def start_reading(self) -> None:
+        """Let the event loop read, from now on; does nothing when closed already."""
+        if not self._closed:
+            self._loop.add_reader(self._sock, self._on_readable)
 
     def _close(self, reason: Exception | None) -> None:
         """Close the socket and tell the subclass; idempotent. `reason` is None for an orderly end."""

@@ -20,6 +20,7 @@ from sandboxers.pod_config import PodConfig
 from sandboxers.registry import RECORD_FILE, SandboxRecord, SandboxRegistry
 from sandboxers.states import SandboxState
 from tests.contract.fake_sandboxer import PID, REFUSED_HOSTNAME, FakeSandboxer
+from tests.descriptor_store import KeptInMemory
 from tests.unit.sandboxers.conftest import Daemon
 
 NewDaemon = Callable[[], Daemon]
@@ -93,6 +94,19 @@ async def test_a_started_pod_is_recorded_with_its_endpoint(daemon: Daemon, state
     assert record(state_dir)["state"] == "running"
     assert record(state_dir)["address"] == f"ttrpc+unix://{state_dir}/pod/task.sock"
     assert record(state_dir)["pid"] == PID
+
+
+async def test_nobody_is_told_of_a_pod_before_all_of_it_is_kept(state_dir: Path) -> None:
+    store = KeptInMemory()
+    registry = SandboxRegistry(FakeSandboxer(), str(state_dir), 5, store)
+    await registry.create(pod())
+    with store.busy():
+        starting = asyncio.ensure_future(registry.start("pod"))
+        await asyncio.sleep(0.02)
+        assert record(state_dir)["state"] == SandboxState.STARTING.value
+    assert (await starting).state is SandboxState.READY
+    assert record(state_dir)["state"] == "running"
+    await registry.shutdown("pod")
 
 
 async def test_start_of_an_unknown_pod_is_not_found(daemon: Daemon) -> None:

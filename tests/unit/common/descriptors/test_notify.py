@@ -17,7 +17,7 @@ import pytest
 
 from common.descriptors.names import name_of, serial_of
 from common.descriptors.notify import NotifyStore, barrier, notify, open_store
-from common.descriptors.store import NoStore
+from common.descriptors.store import NoStore, all_sent
 from tests.unit.common.process.supervised import ROOT, Supervised
 
 
@@ -93,6 +93,45 @@ async def test_a_manager_that_is_busy_gets_everything_later_and_in_order(
         ("FDSTOREREMOVE=1\nFDNAME=c0", 0),
         ("BARRIER=1", 1),
     ]
+
+
+async def test_who_waits_for_it_learns_when_a_busy_manager_has_what_was_put(
+    manager: socket.socket, store: NotifyStore
+) -> None:
+    sent: list[str] = []
+    store.when_sent(lambda: sent.append("nothing"))
+    assert sent == ["nothing"]
+    count = 1500
+    for number in range(count):
+        store.remove(f"c{number}")
+    store.when_sent(lambda: sent.append("all"))
+    store.put("last", [0])
+    received: list[str] = []
+    manager.setblocking(False)
+    async with asyncio.timeout(10):
+        while received[-1:] != ["FDSTORE=1\nFDPOLL=0\nFDNAME=last"]:
+            # There is room in its queue for the rest soon, but not now.
+            assert len(received) > 100 or sent == ["nothing"]
+            try:
+                received.append(receive(manager)[0])
+            except BlockingIOError:
+                await asyncio.sleep(0)
+    assert len(received) == count + 1
+    assert sent == ["nothing", "all"]
+    await all_sent(store)
+
+
+async def test_who_waits_for_a_manager_that_is_gone_goes_on(
+    manager: socket.socket, store: NotifyStore
+) -> None:
+    for number in range(1500):
+        store.remove(f"c{number}")
+    waiting = asyncio.ensure_future(all_sent(store))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    manager.close()
+    async with asyncio.timeout(5):
+        await waiting
 
 
 def test_a_manager_that_is_behind_for_a_moment_has_everything_before_the_daemon_goes_on(

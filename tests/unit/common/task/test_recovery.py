@@ -18,6 +18,7 @@ from common.ttrpc import CallContext
 from proto.gen.containerd.task.v3 import shim_pb2 as api
 from proto.gen.containerd.types import task_pb2 as types
 from tests.descriptor_store import KeptInMemory
+from tests.unit.common.task.conftest import until
 from tests.unit.common.task.pod_lives import Life, Pod
 
 
@@ -179,6 +180,30 @@ async def test_stdin_that_was_closed_stays_closed_and_open_stdin_stays_open(pod:
     await pod.call("CloseIO", id="c", stdin=True)
     assert (await pod.call("Wait", id="c")).exit_status == 0
     assert os.read(pod.outputs[0], 100) == b"still here\n"
+    store.close()
+
+
+async def test_nobody_is_told_of_a_process_before_all_of_it_is_kept(pod: Pod) -> None:
+    store = KeptInMemory()
+    end_life(pod)
+    pod.life = Life(pod.life.directory, store)
+    pod.client = await pod.life.listen()
+    with store.busy():
+        created = asyncio.ensure_future(pod.create("c", "sleep", "60", stdout=pod.fifo("out")))
+        await until(lambda: "c" in pod.life.service.containers and pod.life.service.containers["c"].init.runs)
+        await asyncio.sleep(0.05)
+        assert not created.done()
+        assert '"pid":0' in (pod.life.directory / "tasks/c/container.json").read_text()
+    await created
+    await pod.call("Start", id="c")
+    await pod.add_exec("c", "e", "sleep", "60", stdout=pod.fifo("out"))
+    with store.busy():
+        started = asyncio.ensure_future(pod.call("Start", id="c", exec_id="e"))
+        await until(lambda: pod.life.service.containers["c"].process("e").runs)
+        await asyncio.sleep(0.05)
+        assert not started.done()
+    await started
+    await pod.life.service.delete_all()
     store.close()
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from google.protobuf.wrappers_pb2 import BytesValue
 
@@ -50,6 +50,9 @@ class StoreOfTest:
 
     def remove(self, name: str) -> None:
         self._sock.send(b"remove " + name.encode())
+
+    def when_sent(self, callback: Callable[[], None]) -> None:
+        callback()
 
     def take(self, name: str) -> list[int]:
         return [self._handed.pop(name)] if name in self._handed else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,6 +23,13 @@ class Tape(NullJournal):
         self.server_end: socket.socket | None = None
         self.unconsumed: list[bytes] = []
         self.full = False
+        self.waiting: list[Callable[[], None]] | None = None
+
+    def when_kept(self, callback: Callable[[], None]) -> None:
+        if self.waiting is None:
+            callback()
+        else:
+            self.waiting.append(callback)
 
     def admitted(self, connection_id: int, stream_id: int, frame: bytes) -> None:
         if self.full:
@@ -58,6 +66,30 @@ async def test_a_frame_is_on_record_before_it_is_consumed_and_only_if_its_method
         server.close()
     assert tape.entries == [("admitted", 1, nap), ("outcome", 1), ("answered", 1), ("closed",)]
     assert tape.unconsumed == [nap + plain]
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_nothing_is_read_from_a_connection_that_would_not_outlive_us(
+    place: Place, leaves: bool
+) -> None:
+    tape = Tape()
+    tape.waiting = []
+    server = place.make(journal=tape)
+    mine, theirs = socket.socketpair()
+    with mine:
+        nap = request_frame(1, "Nap", b"0")
+        mine.send(nap)
+        server.adopt(theirs)
+        await asyncio.sleep(0.02)
+        assert theirs.recv(1 << 16, socket.MSG_PEEK) == nap
+        if leaves:
+            server.close()
+        for callback in tape.waiting:
+            callback()
+        if not leaves:
+            await until(lambda: ("answered", 1) in tape.entries)
+            server.close()
+    assert tape.entries[-1] == ("closed",)
 
 
 @pytest.mark.parametrize("method", ["Echo", "Fail"])
