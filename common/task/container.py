@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+
 from common.cgroup import Cgroup, OomWatch
 from common.completion import Completion
 from common.errors import FailedPrecondition, NotFound
@@ -98,6 +101,17 @@ class Process:
             ended = "has already finished" if self.exit is not None else "has no process yet"
             raise NotFound(f"{self} {ended}")
         self.watch.signal(signum)
+
+    def undo_start(self) -> None:
+        """Kill what was started, if anything was, and let go of its streams: it can be started again."""
+        if self.watch is not None:
+            with contextlib.suppress(NotFound):
+                self.watch.signal(signal.SIGKILL)
+            self.watch.cancel()
+            self.watch, self.pid = None, 0
+        if self.stdio is not None:
+            self.stdio.close()
+            self.stdio = None
 
     def close(self) -> None:
         """Let go of streams and watch, and of who waits for the end; what runs goes on."""

@@ -201,14 +201,11 @@ class TaskPod:
     async def start_exec(self, container: Container, process: Process) -> None:
         """Run a registered exec; on failure it is registered as before."""
         prepared = container.ready()
-        assert process.record is not None
-        command = process.record.command.encode("utf-8", "surrogateescape")
-        stdio = Stdio(
-            process.stdio_spec,
-            process.owner,
-            self.directory,
-            self.parts.store,
-            process.record.descriptors,
+        record = process.record
+        assert record is not None
+        command = record.command.encode("utf-8", "surrogateescape")
+        stdio = process.stdio = Stdio(
+            process.stdio_spec, process.owner, self.directory, self.parts.store, record.descriptors
         )
         failpoint(Failpoint.EXEC_STREAMS_OPENED)
         try:
@@ -216,20 +213,21 @@ class TaskPod:
                 stdio.terminal.resize(*process.window)
             if process.stdin_closed:
                 stdio.close_stdin()
-            process.stdio = stdio
             with self.parts.exits.adoption():
                 pid = await self.parts.backend.exec(container.id, process.exec_id, prepared, command, stdio)
                 failpoint(Failpoint.EXEC_RUNNING)
                 self.adopt(container, process, pid)
+            started = start_time(pid)
             stdio.release_child()
             await stdio.kept()
-            self.save_exec(container, process, command="", pid=pid, start_time=start_time(pid))
+            self.save_exec(container, process, command="", pid=pid, start_time=started)
             self.parts.backend.forget_exec(process.exec_id, prepared)
             stdio.confirm()
             failpoint(Failpoint.EXEC_STARTED)
         except BaseException:
-            process.stdio = None
-            stdio.close()
+            process.record = record
+            process.undo_start()
+            self.parts.backend.forget_exec(process.exec_id, prepared)
             raise
         finally:
             self.unmade.forget(container.id, process.exec_id)

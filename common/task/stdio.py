@@ -55,7 +55,7 @@ class Stdio:
     or the process has ended, `close()` when the process is deleted.
     """
 
-    __slots__ = ("_child_fds", "_holds", "_name", "_stdin_hold", "_store", "terminal")
+    __slots__ = ("_child_fds", "_holds", "_keeps_given", "_name", "_stdin_hold", "_store", "terminal")
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class Stdio:
         self._stdin_hold = -1
         self._store = store
         self._name = name
+        self._keeps_given = False
         self.terminal: Terminal | None = None
         try:
             if not directory:
@@ -165,7 +166,8 @@ class Stdio:
 
     def confirm(self) -> None:
         """Keep what the process was given no longer: it is on record as made, and will not be made again."""
-        if self._store.keeps:
+        if self._keeps_given:
+            self._keeps_given = False
             self._remove(_GIVEN_GROUP)
 
     def close_stdin(self) -> None:
@@ -179,8 +181,7 @@ class Stdio:
     def close(self) -> None:
         """Close everything."""
         self._remove(PROCESS_GROUP)
-        if self._child_fds:
-            self.confirm()
+        self.confirm()
         self.release_child()
         self.close_stdin()
         if self.terminal is not None:
@@ -201,16 +202,19 @@ class Stdio:
     def _keep_given(self) -> None:
         if self.terminal is None:
             given = [fd for fd in self._child_fds if stat.S_ISFIFO(os.fstat(fd).st_mode)]
-            if given:
-                self._put(_GIVEN_GROUP, given)
+            self._put_given(given)
             return
         with contextlib.ExitStack() as closing:
             given = []
             for fd in self.terminal.fds:
                 given.append(_open_again(fd))
                 closing.callback(os.close, given[-1])
-            if given:
-                self._put(_GIVEN_GROUP, given)
+            self._put_given(given)
+
+    def _put_given(self, fds: list[int]) -> None:
+        if fds:
+            self._keeps_given = True
+            self._put(_GIVEN_GROUP, fds)
 
     def _attach(self, terminal: Terminal) -> None:
         self.terminal = terminal

@@ -66,6 +66,10 @@ class FakeBackend:
         self.updates: list[bytes] = []
         self.cut_execs: dict[str, int] = {}
 
+    def pids(self, container_id: str) -> list[int]:
+        """The processes that were started in a container."""
+        return self._containers[container_id].groups
+
     async def create(self, container_id: str, container: PreparedContainer, stdio: Stdio) -> int:
         self._fail("create")
         await self._pass_gate("create")

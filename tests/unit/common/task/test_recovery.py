@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import select
 import time
 
 import pytest
 
 from common.descriptors.store import DescriptorStore, NoStore
-from common.errors import FailedPrecondition, Internal, Unavailable
+from common.errors import Code, FailedPrecondition, Internal, Unavailable
 from common.process.exit_log import ExitLog, LoggedExit
 from common.records import UnreadableRecord
 from common.task.recovery import recover_containers
@@ -205,6 +206,42 @@ async def test_nobody_is_told_of_a_process_before_all_of_it_is_kept(pod: Pod) ->
     await started
     await pod.life.service.delete_all()
     store.close()
+
+
+async def test_an_exec_that_cannot_be_recorded_is_killed_and_can_be_started_again(pod: Pod) -> None:
+    store = KeptInMemory()
+    end_life(pod)
+    pod.life = Life(pod.life.directory, store)
+    pod.client = await pod.life.listen()
+    await pod.run("c", "sleep", "60")
+    await pod.add_exec("c", "e", "sh", "-c", "echo $$; exec sleep 60", stdout=pod.fifo("out"))
+    kept = set(store.kept)
+    obstacle = pod.life.directory / "tasks/c/execs/e.json.new"
+    obstacle.mkdir()
+    await pod.refused(Code.INTERNAL, "Start", "e.json.new", id="c", exec_id="e")
+    assert set(store.kept) == kept
+    assert await read_until_end(pod.outputs[0]) in (b"", b"%d\n" % pod.life.backend.pids("c")[-1])
+    obstacle.rmdir()
+    pid = (await pod.call("Start", id="c", exec_id="e")).pid
+    await until(lambda: select.select([pod.outputs[0]], [], [], 0)[0])
+    assert os.read(pod.outputs[0], 100) == b"%d\n" % pid
+    assert not [name for name in store.kept if name.startswith("o")]
+    await pod.life.service.delete_all()
+    store.close()
+
+
+async def read_until_end(fd: int) -> bytes:
+    """Return what is written until the last writer is gone."""
+    data = b""
+    while True:
+        try:
+            piece = os.read(fd, 100)
+        except BlockingIOError:
+            await asyncio.sleep(0.001)
+            continue
+        if not piece:
+            return data
+        data += piece
 
 
 @pytest.mark.parametrize("logged", [True, False])
