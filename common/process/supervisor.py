@@ -156,14 +156,23 @@ class Supervisor:
         own = os.getpid()
         # A signal for the child that comes before the exec waits until it has the meaning that it has there.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                _execute(self._command, environment, [*fds, self._exits.fd], own)
-            finally:
-                os._exit(127)
-        self._pid = pid
+        try:
+            pid = os.fork()
+        except OSError as error:
+            _say("error", "daemon.not_started", error=error, again_in_s=self._delay_s)
+            self._restart_later()
+        else:
+            if pid == 0:
+                try:
+                    _execute(self._command, environment, [*fds, self._exits.fd], own)
+                finally:
+                    os._exit(127)
+            self._pid = pid
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+
+    def _restart_later(self) -> None:
+        self._restart_at = time.monotonic() + self._delay_s
+        self._delay_s = min(self._delay_s * 2, _LONGEST_DELAY_S)
 
     def _reap(self) -> None:
         assert self._exits is not None
@@ -210,8 +219,7 @@ class Supervisor:
             restarted_in_s=self._delay_s,
             descriptors=self._count(),
         )
-        self._restart_at = time.monotonic() + self._delay_s
-        self._delay_s = min(self._delay_s * 2, _LONGEST_DELAY_S)
+        self._restart_later()
 
     # -- another version of itself -------------------------------------------------------------------
 
@@ -229,8 +237,11 @@ class Supervisor:
 
     def _is_replaceable(self) -> bool:
         """Tell whether what is installed now can at least be loaded: after the exec it would be too late."""
-        pid = os.posix_spawn(self._command[0], [*self._command, FLAG, CHECK_FLAG], os.environ)
-        pidfd = os.pidfd_open(pid)
+        try:
+            pid = os.posix_spawn(self._command[0], [*self._command, FLAG, CHECK_FLAG], os.environ)
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return False
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         try:
@@ -245,11 +256,13 @@ class Supervisor:
         assert self._exits is not None
         groups = {**self._stored, EXIT_LOG_NAME: [self._exits.fd]}
         lines = [" ".join([name, *map(str, fds)]) for name, fds in groups.items()]
-        state = os.memfd_create("supervisor-state")
-        os.write(state, "\n".join([f"{os.getpid()} {int(self._was_ready)}", *lines]).encode())
-        kept = [state, *(fd for fds in groups.values() for fd in fds)]
-        _say("info", "supervisor.replaced", descriptors=self._count())
+        kept = [fd for fds in groups.values() for fd in fds]
+        state = -1
         try:
+            state = os.memfd_create("supervisor-state")
+            kept.append(state)
+            os.write(state, "\n".join([f"{os.getpid()} {int(self._was_ready)}", *lines]).encode())
+            _say("info", "supervisor.replaced", descriptors=self._count())
             for fd in kept:
                 os.set_inheritable(fd, True)
             environment = {**os.environ, _HANDOVER: str(state)}
@@ -261,7 +274,8 @@ class Supervisor:
             _say("error", "supervisor.not_replaced", error=error)
             for fd in kept:
                 os.set_inheritable(fd, False)
-            os.close(state)
+            if state >= 0:
+                os.close(state)
 
     def _take_handover(self) -> None:
         number = os.environ.pop(_HANDOVER, "")

@@ -49,13 +49,21 @@ def die():
 class Supervised:
     """Starts the program under `python FILE --supervise`, and ends whatever is left of it."""
 
-    def __init__(self, directory: Path, body: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        body: str,
+        env: Mapping[str, str] | None = None,
+        interpreter: str = sys.executable,
+        script: str = "",
+    ) -> None:
+        """:param script: what to run as the supervisor, with the program as its argument, instead of the program."""
         self.file = directory / "program.py"
         self.write(body)
         self._unread = b""
         self._errors = (directory / "errors").open("w+b")
         self.process = subprocess.Popen(
-            [sys.executable, "-I", str(self.file), "--supervise"],
+            [interpreter, "-I", *(["-c", script] if script else []), str(self.file), "--supervise"],
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env={"PATH": "/usr/bin:/bin", **(env or {})},

@@ -223,6 +223,54 @@ def test_a_version_that_cannot_be_loaded_is_refused_and_the_child_goes_on(tmp_pa
         assert Path(f"/proc/{supervised.pid}/task/{supervised.pid}/children").read_text() == before
 
 
+def test_without_an_interpreter_an_upgrade_is_refused_and_the_child_goes_on(tmp_path: Path) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.symlink_to(sys.executable)
+    with Supervised(tmp_path, VERSION.replace("NUMBER", "1"), interpreter=str(interpreter)) as supervised:
+        supervised.line()
+        interpreter.unlink()
+        supervised.send(signal.SIGHUP)
+        _until(lambda: "supervisor.not_replaced" in supervised.errors())
+        interpreter.symlink_to(sys.executable)
+        supervised.send(signal.SIGHUP)
+        assert supervised.line() == f"version 1 {supervised.pid} c1 exits"
+
+
+WITHOUT_ROOM = """
+import os, sys
+sys.path.insert(0, {root!r})
+from common.process.supervisor import Supervisor
+calls = []
+
+def failing(function, on):
+    def call(*arguments):
+        calls.append(function)
+        if calls.count(function) in on:
+            raise OSError(11, "no room")
+        return function(*arguments)
+    return call
+
+{failing}
+sys.exit(Supervisor([sys.executable, "-I", sys.argv[1]]).run())
+"""
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        "os.fork = failing(os.fork, {1})",
+        # The first is the log of exits.
+        "os.memfd_create = failing(os.memfd_create, {2})",
+    ],
+)
+def test_without_room_for_a_process_or_its_state_it_tries_again(tmp_path: Path, failing: str) -> None:
+    script = WITHOUT_ROOM.format(root=str(ROOT), failing=failing)
+    with Supervised(tmp_path, VERSION.replace("NUMBER", "1"), script=script) as supervised:
+        assert supervised.line() == f"version 1 {supervised.pid} exits"
+        supervised.send(signal.SIGHUP)
+        assert supervised.line() == f"version 1 {supervised.pid} c1 exits"
+
+
 def test_a_new_version_that_fails_its_first_start_is_started_again(tmp_path: Path) -> None:
     with Supervised(tmp_path, VERSION.replace("NUMBER", "1")) as supervised:
         supervised.line()
