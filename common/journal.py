@@ -143,10 +143,6 @@ class ConnectionJournal:
 
     def _take_connections(self, pending: dict[int, _Pending]) -> None:
         names = self._store.untaken()
-        for connection_id, left in pending.items():
-            self._store.reserve(name_of(_CONNECTION, connection_id))
-            for serial in left.spilled:
-                self._store.reserve(name_of(_SPILLED, serial))
         for name in names:
             if name.startswith(_CONNECTION):
                 connection_id = serial_of(name)

@@ -13,6 +13,7 @@ from common.log import get_logger
 from common.process.exit_log import ExitLog
 
 JOURNAL_FILE = ".journal"
+SERIALS_FILE = ".serials"
 
 log = get_logger()
 
@@ -38,6 +39,6 @@ class Outlasting(NamedTuple):
 
 def open_outlasting(state_dir: str) -> Outlasting:
     """Take over what an earlier daemon with this state directory has left."""
-    store = open_store()
+    store = open_store(f"{state_dir}/{SERIALS_FILE}")
     exit_log = next((ExitLog(fd) for fd in store.take(EXIT_LOG_NAME)), None)
     return Outlasting(store, ConnectionJournal(f"{state_dir}/{JOURNAL_FILE}", store), exit_log)

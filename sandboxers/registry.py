@@ -300,9 +300,6 @@ class SandboxRegistry:
             elif not name.startswith(".") and os.path.isdir(directory) and (only is None or name in only):
                 with self._leaving_untouched(name):
                     found[name] = read_sandbox(directory)
-        for record, _ in filter(None, found.values()):
-            # Before any of the pods is recovered, which may need new names.
-            self._store.reserve(record.descriptors)
         for name, what in found.items():
             with self._leaving_untouched(name):
                 await self._recover(f"{self._state_dir}/{name}", what)

@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 
-from common.descriptors.names import name_of, serial_of
+from common.descriptors.names import name_of
 
 _SYS_KCMP = {"x86_64": 312, "aarch64": 272}[platform.machine()]
 _KCMP_FILE = 0
@@ -31,9 +31,6 @@ class KeptInMemory:
     def new_name(self, kind: str) -> str:
         self._serial += 1
         return name_of(kind, self._serial)
-
-    def reserve(self, name: str) -> None:
-        self._serial = max(self._serial, serial_of(name))
 
     def put(self, name: str, fds: Sequence[int]) -> None:
         for fd in fds:

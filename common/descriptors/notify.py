@@ -19,6 +19,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 
 from common.descriptors.listen import taken_from_environment
 from common.descriptors.names import EXIT_LOG_NAME, name_of, serial_of
+from common.descriptors.serials import Serials
 from common.descriptors.store import DescriptorStore, NoStore
 from common.failpoints import Failpoint, failpoint
 from common.log import get_logger
@@ -34,15 +35,17 @@ _TRANSIENT = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMAN
 log = get_logger()
 
 
-def open_store(environment: MutableMapping[str, str] = os.environ) -> DescriptorStore:
+def open_store(serials_path: str = "", environment: MutableMapping[str, str] = os.environ) -> DescriptorStore:
     """Return the store of whoever has started us, with what it hands back; without one, a store that keeps nothing.
+
+    `serials_path` is where the names of all daemons with the same state come from (`Serials`).
 
     That there is one is known by NOTIFY_SOCKET alone: only systemd 254 and newer tell more (FDSTORE), and one that
     keeps nothing drops what it is given.
     """
     handed = taken_from_environment(environment)
     address = environment.get(_ADDRESS, "")
-    return NotifyStore(_Sender(address), handed) if address else NoStore()
+    return NotifyStore(_Sender(address), handed, serials_path) if address else NoStore()
 
 
 def notify(state: str) -> None:
@@ -99,26 +102,17 @@ async def _barrier_behind(sender: _Sender, timeout_s: float) -> bool:
 class NotifyStore:
     """Descriptors kept by the service manager (`DescriptorStore`)."""
 
-    __slots__ = ("_handed", "_sender", "_serial")
+    __slots__ = ("_handed", "_sender", "_serials")
     keeps = True
 
-    def __init__(self, sender: _Sender, handed: dict[str, list[int]]) -> None:
+    def __init__(self, sender: _Sender, handed: dict[str, list[int]], serials_path: str) -> None:
         self._sender = sender
         self._handed = handed
-        self._serial = 0
-        for name in handed:
-            self.reserve(name)
+        self._serials = Serials(serials_path, max([0, *map(_serial_or_0, handed)]))
 
     def new_name(self, kind: str) -> str:
         """Return a name that no group has, nor has had since the boot."""
-        self._serial += 1
-        return name_of(kind, self._serial)
-
-    def reserve(self, name: str) -> None:
-        """Never give out the serial number of this name again."""
-        with contextlib.suppress(ValueError):
-            if name != EXIT_LOG_NAME:
-                self._serial = max(self._serial, serial_of(name))
+        return name_of(kind, self._serials.next())
 
     def put(self, name: str, fds: Sequence[int]) -> None:
         """Let copies be kept; the manager shall not watch them, or it would drop what hangs up."""
@@ -250,6 +244,13 @@ class _Sender:
 
 
 _senders: dict[str, _Sender] = {}
+
+
+def _serial_or_0(name: str) -> int:
+    try:
+        return 0 if name == EXIT_LOG_NAME else serial_of(name)
+    except ValueError:
+        return 0
 
 
 def _close_all(fds: Sequence[int]) -> None:

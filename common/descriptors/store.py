@@ -25,10 +25,6 @@ class DescriptorStore(Protocol):
         """Return a name that no group has, nor has had since the boot; `kind` is one letter."""
         ...
 
-    def reserve(self, name: str) -> None:
-        """Never return the serial number of this name again: it stands in a record."""
-        ...
-
     def put(self, name: str, fds: Sequence[int]) -> None:
         """Let copies of these be kept under the name, beside those that are; waits a moment at most, never raises.
 
@@ -69,9 +65,6 @@ class NoStore:
         """Return a name that no group has."""
         self._serial += 1
         return name_of(kind, self._serial)
-
-    def reserve(self, name: str) -> None:
-        """Nothing of an earlier daemon is kept that could be mistaken."""
 
     def put(self, name: str, fds: Sequence[int]) -> None:
         """Keep nothing."""

@@ -92,9 +92,7 @@ async def _recover(pod: TaskPod, found: _Found) -> None:
             log.error("container.not_rolled_back", container_id=container.id, error=error)
         return
     await _take_up(pod, container, container.init, record)
-    pod.parts.store.reserve(record.descriptors)
     for exec_record in found.execs:
-        pod.parts.store.reserve(exec_record.descriptors)
         await _take_up_exec(pod, container, exec_record)
 
 

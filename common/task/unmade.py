@@ -52,7 +52,6 @@ class Unmade:
             return
         self._names = {}
         for key, name in record.names.items() if of_this_boot else ():
-            self._store.reserve(name)
             if kept := self._store.take(name):
                 self._names[key] = name
             for fd in kept:

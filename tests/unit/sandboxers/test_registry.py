@@ -595,15 +595,11 @@ async def test_a_long_state_directory_leaves_room_for_every_socket(
 class Names(NoStore):
     """A store of which only the names matter."""
 
-    __slots__ = ("removed", "reserved")
+    __slots__ = ("removed",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.reserved: list[str] = []
         self.removed: list[str] = []
-
-    def reserve(self, name: str) -> None:
-        self.reserved.append(name)
 
     def remove(self, name: str) -> None:
         self.removed.append(name)
@@ -617,7 +613,6 @@ async def test_a_pod_keeps_its_group_of_descriptors_until_it_is_removed(state_di
     sandboxer, store = FakeSandboxer(), Names()
     registry = SandboxRegistry(sandboxer, str(state_dir), 5, store)
     await registry.recover()
-    assert store.reserved == ["p1", "p2"]
     assert sandboxer.sandboxes["second"].group == "p2"
     await registry.shutdown("second")
     assert store.removed == ["p2"]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from common.descriptors import notify as notify_module
 from common.descriptors.names import name_of, serial_of
 from common.descriptors.notify import NotifyStore, barrier, notify, open_store
 from common.descriptors.store import NoStore, all_sent
@@ -135,8 +136,10 @@ async def test_who_waits_for_a_manager_that_is_gone_goes_on(
 
 
 def test_a_manager_that_is_behind_for_a_moment_has_everything_before_the_daemon_goes_on(
-    manager: socket.socket, store: NotifyStore
+    manager: socket.socket, store: NotifyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A machine that is busy with other tests may keep the thread below waiting for longer than a manager.
+    monkeypatch.setattr(notify_module, "_PATIENCE_S", 10.0)
     received: list[str] = []
 
     def catch_up() -> None:
@@ -188,18 +191,6 @@ async def test_a_manager_that_is_gone_stops_nobody(
     another.put("c1", [0])
     assert isinstance(another, NotifyStore)
     another.close()
-
-
-def test_names_do_not_repeat_what_is_handed_back_or_stands_in_records(
-    manager: socket.socket, store: NotifyStore
-) -> None:
-    store.reserve("pz")
-    assert store.new_name("c") == "c10"
-    store.reserve("t3")
-    store.reserve("exits")
-    store.reserve("c")
-    store.reserve("c-x")
-    assert store.new_name("p") == "p11"
 
 
 def test_names_are_a_letter_and_a_number_in_base_36() -> None:

@@ -33,16 +33,16 @@ def leave() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 async def test_their_end_is_waited_for(leave: Callable[..., subprocess.Popen[bytes]]) -> None:
     program = leave("sleep 0.3; exit 5")
     await outlive(WORDS, timeout_s=20)
-    assert program.wait(timeout=1) == 5
+    assert program.wait() == 5
 
 
 async def test_those_that_run_on_are_killed_when_one_limit_is_over(
     leave: Callable[..., subprocess.Popen[bytes]],
 ) -> None:
     programs = [leave("while :; do sleep 0.1; done") for _ in range(5)]
-    async with asyncio.timeout(9):
-        await outlive(WORDS, timeout_s=2)
-    assert [program.wait(timeout=1) for program in programs] == [-9] * 5
+    async with asyncio.timeout(12):
+        await outlive(WORDS, timeout_s=3)
+    assert [program.wait() for program in programs] == [-9] * 5
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start another user's program")

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from common.descriptors.names import name_of, serial_of
+from common.descriptors.names import name_of
+from common.descriptors.serials import Serials
 from common.failpoints import arm
 from common.journal import ConnectionJournal
 from common.ttrpc import CallContext, Method, Server, ServerStream, Service, StreamMethod
@@ -30,19 +31,15 @@ class StoreOfTest:
 
     keeps = True
 
-    def __init__(self, sock: socket.socket, handed: dict[str, int]) -> None:
+    def __init__(self, sock: socket.socket, handed: dict[str, int], serials_path: str) -> None:
         self._sock = sock
         self._handed = handed
-        self._serial = max([0, *map(serial_of, handed)])
+        self._serials = Serials(serials_path)
         for fd in handed.values():
             os.set_inheritable(fd, False)
 
     def new_name(self, kind: str) -> str:
-        self._serial += 1
-        return name_of(kind, self._serial)
-
-    def reserve(self, name: str) -> None:
-        self._serial = max(self._serial, serial_of(name))
+        return name_of(kind, self._serials.next())
 
     def put(self, name: str, fds: Sequence[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
@@ -137,7 +134,9 @@ def _append(path: str, line: bytes) -> None:
 async def serve(directory: str) -> None:
     """Take over what an earlier one has left, and serve until killed."""
     store = StoreOfTest(
-        socket.socket(fileno=int(os.environ["STORE_FD"])), json.loads(os.environ["STORE_HANDED"])
+        socket.socket(fileno=int(os.environ["STORE_FD"])),
+        json.loads(os.environ["STORE_HANDED"]),
+        f"{directory}/serials",
     )
     journal = ConnectionJournal(f"{directory}/journal", store)
     server = Server({NAME: Service(METHODS, Mortal(directory))}, journal=journal)
