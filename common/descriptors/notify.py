@@ -1,7 +1,7 @@
 """The service manager's side door: readiness, and a store for descriptors (sd_notify(3), sd_listen_fds(3)).
 
-systemd and our own supervisor speak it alike. Messages are datagrams and are handled in order, also those of a
-process that has died meanwhile.
+systemd and our own supervisor speak it alike, which has handed us its socket ("fd:7"), where systemd has an address.
+Messages are datagrams and are handled in order, also those of a process that has died meanwhile.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from common.failpoints import Failpoint, failpoint
 from common.log import get_logger
 
 _ADDRESS = "NOTIFY_SOCKET"
+_HANDED = "fd:"
 _TELL_LIMIT_S = 5.0
 _PAUSE_S = 0.05
 # Worth a wait, though the loop stands still: whoever is killed with messages in its own queue loses what they keep.
@@ -271,6 +272,12 @@ def _unconnected() -> socket.socket:
 
 
 def _connect(address: str) -> socket.socket:
+    if address.startswith(_HANDED):
+        number = int(address.removeprefix(_HANDED))
+        os.set_inheritable(number, False)
+        sock = socket.socket(fileno=os.dup(number))
+        sock.setblocking(False)
+        return sock
     sock = _unconnected()
     try:
         sock.connect("\0" + address[1:] if address.startswith("@") else address)

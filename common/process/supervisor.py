@@ -1,8 +1,9 @@
 """A small parent for the daemon, where no systemd is there to keep its descriptors, or no kernel to tell exit codes.
 
-It speaks the service manager's protocol (sd_notify(3)) to its one child, keeps what the child stores, hands it back to
-the next child, and is the subreaper: what a dead daemon leaves behind becomes its child, and how that ends goes into
-the exit log before it is reaped. Under systemd it passes messages and descriptors on, so that they outlive it too.
+It speaks the service manager's protocol (sd_notify(3)) with its one child, over a pair of sockets, keeps what the
+child stores, hands it back to the next child, and is the subreaper: what a dead daemon leaves behind becomes its child,
+and how that ends goes into the exit log before it is reaped. Under systemd it passes messages and descriptors on, so
+that they outlive it too.
 
 It is the one process that must not fail, and its memory is spent on every node: plain blocking code, and it loads
 neither typing nor contextlib nor json, which would be 1.5 MiB more. On SIGHUP it replaces itself with the installed
@@ -18,7 +19,6 @@ import resource
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 from collections.abc import Sequence
@@ -37,6 +37,9 @@ _HANDOVER = "SANDBOXD_SUPERVISOR_STATE"
 _OPEN_FILES = 65536
 _MESSAGE_BYTES = 4096
 _MESSAGE_FDS = 253  # SCM_MAX_FD, unix(7)
+_MESSAGES_PER_WAKEUP = 100
+# As much as the kernel grants: some 400 messages, where a datagram socket with an address takes ten.
+_QUEUE_BYTES = 1 << 20
 # Their names are one environment string, which the kernel limits to 128 KiB (MAX_ARG_STRLEN, execve(2)).
 _MOST_STORED = 14000
 _LONGEST_NAME = 8
@@ -47,7 +50,6 @@ _LONGEST_DELAY_OF_READY_S = 0.5
 _STABLE_S = 10.0
 _STOP_LIMIT_S = 20.0
 _CHECK_LIMIT_S = 10.0
-_CREDENTIALS = struct.Struct("=iII")
 _PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, *_PASSED_ON)
 # What the child says about itself and not about the service, such as MAINPID, is not passed on.
@@ -101,13 +103,8 @@ class Supervisor:
         self._restart_at: float | None = None
         self._kill_at: float | None = None
         self._status = 0
-        # An address of the kernel's choosing: unlike a path it leaves nothing behind, and who may send is
-        # decided by the credentials of each message.
-        self._notify = socket.socket(
-            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
-        self._notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self._notify.bind("")
+        self._notify: socket.socket | None = None
+        self._epoll = select.epoll()
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals: list[int] = []
 
@@ -122,11 +119,9 @@ class Supervisor:
         # What has ended while this program replaced itself sends no signal any more.
         self._reap()
         self._spawn()
-        epoll = select.epoll()
-        epoll.register(self._wake, select.EPOLLIN)
-        epoll.register(self._notify.fileno(), select.EPOLLIN)
+        self._epoll.register(self._wake, select.EPOLLIN)
         while self._pid or self._restart_at is not None:
-            for fd, _ in epoll.poll(self._timeout_s()):
+            for fd, _ in self._epoll.poll(self._timeout_s()):
                 if fd == self._wake:
                     os.read(self._wake, 4096)
                 else:
@@ -145,10 +140,9 @@ class Supervisor:
         self._is_ready = False
         names = [name for name, fds in self._stored.items() for _ in fds]
         fds = [fd for fds in self._stored.values() for fd in fds]
-        address = self._notify.getsockname()
         environment = {
             **os.environ,
-            "NOTIFY_SOCKET": "@" + os.fsdecode(address[1:]),
+            "NOTIFY_SOCKET": f"fd:{FIRST_FD + len(fds) + 1}",
             "FDSTORE": str(_MOST_STORED),
             "LISTEN_FDS": str(len(fds) + 1),
             "LISTEN_FDNAMES": ":".join([*names, EXIT_LOG_NAME]),
@@ -157,17 +151,18 @@ class Supervisor:
         # A signal for the child that comes before the exec waits until it has the meaning that it has there.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         try:
-            pid = os.fork()
+            with self._listen() as notify:
+                pid = os.fork()
+                if pid == 0:
+                    try:
+                        _execute(self._command, environment, [*fds, self._exits.fd, notify.fileno()], own)
+                    finally:
+                        os._exit(127)
+                self._pid = pid
         except OSError as error:
             _say("error", "daemon.not_started", error=error, again_in_s=self._delay_s)
+            self._hang_up()
             self._restart_later()
-        else:
-            if pid == 0:
-                try:
-                    _execute(self._command, environment, [*fds, self._exits.fd], own)
-                finally:
-                    os._exit(127)
-            self._pid = pid
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
 
     def _restart_later(self) -> None:
@@ -179,7 +174,9 @@ class Supervisor:
         while (zombie := _peek()) is not None:
             if zombie.si_pid == self._pid:
                 # What it has said before its death counts.
-                self._drain()
+                while self._drain():
+                    pass
+                self._hang_up()
                 _, status = os.waitpid(zombie.si_pid, 0)
                 self._on_child_end(os.waitstatus_to_exitcode(status))
             else:
@@ -295,23 +292,39 @@ class Supervisor:
 
     # -- what the child says -------------------------------------------------------------------------
 
-    def _drain(self) -> None:
-        while True:
+    def _listen(self) -> socket.socket:
+        """Return what the next child shall talk to: the other end of a pair, which nobody else can reach."""
+        kind = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        self._notify, notify = socket.socketpair(socket.AF_UNIX, kind)
+        notify.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _QUEUE_BYTES)
+        self._epoll.register(self._notify.fileno(), select.EPOLLIN)
+        return notify
+
+    def _hang_up(self) -> None:
+        if self._notify is not None:
+            self._notify.close()  # which takes it out of the epoll, too
+            self._notify = None
+
+    def _drain(self) -> bool:
+        """Handle some of what the child has said; tell whether there may be more."""
+        notify = self._notify
+        if notify is None:
+            return False
+        for _ in range(_MESSAGES_PER_WAKEUP):
             try:
-                data, ancillary, flags, _ = self._notify.recvmsg(
-                    _MESSAGE_BYTES,
-                    socket.CMSG_SPACE(_MESSAGE_FDS * 4) + socket.CMSG_SPACE(_CREDENTIALS.size),
-                    socket.MSG_CMSG_CLOEXEC,
+                data, ancillary, flags, _ = notify.recvmsg(
+                    _MESSAGE_BYTES, socket.CMSG_SPACE(_MESSAGE_FDS * 4), socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
-                return
-            fds, sender = _parse(ancillary)
-            if sender != self._pid or not self._pid:
-                _close(fds)
-                continue
+                return False
+            fds = _descriptors_in(ancillary)
+            if not data and not fds:
+                self._hang_up()
+                return False
             if flags & socket.MSG_CTRUNC:
                 _say("error", "descriptors.not_kept", reason="too many open files", message=repr(data[:80]))
             self._handle(data, fds)
+        return True
 
     def _handle(self, data: bytes, fds: list[int]) -> None:
         lines = [line for line in data.decode(errors="replace").split("\n") if "=" in line]
@@ -443,14 +456,12 @@ def _peek() -> os.waitid_result | None:
         return None
 
 
-def _parse(ancillary: list[tuple[int, int, bytes]]) -> tuple[list[int], int]:
-    fds, sender = array.array("i"), 0
+def _descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(data[: len(data) // fds.itemsize * fds.itemsize])
-        elif level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-            sender = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])[0]
-    return list(fds), sender
+    return list(fds)
 
 
 def _close(fds: list[int]) -> None:

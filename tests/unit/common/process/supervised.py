@@ -28,10 +28,12 @@ import array, signal, socket, time
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
-def tell(message, *fds, address=os.environ["NOTIFY_SOCKET"]):
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        sock.sendmsg([message.encode()], rights, 0, "\\0" + address[1:])
+manager = socket.socket(fileno=int(os.environ["NOTIFY_SOCKET"].removeprefix("fd:")))
+manager.setblocking(True)
+
+def tell(message, *fds):
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    manager.sendmsg([message.encode()], rights)
 
 def handed():
     assert os.environ["LISTEN_PID"] == str(os.getpid())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import itertools
 import json
 import os
@@ -71,27 +70,65 @@ def test_a_name_that_could_not_be_handed_back_is_refused(tmp_path: Path, name: s
         assert '"event":"descriptors.not_kept"' in supervised.errors()
 
 
-def test_a_stranger_stores_nothing(tmp_path: Path) -> None:
+def test_what_it_listens_on_has_no_address_that_a_stranger_could_use(tmp_path: Path) -> None:
+    with Supervised(tmp_path, "tell('READY=1'); say('ready'); time.sleep(60)") as supervised:
+        supervised.line()
+        descriptors = Path(f"/proc/{supervised.pid}/fd").iterdir()
+        links = {os.readlink(descriptor) for descriptor in descriptors}
+        sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+        own = [fields for fields in sockets if f"socket:[{fields[6]}]" in links]
+    assert [len(fields) for fields in own] == [7], "one, without a path"
+
+
+def test_what_a_dead_child_has_left_stores_nothing(tmp_path: Path) -> None:
     body = """
-    signal.signal(signal.SIGUSR1, lambda *_: die())
-    if not os.path.exists(sys.argv[0] + ".again"):
+    if len(handed()) == 1 and not os.path.exists(sys.argv[0] + ".again"):
         open(sys.argv[0] + ".again", "w").close()
         tell("READY=1")
-        say(os.environ["NOTIFY_SOCKET"])
-        signal.pause()
-    say(*handed())
+        if os.fork():
+            die()
+        say("here", os.getppid())
+        try:
+            while True:
+                time.sleep(0.01)
+                if os.path.exists(sys.argv[0] + ".now"):
+                    tell("FDSTORE=1\\nFDPOLL=0\\nFDNAME=x1", 0)
+        except OSError as error:
+            say(type(error).__name__)
+            os._exit(0)
+    say("next")
+    time.sleep(0.5)
+    open(sys.argv[0] + ".now", "w").close()
+    time.sleep(60)
     """
     with Supervised(tmp_path, dedent(body)) as supervised:
-        address = "\0" + supervised.line()[1:]
-        reader, writer = os.pipe()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.connect(address)
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [reader]))]
-            sock.sendmsg([b"FDSTORE=1\nFDPOLL=0\nFDNAME=x1"], rights)
-        os.close(reader)
-        os.close(writer)
-        supervised.send(signal.SIGUSR1)
-        assert supervised.line() == "exits"
+        lines = [supervised.line() for _ in range(3)]
+        assert sorted(line.split()[0] for line in lines) == ["BrokenPipeError", "here", "next"]
+
+
+def test_a_child_that_stops_talking_is_no_work(tmp_path: Path) -> None:
+    body = "tell('READY=1'); manager.close(); say('closed'); time.sleep(60)"
+    with Supervised(tmp_path, body) as supervised:
+        supervised.line()
+        stat = Path(f"/proc/{supervised.pid}/stat")
+        before = stat.read_text().rpartition(")")[2].split()[11:13]
+        time.sleep(0.3)
+        assert stat.read_text().rpartition(")")[2].split()[11:13] == before, "it does not spin"
+
+
+def test_a_supervisor_that_is_behind_has_room_for_the_start_of_many_pods(tmp_path: Path) -> None:
+    body = """
+    tell("READY=1")
+    manager.setblocking(False)
+    os.kill(os.getppid(), signal.SIGSTOP)
+    for number in range(150):
+        tell(f"FDSTORE=1\\nFDPOLL=0\\nFDNAME=c{number}", 0)
+    os.kill(os.getppid(), signal.SIGCONT)
+    say("told")
+    time.sleep(60)
+    """
+    with Supervised(tmp_path, dedent(body)) as supervised:
+        assert supervised.line() == "told"
 
 
 def test_a_barrier_is_passed_after_all_before_it_is_handled(tmp_path: Path) -> None:
