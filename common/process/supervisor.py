@@ -85,8 +85,8 @@ class Supervisor:
         self._command = list(command)
         self._outer = os.environ.get("NOTIFY_SOCKET", "")
         self._stored = taken_from_environment()
-        # Who is handed something has been ready before, whoever that was.
-        self._was_ready = bool(self._stored)
+        # Whoever has stored something was ready; the log is our own.
+        self._was_ready = any(name != EXIT_LOG_NAME for name in self._stored)
         self._is_ready = False
         self._exits: ExitLog | None = None
         self._take_handover()
@@ -102,6 +102,8 @@ class Supervisor:
         self._started_at = 0.0
         self._restart_at: float | None = None
         self._kill_at: float | None = None
+        self._check_pid = 0
+        self._check_until: float | None = None
         self._status = 0
         self._notify: socket.socket | None = None
         self._epoll = select.epoll()
@@ -179,6 +181,9 @@ class Supervisor:
                 self._hang_up()
                 _, status = os.waitpid(zombie.si_pid, 0)
                 self._on_child_end(os.waitstatus_to_exitcode(status))
+            elif zombie.si_pid == self._check_pid:
+                _, status = os.waitpid(zombie.si_pid, 0)
+                self._on_check_end(status == 0)
             else:
                 try:
                     started = start_time(zombie.si_pid)
@@ -221,9 +226,22 @@ class Supervisor:
     # -- another version of itself -------------------------------------------------------------------
 
     def _upgrade(self) -> None:
-        if self._stopping or self._upgrading:
+        """Begin with trying whether what is installed now can at least be loaded: after the exec it is too late."""
+        if self._stopping or self._upgrading or self._check_pid:
             return
-        if not self._is_replaceable():
+        try:
+            self._check_pid = os.posix_spawn(self._command[0], [*self._command, FLAG, CHECK_FLAG], os.environ)
+        except OSError:
+            self._on_check_end(False)
+        else:
+            self._check_until = time.monotonic() + _CHECK_LIMIT_S
+
+    def _on_check_end(self, is_loadable: bool) -> None:
+        self._check_pid = 0
+        self._check_until = None
+        if self._stopping:
+            return
+        if not is_loadable:
             _say("error", "supervisor.not_replaced", reason="the installed version does not start")
             return
         self._upgrading = True
@@ -231,22 +249,6 @@ class Supervisor:
             self._signal_child(signal.SIGTERM)
         else:
             self._on_child_end(0)
-
-    def _is_replaceable(self) -> bool:
-        """Tell whether what is installed now can at least be loaded: after the exec it would be too late."""
-        try:
-            pid = os.posix_spawn(self._command[0], [*self._command, FLAG, CHECK_FLAG], os.environ)
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            return False
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        try:
-            if not poll.poll(_CHECK_LIMIT_S * 1000):
-                os.kill(pid, signal.SIGKILL)
-            return os.waitpid(pid, 0)[1] == 0
-        finally:
-            os.close(pidfd)
 
     def _replace_self(self) -> None:
         """Execute the installed version of this program in this very process: children and pid stay."""
@@ -263,8 +265,10 @@ class Supervisor:
             for fd in kept:
                 os.set_inheritable(fd, True)
             environment = {**os.environ, _HANDOVER: str(state)}
-            # A SIGTERM of this moment waits for the new version.
+            # A SIGTERM of this moment waits for the new version, also one that is noted and not handled yet.
             signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+            for number in {signal.SIGTERM, signal.SIGINT}.intersection(self._signals):
+                signal.raise_signal(number)
             os.execve(self._command[0], [*self._command, FLAG], environment)
         except OSError as error:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
@@ -396,6 +400,8 @@ class Supervisor:
                 reason="told to stop, and nobody keeps them",
                 descriptors=self._count(),
             )
+        if self._check_pid:
+            os.kill(self._check_pid, signal.SIGKILL)
         self._signal_child(signal.SIGTERM)
 
     def _signal_child(self, number: int) -> None:
@@ -407,13 +413,16 @@ class Supervisor:
             self._kill_at = time.monotonic() + _STOP_LIMIT_S
 
     def _timeout_s(self) -> float:
-        due = [at for at in (self._restart_at, self._kill_at) if at is not None]
+        due = [at for at in (self._restart_at, self._kill_at, self._check_until) if at is not None]
         return max(0.0, min(due) - time.monotonic()) if due else -1
 
     def _handle_time(self) -> None:
         now = time.monotonic()
         if self._restart_at is not None and now >= self._restart_at:
             self._spawn()
+        if self._check_until is not None and now >= self._check_until:
+            self._check_until = None
+            os.kill(self._check_pid, signal.SIGKILL)
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
             _say("error", "daemon.killed", reason=f"it did not end within {_STOP_LIMIT_S:g} s")

@@ -253,11 +253,11 @@ def test_an_upgrade_keeps_its_pid_and_everything_else(tmp_path: Path) -> None:
 def test_a_version_that_cannot_be_loaded_is_refused_and_the_child_goes_on(tmp_path: Path) -> None:
     with Supervised(tmp_path, VERSION.replace("NUMBER", "1")) as supervised:
         supervised.line()
-        before = Path(f"/proc/{supervised.pid}/task/{supervised.pid}/children").read_text()
+        before = _children(supervised.pid)
         supervised.file.write_text("import nothing_of_this_name\n")
         supervised.send(signal.SIGHUP)
         _until(lambda: "supervisor.not_replaced" in supervised.errors())
-        assert Path(f"/proc/{supervised.pid}/task/{supervised.pid}/children").read_text() == before
+        assert _children(supervised.pid) == before
 
 
 def test_without_an_interpreter_an_upgrade_is_refused_and_the_child_goes_on(tmp_path: Path) -> None:
@@ -306,6 +306,53 @@ def test_without_room_for_a_process_or_its_state_it_tries_again(tmp_path: Path, 
         assert supervised.line() == f"version 1 {supervised.pid} exits"
         supervised.send(signal.SIGHUP)
         assert supervised.line() == f"version 1 {supervised.pid} c1 exits"
+
+
+def test_while_a_new_version_is_tried_everything_goes_on(tmp_path: Path) -> None:
+    hears = "signal.signal(signal.SIGUSR1, lambda *_: say('heard'))\n"
+    with Supervised(tmp_path, hears + VERSION.replace("NUMBER", "1")) as supervised:
+        supervised.line()
+        supervised.write(VERSION.replace("NUMBER", "2"))
+        waits = f"import os, time\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n"
+        supervised.file.write_text(waits + supervised.file.read_text())
+        supervised.send(signal.SIGHUP)
+        _until(lambda: len(_children(supervised.pid)) == 2)
+        supervised.send(signal.SIGUSR1)
+        assert supervised.line(5.0) == "heard"
+        (tmp_path / "go").touch()
+        assert supervised.line() == f"version 2 {supervised.pid} c1 exits"
+
+
+def test_told_to_stop_while_a_new_version_is_tried_it_stops(tmp_path: Path) -> None:
+    with Supervised(tmp_path, VERSION.replace("NUMBER", "1")) as supervised:
+        supervised.line()
+        supervised.file.write_text("import time\ntime.sleep(60)\n")
+        supervised.send(signal.SIGHUP)
+        _until(lambda: len(_children(supervised.pid)) == 2)
+        supervised.send(signal.SIGTERM)
+        assert supervised.wait() == 0
+
+
+STOPPED_IN_BETWEEN = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from common.process.supervisor import Supervisor
+
+class ToldToStop(Supervisor):
+    def _replace_self(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        super()._replace_self()
+
+sys.exit(ToldToStop([sys.executable, "-I", sys.argv[1]]).run())
+"""
+
+
+def test_a_stop_at_the_moment_of_an_upgrade_is_heard(tmp_path: Path) -> None:
+    script = STOPPED_IN_BETWEEN.format(root=str(ROOT))
+    with Supervised(tmp_path, VERSION.replace("NUMBER", "1"), script=script) as supervised:
+        supervised.line()
+        supervised.send(signal.SIGHUP)
+        assert supervised.wait() == 0
 
 
 def test_a_new_version_that_fails_its_first_start_is_started_again(tmp_path: Path) -> None:
@@ -385,6 +432,22 @@ os.execv(sys.executable, [sys.executable, "-I", {str(tmp_path / "program.py")!r}
     assert (done.returncode, done.stdout) == (0, "c1:2 exits:1 p2:1\n"), done.stderr
 
 
+def test_a_log_that_the_manager_above_has_kept_is_not_taken_for_a_daemon_that_was_ready(
+    tmp_path: Path,
+) -> None:
+    with Supervised(tmp_path, "os._exit(3)"):
+        pass  # only to have the program written
+    script = f"""
+import os, sys
+os.dup2(os.memfd_create("exits"), 9)
+os.dup2(9, 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="exits")
+os.execv(sys.executable, [sys.executable, "-I", {str(tmp_path / "program.py")!r}, "--supervise"])
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", script], timeout=30, check=False)
+    assert done.returncode == 3
+
+
 # -- what it costs ------------------------------------------------------------------------------------
 
 
@@ -450,6 +513,10 @@ def test_it_weighs_less_than_8_mib_with_3000_descriptors(tmp_path: Path) -> None
         pss = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
         assert pss is not None
         assert int(pss[1]) < 8 * 1024
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def _until(condition: Callable[[], bool]) -> None:
