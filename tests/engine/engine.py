@@ -198,11 +198,23 @@ class Engine:
         python: Path = PYTHON,
         env: Mapping[str, str] | None = None,
         supervise: bool = False,
+        manager: Sequence[str] = (),
     ) -> None:
-        """Start the sandboxer of the handler `sandboxd`, below a supervisor or not, and wait until it listens."""
-        self._supervised = supervise
+        """Start the sandboxer of the handler `sandboxd`, below a supervisor or not, and wait until it listens.
+
+        `manager` is a command that starts the one behind it as its child, and starts it again.
+        """
+        self._supervised = supervise or bool(manager)
         supervisor = ["--supervise"] if supervise else []
-        self._sandboxer_command = [str(python), "-m", "sandboxers", *supervisor, "--config", str(config)]
+        self._sandboxer_command = [
+            *manager,
+            str(python),
+            "-m",
+            "sandboxers",
+            *supervisor,
+            "--config",
+            str(config),
+        ]
         self._sandboxer_env = {**os.environ, "PYTHONPATH": str(CHECKOUT), **(env or {})}
         self._spawn_sandboxer()
 
