@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,9 @@ def leave() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     def start(script: str, user: int | None = None) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(["sh", "-c", script, "sh", *WORDS], user=user, cwd="/")
         left.append(process)
+        # The kernel lets go of the parent a moment before it has set the command line up.
+        while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            time.sleep(0.001)
         return process
 
     yield start
