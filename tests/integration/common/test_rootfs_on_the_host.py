@@ -15,7 +15,7 @@ import pytest
 
 from common.cgroup import Hierarchies, OomWatcher
 from common.errors import SandboxdError
-from common.linux.mounts import MountSpec, mount, mounts_below
+from common.linux.mounts import MountSpec, make_private, mount, mounts_below
 from common.oci.runtime import OciRuntime
 from common.oci.spec import PodView
 from common.process.exits import ExitWatcher
@@ -142,6 +142,8 @@ async def host(request: pytest.FixtureRequest, tree: Path, watcher: ExitWatcher)
     shared = tree / "shared"
     shared.mkdir()
     mount(str(shared), str(shared), None, MS_BIND)
+    # Where systemd has made / shared, the mount below it is a peer, and would get a second one of each.
+    make_private(str(shared))
     mount(None, str(shared), None, MS_SHARED)
     host = Host(shared, request.param, watcher)
     yield host

@@ -23,6 +23,7 @@ from tests.integration.daemon.client import Controller, Pod, refused
 from tests.integration.daemon.lab import Daemon, Lab, until
 from tests.integration.daemon.specs import pod_config
 
+TOLD_BY_THE_KERNEL = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
 _serial = itertools.count(1)
 
 
@@ -125,7 +126,8 @@ async def test_pods_and_containers_are_taken_up_again(node: Node) -> None:
         assert await container.run_exec("echo", "hello") == (0, "hello\n")
         waiting = asyncio.create_task(container.wait())
         await container.kill(9)
-        assert await waiting == 137
+        # Before Linux 6.15 the kernel tells the code to parents alone, which this daemon is not.
+        assert await waiting == (137 if TOLD_BY_THE_KERNEL else 255)
         await container.delete()
     assert await created.state() == "created"
     await created.start()
