@@ -40,6 +40,7 @@ def test_a_version_that_writes_newer_records_can_come_go_and_come_again(
     service: Service, kubelet: Kubelet, older_again: None
 ) -> None:
     verb = "reload" if SUPERVISED else "restart"
+    replaced_before = journal(service.unit).count("supervisor.replaced")
 
     def use(version: str) -> None:
         turn_link(version)
@@ -54,5 +55,5 @@ def test_a_version_that_writes_newer_records_can_come_go_and_come_again(
     )
     log = journal(service.unit)
     assert "start the version that wrote it" in log
-    assert log.count("supervisor.replaced") == (3 if SUPERVISED else 0)
+    assert log.count("supervisor.replaced") - replaced_before == (3 if SUPERVISED else 0)
     assert not LOST_CONNECTION.search(journal("containerd"))
