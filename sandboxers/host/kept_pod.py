@@ -12,7 +12,6 @@ from common.descriptors.store import DescriptorStore
 from common.linux.namespaces import Kind
 
 _SHM_GROUP = "s"
-_LISTEN_BACKLOG = 128
 
 
 def shm_group(group: str) -> str:
@@ -51,23 +50,6 @@ class KeptPod:
         for fd in (*self.namespaces.values(), *self.shm, *([] if self.pidfd is None else [self.pidfd])):
             os.close(fd)
         self.namespaces, self.shm, self.pidfd = {}, [], None
-
-
-def listen_on(path: str) -> socket.socket:
-    """Return a new listening unix socket that only root may use, in the place of whatever is there."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    old_mask = os.umask(0o177)
-    try:
-        listener.bind(path)
-        listener.listen(_LISTEN_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.umask(old_mask)
-    return listener
 
 
 def remove_console_sockets(directory: str) -> None:

@@ -33,8 +33,9 @@ from common.task.recovery import recover_containers
 from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
 from common.task.unmade import RECORD_FILE as UNMADE_FILE
 from common.task.unmade import UnmadeRecord
+from common.transport.streams import listen_unix
 from common.ttrpc import Server, Service, only_root
-from sandboxers.host.kept_pod import KeptPod, listen_on, remove_console_sockets, shm_group
+from sandboxers.host.kept_pod import KeptPod, remove_console_sockets, shm_group
 from sandboxers.host.pod_files import pod_files, write_pod_files
 from sandboxers.host.pod_namespaces import RECORD_FILE as NAMESPACES_FILE
 from sandboxers.host.pod_namespaces import NamespacesRecord, PodNamespaces
@@ -113,7 +114,7 @@ class HostSandbox:
             self._shm.make()
             undo.callback(self._shm.release)
             failpoint(Failpoint.SANDBOX_SHM_MADE)
-            self._serve(listen_on(f"{self._directory}/{TASK_SOCKET}"))
+            self._serve(listen_unix(f"{self._directory}/{TASK_SOCKET}"))
             undo.callback(self._close_server)
             failpoint(Failpoint.SANDBOX_LISTENING)
             self._keep()
@@ -177,7 +178,7 @@ class HostSandbox:
         else:
             kept.close()
         remove_console_sockets(self._directory)
-        self._serve(kept.listener or listen_on(path))
+        self._serve(kept.listener or listen_unix(path))
         if kept.listener is None:
             self._forget()
             self._keep()

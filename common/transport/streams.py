@@ -1,0 +1,81 @@
+"""What transports share: unix sockets by path, and a line that comes before other bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+
+_CONNECT_RETRY_S = 0.01
+_BACKLOG = 128
+
+
+async def connect_unix(path: str, timeout_s: float) -> socket.socket:
+    """Return a connected, non-blocking unix stream socket.
+
+    :raise OSError: nobody listens.
+    :raise TimeoutError: the backlog stays full.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        async with asyncio.timeout(timeout_s):
+            # A full backlog is EAGAIN, and no event announces that there is room (unix(7)).
+            while True:
+                try:
+                    sock.connect(path)
+                    return sock
+                except BlockingIOError:
+                    await asyncio.sleep(_CONNECT_RETRY_S)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def listen_unix(path: str) -> socket.socket:
+    """Return a listening, non-blocking socket of mode 0600, in place of another socket at this path."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        mask = os.umask(0o177)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(mask)
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def receive_line(sock: socket.socket, limit_bytes: int) -> bytes:
+    """Receive one line and return it without its end; what follows stays in the socket.
+
+    :raise ConnectionError: the peer closed the connection, or the line is longer than the limit.
+    """
+    loop = asyncio.get_running_loop()
+    line = b""
+    while True:
+        readable = loop.create_future()
+        loop.add_reader(sock, _set, readable)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(sock)
+        seen = sock.recv(limit_bytes, socket.MSG_PEEK)
+        end = seen.find(b"\n") + 1
+        taken = sock.recv(end or len(seen))
+        line += taken
+        if end:
+            return line[:-1]
+        if not taken or len(line) >= limit_bytes:
+            raise ConnectionResetError("the connection ended, or its first line is too long")
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,183 @@
+"""Where a guest reports: its announcement first, then exits, OOM kills and ends of streams."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
+
+from common.completion import Completion
+from common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, status_of
+from common.log import get_logger
+from common.transport import Transport
+from common.ttrpc import CallContext, Method, Server, Service
+from proto.gen.containerd.events import task_pb2 as events
+from proto.gen.containerd.services.ttrpc.events.v1.events_pb2 import ForwardRequest
+from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
+from vmm.protocol import HOST_PORT, HOST_SERVICE, PROTOCOL, STREAM_END_TOPIC
+
+EVENTS_SERVICE: Final = "containerd.services.events.ttrpc.v1.Events"
+
+_CONNECTION_LIMIT = 4
+_QUEUE_LIMIT_BYTES = 1 << 20
+_TEXT_LIMIT = 100
+
+# What a guest may tell; everything else is thrown away.
+_TOPICS: Final[Mapping[str, type[Message]]] = MappingProxyType(
+    {
+        "/tasks/oom": events.TaskOOM,
+        "/tasks/exit": events.TaskExit,
+        STREAM_END_TOPIC: api.StreamEnd,
+    }
+)
+
+GuestEvent = events.TaskOOM | events.TaskExit | api.StreamEnd
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What a guest says of itself when it is ready; texts are cut and printable, figures are the guest's word."""
+
+    agent_version: str
+    kernel_release: str
+    boot_id: str
+    cpus: int
+    memory_bytes: int
+    clock_source: str
+    exec_ns: int
+    ready_ns: int
+
+
+class Reception:
+    """Port 1025 of the host for one VM: `async with` it, start the VM, `await announcement()`.
+
+    After a restart of the daemon a guest that is connected anew announces itself again; nobody need wait for it.
+    """
+
+    __slots__ = ("_announced", "_listener", "_on_event", "_server", "_transport")
+
+    def __init__(
+        self,
+        transport: Transport,
+        on_event: Callable[[GuestEvent], None],
+        listener: socket.socket | None = None,
+        port: int = HOST_PORT,
+    ) -> None:
+        """Listen.
+
+        :param on_event: called for each event, in the order in which they happened; a guest may repeat one.
+        :param listener: one that an earlier daemon has left, which is taken over.
+        :raise OSError: the port is taken.
+        """
+        self._transport = transport
+        self._on_event = on_event
+        self._announced: Completion[Announcement] = Completion()
+        self._server = Server(
+            {HOST_SERVICE: Service(_HOST_METHODS, self), EVENTS_SERVICE: Service(_EVENT_METHODS, self)},
+            status_of=status_of,
+            queue_limit=_QUEUE_LIMIT_BYTES,
+        )
+        self._listener = listener or transport.listen(port)
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    @property
+    def listener(self) -> socket.socket:
+        """The listening socket, for a descriptor store."""
+        return self._listener
+
+    async def announcement(self, timeout_s: float) -> Announcement:
+        """Return what the guest has announced.
+
+        :raise DeadlineExceeded: it is silent.
+        :raise Unavailable: `lose` was called meanwhile.
+        :raise FailedPrecondition: it speaks another protocol.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._announced.wait()
+        except TimeoutError:
+            raise DeadlineExceeded(f"the guest has not announced itself within {timeout_s:g} s") from None
+
+    def lose(self, error: Exception) -> None:
+        """The VM is dead: whoever waits for its announcement gets `error`."""
+        self._announced.interrupt(error)
+
+    def close(self) -> None:
+        """Stop listening and drop the guest's connections. Idempotent."""
+        if self._listener.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+        self._server.close()
+
+    def __enter__(self) -> Reception:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        if self._server.connection_count >= _CONNECTION_LIMIT or not self._transport.is_peer(sock):
+            sock.close()
+            return
+        self._server.adopt(sock)
+
+    async def announce(self, request: api.AnnounceRequest, _: CallContext) -> Empty:
+        """Take an announcement, the first one for good."""
+        if request.protocol != PROTOCOL:
+            error = FailedPrecondition(
+                f"the guest's agent speaks protocol {request.protocol}, this sandboxd {PROTOCOL}: "
+                "build the guest image of this version"
+            )
+            self._announced.interrupt(error)
+            raise error
+        if self._announced.value is None:
+            self._announced.set(
+                Announcement(
+                    agent_version=printable(request.agent_version),
+                    kernel_release=printable(request.kernel_release),
+                    boot_id=printable(request.boot_id),
+                    cpus=request.cpus,
+                    memory_bytes=request.memory_bytes,
+                    clock_source=printable(request.clock_source),
+                    exec_ns=request.exec_ns,
+                    ready_ns=request.ready_ns,
+                )
+            )
+        return Empty()
+
+    async def forward(self, request: ForwardRequest, _: CallContext) -> Empty:
+        """Take an event."""
+        envelope = request.envelope
+        expected = _TOPICS.get(envelope.topic)
+        if expected is None or envelope.event.type_url != expected.DESCRIPTOR.full_name:
+            raise InvalidArgument(f"no such event: {printable(envelope.topic)}")
+        try:
+            event = expected.FromString(envelope.event.value)
+        except DecodeError:
+            raise InvalidArgument(f"malformed event: {printable(envelope.topic)}") from None
+        assert isinstance(event, GuestEvent)
+        with contextlib.suppress(Exception):
+            self._on_event(event)
+        return Empty()
+
+
+def printable(text: str) -> str:
+    """Return the beginning of a guest's text, fit for logs and errors."""
+    return "".join(c if c.isprintable() else "?" for c in text[:_TEXT_LIMIT])
+
+
+_HOST_METHODS = MappingProxyType({"Announce": Method(api.AnnounceRequest, Reception.announce)})
+_EVENT_METHODS = MappingProxyType({"Forward": Method(ForwardRequest, Reception.forward)})
