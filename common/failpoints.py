@@ -65,6 +65,7 @@ class Failpoint(enum.StrEnum):
     STDIN_CLOSED = "stdin.closed"
     TERMINAL_RECEIVED = "terminal.received"
     CONNECTION_KEPT = "connection.kept"
+    LINK_KEPT = "link.kept"
     REQUEST_ADMITTED = "request.admitted"
     REQUEST_CONSUMED = "request.consumed"
     REQUEST_ANSWERED = "request.answered"

@@ -30,6 +30,7 @@ _FORMAT: Final = b"sandboxd journal "
 _HEADER: Final = _FORMAT + b"1\n"
 _CONNECTION: Final = "c"
 _SPILLED: Final = "w"
+_LINK: Final = "a"  # with the serial number of the connection that it belongs to
 
 # Size of the payload, kind, connection, stream (or the number of a large frame); the checksum covers payload, too.
 _ENTRY = struct.Struct("=IBQQ")
@@ -256,6 +257,21 @@ class ConnectionJournal:
             self._append(_encode(_UNSPILLED, connection_id, serial, b""))
             if not self._unwritten:
                 self._store.remove(name_of(_SPILLED, serial))
+
+    def link_opened(self, connection_id: int, sock: socket.socket) -> None:
+        """Keep the link that a relay has made for a connection."""
+        self._store.put(name_of(_LINK, connection_id), [sock.fileno()])
+        failpoint(Failpoint.LINK_KEPT)
+
+    def take_link(self, connection_id: int) -> socket.socket | None:
+        """Return the link that an earlier daemon had for a connection."""
+        fds = self._store.take(name_of(_LINK, connection_id))
+        _close_all(fds[1:])
+        return socket.socket(fileno=fds[0]) if fds else None
+
+    def link_closed(self, connection_id: int) -> None:
+        """Keep the link of a connection no longer."""
+        self._store.remove(name_of(_LINK, connection_id))
 
     def closed(self, connection_id: int) -> None:
         """Forget a connection."""

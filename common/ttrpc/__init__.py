@@ -25,6 +25,7 @@ Layers, each importing only those before it:
     _socket                             frames over one socket: peek, consume, write
     _calls, _stream                     what handlers and callers hold
     _server, _client                    the two roles
+    _relay                              a server that hands calls on
 
 The protocol is specified by PROTOCOL.md of github.com/containerd/ttrpc; where that is silent this package
 does what the Go implementation (v1.2.7) does. Everything belongs to the event loop in which it was made, and
@@ -53,6 +54,7 @@ from common.ttrpc._events import DataReceived, Event, RequestReceived, ResponseR
 from common.ttrpc._frames import MAX_DATA_SIZE, Frame, FrameBuffer, OversizedFrame, encode_frame
 from common.ttrpc._journal import Journal, NullJournal, Replay, ReplayedRequest
 from common.ttrpc._marks import SpilledFrame
+from common.ttrpc._relay import LinkJournal, RelayContext, RelayedMethod, RelayServer
 from common.ttrpc._server import Server
 from common.ttrpc._state import StreamState
 from common.ttrpc._stream import MessageStream, ServerStream
@@ -69,6 +71,7 @@ __all__ = [
     "Frame",
     "FrameBuffer",
     "Journal",
+    "LinkJournal",
     "LocalProtocolError",
     "MessageStream",
     "Method",
@@ -77,6 +80,9 @@ __all__ = [
     "PeerCredentials",
     "ProtocolError",
     "RemoteProtocolError",
+    "RelayContext",
+    "RelayServer",
+    "RelayedMethod",
     "Replay",
     "ReplayedRequest",
     "RequestReceived",

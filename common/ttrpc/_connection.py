@@ -52,10 +52,14 @@ class Connection:
     RemoteProtocolError, and no other error, whatever the bytes are; the connection is unusable then.
     """
 
-    __slots__ = ("_buffer", "_last_stream_id", "_role", "_streams")
+    __slots__ = ("_buffer", "_drops_repeats", "_last_stream_id", "_role", "_streams")
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, *, drops_repeats: bool = False) -> None:
+        """:param drops_repeats: whether a server passes over a Request whose stream id is not new, instead of refusing
+        it: its client is a relay that sends again what it cannot know to have arrived.
+        """
         self._role = role
+        self._drops_repeats = drops_repeats
         self._streams: dict[int, StreamState] = {}  # those begun and not finished
         self._last_stream_id = 0
         self._buffer: FrameBuffer | None = None
@@ -108,9 +112,11 @@ class Connection:
             return self._receive_response(frame)
         return None
 
-    def _receive_request(self, frame: Frame) -> Event:
+    def _receive_request(self, frame: Frame) -> Event | None:
         if self._role is Role.CLIENT:
             raise RemoteProtocolError("the server sent a Request")
+        if self._drops_repeats and frame.stream_id % 2 and frame.stream_id <= self._last_stream_id:
+            return None
         refusal = self._check_new_stream_id(frame.stream_id)
         if refusal is not None:
             return refusal
@@ -219,6 +225,13 @@ class Connection:
         self._last_stream_id = stream_id
         self._streams[stream_id] = state
         return stream_id, frame
+
+    def begin_unary(self, stream_id: int) -> None:
+        """Take over the id of a unary stream from the connection that its Request came on: ids only grow there, too."""
+        if self._role is Role.SERVER or stream_id % 2 == 0 or stream_id <= self._last_stream_id:
+            raise LocalProtocolError(f"stream {stream_id} cannot begin after {self._last_stream_id}")
+        self._last_stream_id = stream_id
+        self._streams[stream_id] = StreamState.UNARY
 
     def send_data(self, stream_id: int, payload: bytes | None, *, close: bool = False) -> bytes:
         """Send a message (None: none), and end this side of the stream if `close`. One of them is needed."""

@@ -13,7 +13,7 @@ import os
 import socket
 from typing import Final, NamedTuple
 
-from common.ttrpc._frames import HEADER, HEADER_SIZE, RESPONSE
+from common.ttrpc._frames import HEADER, HEADER_SIZE, REQUEST, RESPONSE
 
 _SO_PEEK_OFF: Final = 42  # asm-generic/socket.h; Python has no name for it
 _PIECE: Final = 1 << 24  # above what is added to it, the size of a piece
@@ -45,8 +45,16 @@ class Spilled:
     @property
     def answers(self) -> int:
         """The stream that this frame ends with a response; 0: it is another frame."""
+        return self._stream_id(RESPONSE)
+
+    @property
+    def requests(self) -> int:
+        """The stream that this frame begins with a request; 0: it is another frame."""
+        return self._stream_id(REQUEST)
+
+    def _stream_id(self, wanted: int) -> int:
         _size, stream_id, frame_type, _flags = HEADER.unpack(os.pread(self._fd, HEADER_SIZE, 0))
-        return stream_id if frame_type == RESPONSE else 0
+        return stream_id if frame_type == wanted else 0
 
     def send(self, sock: socket.socket) -> int:
         """Hand on what the kernel takes; return how many bytes that were."""

@@ -58,7 +58,8 @@ class ServerConnection(FrameSocket):
     def __init__(
         self, server: Server, sock: socket.socket, peer: PeerCredentials | None, connection_id: int
     ) -> None:
-        super().__init__(sock, Connection(Role.SERVER), asyncio.get_running_loop(), server.queue_limit)
+        codec = Connection(Role.SERVER, drops_repeats=server.drops_repeats)
+        super().__init__(sock, codec, asyncio.get_running_loop(), server.queue_limit)
         self._server = server
         self._peer = peer
         self._id = connection_id
@@ -73,8 +74,7 @@ class ServerConnection(FrameSocket):
         for frame in replay.spilled:
             rest = Spilled(frame)
             if rest.begun and not self._closed:
-                half_sent.add(rest.answers)
-                self._enqueue(rest, rest.answers)
+                half_sent.add(self._go_on_sending(rest))
             else:
                 self._end(rest, 0)  # what it answers is on record with its outcome, or still in the socket
         for stream_id, data, outcome in replay.requests:
@@ -85,13 +85,23 @@ class ServerConnection(FrameSocket):
             event = self._codec.receive_frame(Frame(stream_id, frame_type, flags, data[HEADER_SIZE:]))
             if stream_id in half_sent:
                 self._codec.abandon(stream_id)
-            elif outcome is not None:
-                self._codec.abandon(stream_id)
-                self._write(outcome, stream_id)
             elif type(event) is RequestReceived:
-                self._repeat(event)
+                if outcome is None:
+                    self._repeat(event)
+                else:
+                    self._complete(event, outcome)
         if not self._closed:
             self._resume(replay.pieces)
+
+    def _go_on_sending(self, rest: Spilled) -> int:
+        """Send the rest of a large frame; return the stream that needs no other answer then."""
+        self._enqueue(rest, rest.answers)
+        return rest.answers
+
+    def _complete(self, event: RequestReceived, outcome: bytes) -> None:
+        """Answer a call that was done."""
+        self._codec.abandon(event.stream_id)
+        self._write(outcome, event.stream_id)
 
     def _repeat(self, event: RequestReceived) -> None:
         service = self._server.services.get(event.request.service)
@@ -178,7 +188,7 @@ class ServerConnection(FrameSocket):
         if request.timeout_nano:
             deadline = self._loop.time() + request.timeout_nano / 1e9
         metadata = tuple((pair.key, pair.value) for pair in request.metadata) if request.metadata else ()
-        context = CallContext(
+        context = self._context(
             request.service, request.method, metadata, deadline, self._peer, self._id, stream_id, replayed
         )
         journaled = method.journaled or replayed
@@ -287,6 +297,8 @@ class ServerConnection(FrameSocket):
 
     # ── bookkeeping ────────────────────────────────────────────────────────────────────────────
 
+    _context: Callable[..., CallContext] = CallContext
+
     def _call(self, stream_id: int) -> Call | None:
         return None if self._calls is None else self._calls.get(stream_id)
 
@@ -374,7 +386,8 @@ class Server:
 
     `status_of` maps what handlers raise to a code and a text (StatusError needs no mapping); `authorize`
     decides by its credentials whether a peer may stay; `journal` is told of calls as `Journal` describes; a
-    connection whose peer leaves more than `queue_limit` bytes unread is closed.
+    connection whose peer leaves more than `queue_limit` bytes unread is closed. With `drops_repeats` a request with a
+    stream id that was used before is passed over: a relay may send what it has sent (`RelayServer`).
 
     A handler lives no longer than its connection: it is cancelled when that is lost, and when the call's
     deadline passes. To close the server from inside a handler use `loop.call_soon(server.close)`.
@@ -387,6 +400,7 @@ class Server:
         "_lingering",
         "_listeners",
         "_status_of",
+        "drops_repeats",
         "journal",
         "queue_limit",
         "services",
@@ -400,8 +414,10 @@ class Server:
         authorize: Authorize | None = None,
         journal: Journal = _null_journal,
         queue_limit: int = QUEUE_LIMIT,
+        drops_repeats: bool = False,
     ) -> None:
         self.services = services
+        self.drops_repeats = drops_repeats
         self.journal = journal
         self.queue_limit = queue_limit
         self._status_of = status_of or default_status_of
@@ -425,7 +441,7 @@ class Server:
         With `replay` it is a connection that an earlier process has served: what that has left undone is done.
         """
         connection_id = self.journal.opened(sock) if replay is None else replay.connection_id
-        connection = ServerConnection(self, sock, peer_credentials(sock), connection_id)
+        connection = self._connection(sock, connection_id)
         self._connections[id(connection)] = connection
         if replay is None:
             self.journal.when_kept(connection.start_reading)
@@ -433,6 +449,9 @@ class Server:
             connection.start_reading()
             # Handlers begin outside of the task that calls this, and before the loop looks at sockets again.
             asyncio.get_running_loop().call_soon(connection.replay, replay)
+
+    def _connection(self, sock: socket.socket, connection_id: int) -> ServerConnection:
+        return ServerConnection(self, sock, peer_credentials(sock), connection_id)
 
     def close(self) -> None:
         """Close listeners and connections and cancel the handlers bound to them. Idempotent; listen again at

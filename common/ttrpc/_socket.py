@@ -76,6 +76,7 @@ class FrameSocket:
         "_drain_waiters",
         "_large",
         "_loop",
+        "_paused",
         "_queue_limit",
         "_rest",
         "_sock",
@@ -92,6 +93,7 @@ class FrameSocket:
         self._loop = loop
         self._queue_limit = queue_limit
         self._closed = False
+        self._paused = False
         self._rest: _Rest | None = None
         self._large: _Pieces | None = None
         self._unsent: deque[tuple[memoryview | Spilled, int]] | None = None
@@ -103,8 +105,8 @@ class FrameSocket:
         return self._closed
 
     def start_reading(self) -> None:
-        """Let the event loop read, from now on; does nothing when closed already."""
-        if not self._closed:
+        """Let the event loop read, from now on; does nothing when closed already, or paused."""
+        if not self._closed and not self._paused:
             self._loop.add_reader(self._sock, self._on_readable)
 
     def _close(self, reason: Exception | None) -> None:
@@ -125,6 +127,19 @@ class FrameSocket:
         self._lost(reason)
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────
+
+    def _pause(self) -> None:
+        """Leave in the kernel what arrives from now on; idempotent."""
+        if not self._paused and not self._closed:
+            self._end_waiting_for_rest()
+            self._loop.remove_reader(self._sock)
+            self._paused = True
+
+    def _unpause(self) -> None:
+        """Read on; idempotent."""
+        if self._paused and not self._closed:
+            self._loop.add_reader(self._sock, self._on_readable)
+        self._paused = False
 
     def _on_readable(self) -> None:
         if self._large is not None:
@@ -147,7 +162,7 @@ class FrameSocket:
             self._end_waiting_for_rest()
             frame = Frame(stream_id, frame_type, flags, bytes(_peeked_view[start + HEADER_SIZE : end]))
             self._take(frame, end - start)
-            if self._closed:
+            if self._closed or self._paused:
                 return
             start = end
         else:
@@ -200,7 +215,7 @@ class FrameSocket:
                 size = self._peek(min(buffer.missing, PEEK_SIZE))
                 if size > 0 and not self._take_piece(buffer, _peeked_view[:size]):
                     return
-            if size <= 0 or self._large is None:
+            if size <= 0 or self._large is None or self._paused:
                 return
 
     def _take_piece(self, buffer: _Pieces, piece: memoryview) -> bool:
@@ -301,7 +316,7 @@ class FrameSocket:
         rest.timer.cancel()
         self._loop.remove_reader(rest.epoll.fileno())
         rest.epoll.close()
-        if not self._closed:
+        if not self._closed and not self._paused:
             self._loop.add_reader(self._sock, self._on_readable)
 
     def _stop_peeking(self) -> None:
