@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vmm.hypervisors.machine import BootConfig, Device, Place, VsockAddress
+from vmm.hypervisors.machine import BootConfig, Device, Place
 
 
 class Accelerator(enum.StrEnum):
@@ -22,8 +22,7 @@ class ExitReason(enum.StrEnum):
     """Why a machine is no more."""
 
     STOPPED = "stopped"  # asked for through `stop`
-    GUEST_SHUTDOWN = "guest-shutdown"
-    GUEST_RESET = "guest-reset"
+    GUEST_ENDED = "guest-ended"  # it has powered itself off, or reset itself: no machine starts twice
     GUEST_PANICKED = "guest-panicked"
     HYPERVISOR_ENDED = "hypervisor-ended"  # killed, crashed, or it gave up
     SHARE_DAEMON_ENDED = "share-daemon-ended"
@@ -62,8 +61,11 @@ class VirtualMachine(Protocol):
     """
 
     @property
-    def vsock(self) -> VsockAddress:
-        """Where the guest's sockets are once it has a `Vsock`. Known before `start`, so that somebody can listen."""
+    def vsock(self) -> str:
+        """The address of its vsock ports for `common.transport`; the guest is there once it has a `Vsock`.
+
+        Known before `start`, so that somebody can listen. Never connect before the guest has.
+        """
         ...
 
     @property

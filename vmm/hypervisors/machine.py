@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from common.errors import InvalidArgument
 from common.identifiers import check_identifier
 
+LONGEST_MEMBER = "vsock_4294967295"
+"""The longest name of a socket in a machine's directory (see `common.identifiers.directory_name`)."""
+
 VIRTIOFS_TAG_BYTES = 36
 """Longest name of a share (virtio 1.2, 5.11.4)."""
 
@@ -50,7 +53,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A directory of the host, with what is mounted below it, now or later; the guest mounts it by its id as the tag."""
+    """A directory of the host with what is mounted below it, now or later; the guest mounts it, its id is the tag."""
 
     device_id: str
     directory: str
@@ -61,9 +64,9 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class NetworkInterface:
-    """A tap device; the guest knows it by its address. `tap_fd` stays the caller's and may be closed when it is attached.
+    """A tap device; the guest knows it by its address.
 
-    `mtu` 0: the guest chooses.
+    `tap_fd` stays the caller's, who may close it when the device is attached. `mtu` 0: the guest chooses.
     """
 
     device_id: str
@@ -77,32 +80,12 @@ class NetworkInterface:
 
 @dataclass(frozen=True, slots=True)
 class Vsock:
-    """Sockets between host and guest; at most one per machine. How to reach them: `VirtualMachine.vsock`."""
+    """Sockets between host and guest; at most one per machine. Their address: `VirtualMachine.vsock`."""
 
     device_id: str = "vsock"
 
 
 Device = Disk | Share | NetworkInterface | Vsock
-
-
-@dataclass(frozen=True, slots=True)
-class VsockAddress:
-    """How host and guest reach each other's vsock ports (vsock(7)).
-
-    With an empty `socket` the host's kernel does it: connect to (`cid`, port) with AF_VSOCK, and listen on a port;
-    whose guest has connected is told by the peer's cid. Otherwise `socket` is a unix socket of this machine alone:
-    connect, send "CONNECT <port>\\n", read "OK <number>\\n"; and what the guest connects to on the host (cid 2) at
-    a port arrives at the unix socket `<socket>_<port>`.
-
-    In both cases: never connect before the guest has; no half close, which some implementations take for a whole.
-    """
-
-    cid: int
-    socket: str = ""
-
-    def listening_path(self, port: int) -> str:
-        """Return the unix socket to listen on for the guest's connections to `port`; only with a `socket`."""
-        return f"{self.socket}_{port}"
 
 
 @dataclass(frozen=True, slots=True)
