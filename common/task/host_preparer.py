@@ -9,35 +9,30 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import stat
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Protocol
 
 from common.cgroup import Hierarchies, parse_cgroups_path, remove_leaf
-from common.errors import AlreadyExists, InvalidArgument, NotFound
+from common.errors import AlreadyExists, InvalidArgument
 from common.failpoints import Failpoint, failpoint
 from common.linux.mounts import mount_rootfs, unmount_stack
 from common.log import get_logger
+from common.oci.bundle import CONFIG_FILE, find_rootfs, read_spec, write_spec
 from common.oci.spec import (
     PodView,
-    Spec,
     check_process,
     fit_to_privileges,
     has_late_hooks,
     has_private_pid_namespace,
     join_pod,
     parse_process,
-    parse_spec,
     process_owner,
     set_version,
 )
 from common.records import write_record
 from common.task.backend import ContainerRequest, PreparedContainer
 from common.task.records import RECORD_FILE, record_of
-
-_MAX_SPEC_BYTES = 16 << 20
-CONFIG_FILE = "config.json"
 
 log = get_logger()
 
@@ -81,9 +76,9 @@ class HostPreparer:
         :raise InvalidArgument: the bundle, its spec, or a mount is malformed or refused.
         :raise NotFound: the bundle does not exist.
         """
-        spec = _read_spec(request.bundle)
+        spec = read_spec(request.bundle)
         check_process(spec["process"], f"{request.bundle}/{CONFIG_FILE}")
-        rootfs = _find_rootfs(request.bundle, spec)
+        rootfs = find_rootfs(request.bundle, spec)
         if request.rootfs and not rootfs.startswith(f"{request.bundle}/"):
             raise InvalidArgument(f"the rootfs {rootfs} to mount lies outside of the bundle {request.bundle}")
         linux = spec.get("linux") or {}
@@ -122,7 +117,7 @@ class HostPreparer:
             failpoint(Failpoint.CONTAINER_ROOTFS_MOUNTED)
         undo.callback(self._shm.detach, request.container_id)
         self._shm.attach(request.container_id)
-        _write_spec(prepared.directory, spec)
+        write_spec(prepared.directory, spec)
         failpoint(Failpoint.CONTAINER_SPEC_WRITTEN)
         return prepared
 
@@ -169,54 +164,11 @@ def _mount(request: ContainerRequest, rootfs: str, user_namespace: str | None) -
             os.close(userns_fd)
 
 
-def _read_spec(bundle: str) -> Spec:
-    if not os.path.isabs(bundle) or os.path.normpath(bundle) != bundle or "\0" in bundle:
-        raise InvalidArgument(f"the bundle's path must be absolute and without '..': {bundle[:200]!r}")
-    path = f"{bundle}/{CONFIG_FILE}"
-    try:
-        if not stat.S_ISDIR(os.lstat(bundle).st_mode):
-            raise InvalidArgument(f"the bundle {bundle} is not a directory (symbolic links are not followed)")
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise NotFound(f"the bundle has no {error.filename}") from None
-    except OSError as error:
-        raise InvalidArgument(f"cannot open {path}: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise InvalidArgument(f"{path} is not a regular file")
-    with open(fd, "rb") as file:
-        text = file.read(_MAX_SPEC_BYTES + 1)
-    if len(text) > _MAX_SPEC_BYTES:
-        raise InvalidArgument(f"{path} is larger than {_MAX_SPEC_BYTES >> 20} MiB")
-    return parse_spec(text, path)
-
-
 def _check_cgroups_path(bundle: str, path: str) -> None:
     try:
         parse_cgroups_path(path)
     except InvalidArgument as error:
         raise InvalidArgument(f"the spec of {bundle}: {error}") from None
-
-
-def _find_rootfs(bundle: str, spec: Spec) -> str:
-    root = spec.get("root")
-    path = root.get("path") if isinstance(root, dict) else None
-    if not isinstance(path, str) or not path or ".." in path.split("/"):
-        raise InvalidArgument(f"the spec of {bundle} names no usable root.path: {path!r}")
-    rootfs = os.path.normpath(os.path.join(bundle, path))
-    try:
-        mode = os.lstat(rootfs).st_mode
-    except FileNotFoundError:
-        raise InvalidArgument(f"the rootfs directory {rootfs} does not exist") from None
-    if not stat.S_ISDIR(mode):
-        raise InvalidArgument(f"the rootfs {rootfs} is not a directory (symbolic links are not followed)")
-    return rootfs
-
-
-def _write_spec(directory: str, spec: Spec) -> None:
-    fd = os.open(f"{directory}/{CONFIG_FILE}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(json.dumps(spec, separators=(",", ":")).encode())
 
 
 def _remove_directory(path: str) -> None:

@@ -124,7 +124,9 @@ class RelayConnection(ServerConnection):
         self._link: Link | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._held_by = 0  # the stream whose handler has not handed its call on yet: later calls wait for it
-        self._queue: deque[tuple[RequestReceived, Service, Method | StreamMethod | RelayedMethod, bool]] = deque()
+        self._queue: deque[tuple[RequestReceived, Service, Method | StreamMethod | RelayedMethod, bool]] = (
+            deque()
+        )
         self._before_link: list[tuple[int, bytes]] = []
         self._relayed: dict[int, tuple[RelayedMethod, Any, Any]] = {}
         self._awaited: dict[int, asyncio.Future[Response]] | None = None
@@ -395,7 +397,9 @@ class Link(FrameSocket):
     def _examine(self, frame: Frame | OversizedFrame) -> tuple[Event | None, Frame]:
         assert isinstance(frame, Frame)
         if frame.type != RESPONSE:
-            raise RemoteProtocolError(f"stream {frame.stream_id}: a frame of type {frame.type} instead of an answer")
+            raise RemoteProtocolError(
+                f"stream {frame.stream_id}: a frame of type {frame.type} instead of an answer"
+            )
         return self._codec.receive_frame(frame), frame
 
     def _acts_first(self, examined: Any) -> bool:
