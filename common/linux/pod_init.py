@@ -11,6 +11,7 @@ import os
 import struct
 
 from common.errors import Unimplemented
+from common.linux import elf
 
 # for (;;) pause();
 _X86_64_CODE = bytes.fromhex(
@@ -32,13 +33,7 @@ _AARCH64_CODE = struct.pack(
     0x17FFFFF9,  # b to the start
 )
 
-# Machine (elf(5), e_machine) and code.
-_MACHINES = {"x86_64": (62, _X86_64_CODE), "aarch64": (183, _AARCH64_CODE)}
-
-_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
-_PHDR = struct.Struct("<IIQQQQQQ")
-_BASE = 0x400000
-_ALIGNMENT = 0x10000  # the largest page of the two architectures
+_MACHINES = {"x86_64": (elf.X86_64, _X86_64_CODE), "aarch64": (elf.AARCH64, _AARCH64_CODE)}
 
 
 def pod_init_elf(machine: str | None = None) -> bytes:
@@ -49,13 +44,4 @@ def pod_init_elf(machine: str | None = None) -> bytes:
     machine = machine or os.uname().machine
     if machine not in _MACHINES:
         raise Unimplemented(f"a shared PID namespace is not supported on {machine}")
-    number, code = _MACHINES[machine]
-    start = _EHDR.size + 2 * _PHDR.size
-    size = start + len(code)
-    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    header = _EHDR.pack(
-        ident, 2, number, 1, _BASE + start, _EHDR.size, 0, 0, _EHDR.size, _PHDR.size, 2, 0, 0, 0
-    )
-    load = _PHDR.pack(1, 5, 0, _BASE, _BASE, size, size, _ALIGNMENT)
-    stack_without_execution = _PHDR.pack(0x6474E551, 6, 0, 0, 0, 0, 0, 16)
-    return header + load + stack_without_execution + code
+    return elf.executable(*_MACHINES[machine])

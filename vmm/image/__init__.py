@@ -1,0 +1,1 @@
+"""The kernels and the root file system of a guest: built from Debian packages, found and checked by their users."""

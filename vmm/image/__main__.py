@@ -1,0 +1,65 @@
+"""Build guest images, or check one.
+
+python -m vmm.image build [--directory DIR] [--debug] [--refresh]
+python -m vmm.image verify MANIFEST
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from common.errors import SandboxdError
+from vmm.image import build, manifest
+from vmm.image.root import Agent
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    options = _parser().parse_args(argv)
+    try:
+        if options.command == "verify":
+            manifest.load(options.manifest).verify()
+            return 0
+        directory = options.directory.resolve()
+        downloads = (options.downloads or directory / "downloads").resolve()
+        agent = build.AGENT if options.agent is None else _program(options.agent.resolve())
+        plan = build.Plan(directory, downloads, agent, options.debug, options.refresh)
+        print(asyncio.run(build.build(plan)))
+        return 0
+    except SandboxdError as error:
+        print(f"guest image: {error}", file=sys.stderr)
+        return 1
+
+
+def _program(file: Path) -> Agent:
+    return Agent(file.stem, file.parent, (file.name,))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vmm.image", description="Build guest images, or check one."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    builder = commands.add_parser("build", help="build an image and print its manifest's path")
+    default = Path(manifest.DEFAULT_PATH).parent
+    builder.add_argument(
+        "--directory", type=Path, default=default, help=f"where images are (default: {default})"
+    )
+    builder.add_argument(
+        "--downloads", type=Path, help="where packages are kept (default: DIRECTORY/downloads)"
+    )
+    builder.add_argument("--agent", type=Path, help="run this Python file in place of the agent")
+    builder.add_argument("--debug", action="store_true", help="with a shell on the console")
+    builder.add_argument(
+        "--refresh", action="store_true", help="fetch packages again, in their newest versions"
+    )
+    verifier = commands.add_parser("verify", help="compare an image's files with its manifest")
+    verifier.add_argument("manifest", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

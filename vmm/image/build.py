@@ -1,0 +1,133 @@
+"""Build a guest image: packages are fetched, the kernel unpacked, the root laid out and packed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from common.errors import FailedPrecondition, SandboxdError
+from vmm.image import kernel, loader, manifest, root
+from vmm.image.manifest import Ingredient, Manifest
+from vmm.image.packages import Archive, Package
+from vmm.image.tools import Tools
+
+# And the Debian packages that they are in.
+PROGRAMS: Final = {
+    "apt-get": "apt",
+    "dpkg-deb": "dpkg",
+    "mkfs.erofs": "erofs-utils",
+    "lz4": "lz4",
+}
+AGENT: Final = root.Agent(
+    "vmm.agent.__main__",
+    Path(__file__).resolve().parents[2],
+    ("common", "proto", "vmm/__init__.py", "vmm/agent"),
+)
+_KEY_CHARACTERS: Final = 12
+ROOT_DEVICE: Final = "/dev/vda"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to build and where: the image's directory, that of downloads, the agent, whether with a shell."""
+
+    directory: Path
+    downloads: Path
+    agent: root.Agent = AGENT
+    debug: bool = False
+    refresh: bool = False
+
+    @property
+    def flavour(self) -> str:
+        """The kind of image, for people: the beginning of its manifest's name."""
+        return "debug" if self.debug else "cloud"
+
+    def key(self, ingredients: Sequence[Ingredient]) -> str:
+        """Return what tells an image made of these ingredients from any other."""
+        digest = hashlib.sha256(repr((self.flavour, self.agent.module, ingredients)).encode())
+        here = Path(__file__).parent
+        files = {path.name: path for path in [*here.glob("*.py"), *here.glob("*.config")]}
+        for part in self.agent.parts:
+            path = self.agent.directory / part
+            for file in path.rglob("*.py") if path.is_dir() else [path]:
+                files[str(file.relative_to(self.agent.directory))] = file
+        for label, file in sorted(files.items()):
+            digest.update(f"\0{label}\0".encode())
+            digest.update(file.read_bytes())
+        return digest.hexdigest()[:_KEY_CHARACTERS]
+
+
+async def build(plan: Plan) -> Path:
+    """Build an image and return its manifest's path. Raises errors of `common.errors` that name what failed."""
+    lacking = sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
+    if lacking:
+        raise FailedPrecondition(f"programs are missing: run `apt-get install {' '.join(lacking)}`")
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    tools = Tools()
+    # In the image's directory, so that what is ready is moved rather than copied.
+    work = Path(tempfile.mkdtemp(prefix=".build-", dir=plan.directory))
+    try:
+        return await _build(plan, tools, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        tools.close()
+
+
+async def _build(plan: Plan, tools: Tools, work: Path) -> Path:
+    archive = Archive(tools, plan.downloads, refresh=plan.refresh)
+    kernel_name = await archive.member(kernel.METAPACKAGE, kernel.PACKAGE_PREFIX)
+    kernel_packages = await archive.fetch([kernel_name])
+    root_packages = await archive.fetch(root.PACKAGES)
+    debug_packages = await archive.fetch(root.DEBUG_PACKAGES) if plan.debug else []
+    wheel = await root.fetch_wheel(tools, plan.downloads, refresh=plan.refresh)
+    ingredients = [_ingredient(each) for each in [*kernel_packages, *root_packages, *debug_packages]]
+    name = f"{plan.flavour}-{plan.key(ingredients)}"
+    with contextlib.suppress(SandboxdError):
+        ready = plan.directory / f"{name}.json"
+        manifest.load(ready)
+        return ready
+
+    tools.say(f"unpacking the kernel {kernel_name}")
+    await archive.unpack(kernel_packages, work / "kernel")
+    release = kernel_name.removeprefix(kernel.PACKAGE_PREFIX)
+    await kernel.unpacked(tools, work / "kernel/boot" / f"vmlinuz-{release}", work / "vmlinux")
+    modules = kernel.modules(work / "kernel/lib/modules" / release)
+    ramdisk = work / "ramdisk"
+    ramdisk.write_bytes(
+        loader.ramdisk(modules, root=ROOT_DEVICE, file_system=root.FILE_SYSTEM, init=root.INIT)
+    )
+
+    tools.say("laying out the root file system")
+    await archive.unpack([*root_packages, *debug_packages], work / "debian")
+    sources = root.Sources(work / "debian", wheel, plan.agent, plan.debug)
+    tree, python_modules = await root.assemble(tools, sources, work)
+    await root.pack(tools, tree, work / "root.erofs")
+
+    made = Manifest(
+        name=name,
+        architecture=manifest.ARCHITECTURE,
+        kernel=manifest.add_blob(plan.directory, work / "vmlinux", "vmlinux"),
+        kernel_release=release,
+        kernel_modules=tuple(module.name for module in modules),
+        ramdisk=manifest.add_blob(plan.directory, ramdisk, "ramdisk"),
+        root=manifest.add_blob(plan.directory, work / "root.erofs", "root"),
+        root_file_system=root.FILE_SYSTEM,
+        init=(root.INIT, *root.INIT_ARGUMENTS),
+        agent=plan.agent.module,
+        python=root.PYTHON,
+        python_modules=tuple(python_modules),
+        ingredients=tuple(ingredients),
+    )
+    path = manifest.write(plan.directory, made)
+    tools.say(f"{path} is ready")
+    return path
+
+
+def _ingredient(package: Package) -> Ingredient:
+    return Ingredient(package.name, package.version, package.sha256)

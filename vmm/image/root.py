@@ -1,0 +1,164 @@
+"""The guest's root file system: an interpreter, the agent with what it imports, an OCI runtime, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from common.errors import Internal
+from vmm.image.tools import Tools
+
+PYTHON: Final = "3.11"
+PACKAGES: Final = (
+    "crun",
+    "libc6",
+    "libcap2",
+    "libexpat1",
+    "libffi8",
+    "libgcc-s1",
+    "libgcrypt20",
+    "libgpg-error0",
+    "liblz4-1",
+    "liblzma5",
+    "libpython3.11-minimal",
+    "libpython3.11-stdlib",
+    "libseccomp2",
+    "libsystemd0",
+    "libyajl2",
+    "libzstd1",
+    "python3.11-minimal",
+    "zlib1g",
+)
+DEBUG_PACKAGES: Final = ("busybox-static",)
+WHEEL: Final = "protobuf==7.36.2"
+
+FILE_SYSTEM: Final = "erofs"
+INIT: Final = "/usr/bin/python3"
+# Isolated, without site-packages, never writing bytecode.
+INIT_ARGUMENTS: Final = ("-I", "-S", "-B", "/agent.pyc")
+
+_LIBRARIES: Final = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
+_LOADER: Final = "ld-linux-x86-64.so.2"
+_STDLIB: Final = f"usr/lib/python{PYTHON}"
+_PROGRAMS: Final = {f"usr/bin/python{PYTHON}": "usr/bin/python3", "usr/bin/crun": "usr/bin/crun"}
+_DIRECTORIES: Final = (
+    "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "usr/bin", "usr/sbin", "var",
+    # Without it the interpreter warns at every start.
+    f"{_STDLIB}/lib-dynload",
+)  # fmt: skip
+# As Debian's own merged /usr.
+_LINKS: Final = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "sbin": "usr/sbin"}
+_UUID: Final = "73616e64-626f-7864-0000-000000000001"
+_FOUND: Final = re.compile(r"^\s*([^\s/]+) => (/\S+) \(0x", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """The program that the guest runs: its module, the directory that imports are searched in first, and what of
+    that directory it may import (files and directories)."""
+
+    module: str
+    directory: Path
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a root file system is made of: unpacked Debian packages, a wheel, the agent."""
+
+    debian: Path
+    wheel: Path
+    agent: Agent
+    debug: bool = False
+
+
+async def fetch_wheel(tools: Tools, directory: Path, *, refresh: bool = False) -> Path:
+    """Return the file of the wheel for the guest's interpreter."""
+    place = directory / WHEEL
+    if refresh or not list(place.glob("*.whl")):
+        tools.say(f"fetching {WHEEL}")
+        await tools.run(
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
+            "--python-version", PYTHON, "--implementation", "cp", "--platform", "manylinux2014_x86_64",
+            "--dest", place, WHEEL,
+        )  # fmt: skip
+    return next(place.glob("*.whl"))
+
+
+async def assemble(tools: Tools, sources: Sources, work: Path) -> tuple[Path, list[str]]:
+    """Lay out the root file system below `work` and return its directory and the names of its Python modules."""
+    tree = work / "root"
+    for name in _DIRECTORIES:
+        (tree / name).mkdir(parents=True)
+    for link, place in _LINKS.items():
+        (tree / place).mkdir(parents=True, exist_ok=True)
+        (tree / link).symlink_to(place)
+    for source, place in _PROGRAMS.items():
+        shutil.copyfile(sources.debian / source, tree / place)
+        (tree / place).chmod(0o755)
+    modules = await _python(tools, sources, tree, work)
+    await _libraries(tools, sources.debian, tree)
+    if sources.debug:
+        _shell(sources.debian, tree)
+    return tree, modules
+
+
+async def pack(tools: Tools, tree: Path, image: Path) -> None:
+    """Write an image of a directory, owned by root, of the time 0: the same bytes for the same content."""
+    await tools.run("mkfs.erofs", "--quiet", "-T0", f"-U{_UUID}", "--all-root", image, tree)
+
+
+async def _python(tools: Tools, sources: Sources, tree: Path, work: Path) -> list[str]:
+    unpacked = work / "wheel"
+    with zipfile.ZipFile(sources.wheel) as archive:
+        archive.extractall(unpacked)
+    # A package without this file is searched for along the whole path at every start.
+    (unpacked / "google/__init__.py").touch()
+    debian = sources.debian
+    search = [sources.agent.directory, unpacked, debian / _STDLIB, debian / _STDLIB / "lib-dynload"]
+    output = await tools.run(
+        *_on_host(debian, f"usr/bin/python{PYTHON}"), "-s", "-S", "-B", "-P",
+        Path(__file__).with_name("guest_modules.py"), sources.agent.module, tree / _STDLIB, *search,
+        env={"PYTHONHOME": str(debian / "usr")},
+    )  # fmt: skip
+    entry = tree / _STDLIB / Path(*sources.agent.module.split("."))
+    shutil.copyfile(f"{entry}.pyc", tree / "agent.pyc")
+    import json
+
+    names: list[str] = json.loads(output)
+    return names
+
+
+async def _libraries(tools: Tools, debian: Path, tree: Path) -> None:
+    """Copy the shared libraries that the programs and extension modules of the tree are linked with."""
+    directory = tree / "usr/lib/x86_64-linux-gnu"
+    directory.mkdir(parents=True)
+    loader = tree / "usr/lib64" / _LOADER
+    shutil.copyfile(debian / _LIBRARIES[0] / _LOADER, loader)
+    loader.chmod(0o755)
+    linked = [tree / place for place in _PROGRAMS.values()] + sorted(tree.rglob("*.so"))
+    for file in linked:
+        listing = (await tools.run(*_on_host(debian, "--list"), file)).decode()
+        for name, found in _FOUND.findall(listing):
+            if not Path(found).is_relative_to(debian):
+                raise Internal(f"{file.name} needs {name}, which is in none of the packages")
+            shutil.copyfile(found, directory / name)
+
+
+def _on_host(debian: Path, program: str) -> Sequence[str | Path]:
+    """A command line that runs a program of the unpacked packages with their libraries, or their loader's option."""
+    path = ":".join(str(debian / part) for part in _LIBRARIES)
+    loader = debian / _LIBRARIES[0] / _LOADER
+    return [loader, "--library-path", path, program if program.startswith("-") else debian / program]
+
+
+def _shell(debian: Path, tree: Path) -> None:
+    shutil.copyfile(debian / "bin/busybox", tree / "usr/bin/busybox")
+    (tree / "usr/bin/busybox").chmod(0o755)
+    (tree / "usr/bin/sh").symlink_to("busybox")
