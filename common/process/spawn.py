@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from common.errors import DeadlineExceeded, NotFound, PermissionDenied
+from common.linux.pidfd import is_same_process
 from common.process.exits import ExitStatus, ExitWatcher, Watch
 
 CAPTURE: Final = -1
@@ -47,16 +48,38 @@ class Completed:
 
 
 class Child:
-    """A started program."""
+    """A started program. `on_exit` may be set, and is called once from the event loop when it has ended."""
 
-    __slots__ = ("_status", "_waiters", "_watch", "name", "pid")
+    __slots__ = ("_status", "_waiters", "_watch", "name", "on_exit", "pid")
 
-    def __init__(self, watcher: ExitWatcher, pid: int, name: str) -> None:
+    def __init__(
+        self, watcher: ExitWatcher, pid: int, name: str, pidfd: int | None = None, start_time: int = 0
+    ) -> None:
         self.pid = pid
         self.name = name
+        self.on_exit: Callable[[ExitStatus], None] | None = None
         self._status: ExitStatus | None = None
         self._waiters: list[asyncio.Future[ExitStatus]] = []
-        self._watch: Watch = watcher.watch(pid, self._on_exit)
+        self._watch: Watch = watcher.watch(pid, self._on_exit, pidfd, start_time)
+
+    @classmethod
+    def adopt(cls, watcher: ExitWatcher, pid: int, start_time: int, name: str) -> Child:
+        """Take up a program of an earlier daemon, by its pid and start time (ticks since boot).
+
+        Raises NotFound when it is gone.
+        """
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise NotFound(f"process {pid} has ended") from None
+        try:
+            # Compared with the pidfd open: what has this pid now keeps it.
+            if not is_same_process(pid, start_time):
+                raise NotFound(f"process {pid} has ended")
+            return cls(watcher, pid, name, pidfd, start_time)
+        except BaseException:
+            os.close(pidfd)
+            raise
 
     @property
     def pidfd(self) -> int:
@@ -97,6 +120,12 @@ class Child:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(status)
+        if self.on_exit is not None:
+            self.on_exit(status)
+
+    def forget(self) -> None:
+        """Watch it no more; it runs on."""
+        self._watch.cancel()
 
 
 def spawn(
