@@ -78,6 +78,10 @@ class VirtualMachine(Protocol):
         """How it has ended, or None."""
         ...
 
+    def devices(self) -> frozenset[str]:
+        """Return the ids of the late devices that it has."""
+        ...
+
     def pids(self) -> dict[str, int]:
         """Return its live processes by their role, such as "qemu", "vsock", "share-<id>"."""
         ...

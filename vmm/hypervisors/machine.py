@@ -26,14 +26,15 @@ SERIAL_BYTES = 20
 class BootConfig:
     """What must be there before the first instruction. Nothing here may tell one machine from another.
 
-    `kernel` is an ELF vmlinux or a bzImage, `root_image` a file system image that every machine may share: it is
-    opened for reading alone. `slots` is how many late devices fit at a time.
+    `kernel` is an ELF vmlinux or a bzImage. `root_image` is a file system image that every machine may share: it is
+    opened for reading alone, and is the guest's first disk (/dev/vda). `kernel_arguments` say which root that is and
+    what to start; the console and what follows on an end are the driver's. `slots` is how many late devices fit.
     """
 
     kernel: str
-    root_image: str
-    kernel_parameters: tuple[str, ...] = ()
+    root_image: str = ""
     initrd: str = ""
+    kernel_arguments: str = ""
     vcpus: int = 1
     memory_mib: int = 256
     slots: int = 16

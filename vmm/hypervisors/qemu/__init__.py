@@ -1,0 +1,1 @@
+"""QEMU: q35 machines, under KVM or emulated."""

@@ -1,0 +1,522 @@
+"""One QEMU machine with its helpers (`VirtualMachine`).
+
+<directory>/machine.json            what a new daemon needs
+            monitor.sock            QMP
+            console.log             what the guest has written to its console
+            <role>.log              messages of a process: qemu, vsock, share-<id>
+            vsock, vsock.backend    the daemon's sockets for the host and for QEMU, where the kernel has no vhost-vsock
+            share<slot>.sock        a virtiofsd's
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import stat
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, NamedTuple
+
+from common.completion import Completion
+from common.errors import DeadlineExceeded, Internal, InvalidArgument, SandboxdError, Unavailable
+from common.failpoints import Failpoint, failpoint
+from common.log import get_logger
+from common.process.exits import ExitStatus, ExitWatcher
+from common.records import read_record, write_record
+from common.states import advance
+from common.transport.streams import listen_unix
+from vmm.hypervisors.hypervisor import Accelerator, ExitReason, GuestExit, OnExit
+from vmm.hypervisors.last_words import described, last_words, panic_of
+from vmm.hypervisors.machine import BootConfig, Device, Disk, NetworkInterface, Place, Share
+from vmm.hypervisors.processes import MachineProcesses
+from vmm.hypervisors.qemu.command_line import Files, command_line
+from vmm.hypervisors.qemu.devices import (
+    Wiring,
+    qdev_id_of,
+    wire_disk,
+    wire_kernel_vsock,
+    wire_network,
+    wire_share,
+    wire_user_vsock,
+)
+from vmm.hypervisors.qemu.monitor import COMMAND_LIMIT_S, Monitor
+from vmm.hypervisors.qemu.qmp import Event
+from vmm.hypervisors.qemu.slots import Occupant, Slots
+from vmm.hypervisors.record import RECORD_FILE, MachineRecord
+from vmm.hypervisors.states import TRANSITIONS, MachineState, Trigger
+from vmm.hypervisors.virtiofsd import virtiofsd_command
+from vmm.hypervisors.vsock_daemon import vsock_daemon_command
+
+QEMU = "qemu"
+VSOCK = "vsock"
+
+_MONITOR_SOCKET = "monitor.sock"
+_VSOCK_SOCKET = "vsock"
+_VSOCK_BACKEND = "vsock.backend"
+_KERNEL_VSOCK = "vsock://"
+
+# The kernel refuses one that another machine of this host has (vhost_vsock: EADDRINUSE); among so many none does.
+_FIRST_CID = 1 << 16
+_CID_END = (1 << 32) - 1
+
+_START_LIMIT_S = 30.0
+_KILL_LIMIT_S = 5.0
+_RECOVER_LIMIT_S = 2.0
+_DETACH_LIMIT_S = 10.0
+_PAUSE_S = 0.002
+
+log = get_logger()
+
+
+class Programs(NamedTuple):
+    """What a machine is started with."""
+
+    qemu: str
+    virtiofsd: str
+    vsock_daemon: str
+    accelerator: Accelerator
+    vhost_vsock: bool
+    vhost_net: bool
+
+
+class QemuMachine:
+    """One machine (`VirtualMachine`)."""
+
+    __slots__ = (
+        "_completion",
+        "_first_end",
+        "_hypervisor_leaves",
+        "_monitor",
+        "_on_exit",
+        "_place",
+        "_processes",
+        "_programs",
+        "_qemu_status",
+        "_shutdown",
+        "_slots",
+        "_state",
+        "_stopping",
+        "_unplugged",
+        "_vsock",
+    )
+
+    def __init__(self, programs: Programs, place: Place, watcher: ExitWatcher) -> None:
+        self._programs = programs
+        self._place = place
+        self._processes = MachineProcesses(watcher, place, self._on_end, self._on_gone)
+        self._monitor: Monitor | None = None
+        self._state = MachineState.NEW
+        self._slots = Slots(0)
+        self._on_exit: OnExit | None = None
+        self._completion: Completion[GuestExit] = Completion()
+        # How it ends: who was first, whether QEMU was about to end then, with what status it has, what the guest did.
+        self._first_end: tuple[str, ExitStatus] | None = None
+        self._hypervisor_leaves = False
+        self._qemu_status: ExitStatus | None = None
+        self._shutdown = ""
+        self._stopping = False
+        self._unplugged: dict[str, asyncio.Future[None]] = {}
+        cid = secrets.randbelow(_CID_END - _FIRST_CID) + _FIRST_CID
+        self._vsock = f"vsock://{cid}" if programs.vhost_vsock else f"hvsock://{place.directory}/vsock"
+
+    @property
+    def vsock(self) -> str:
+        """The address of its vsock ports."""
+        return self._vsock
+
+    @property
+    def console_path(self) -> str:
+        """The file with what the guest has lately written to its console."""
+        return self._path("console.log")
+
+    @property
+    def exit(self) -> GuestExit | None:
+        """How it has ended, or None."""
+        return self._completion.value
+
+    def devices(self) -> frozenset[str]:
+        """Return the ids of the late devices that it has."""
+        return frozenset(self._slots.occupants)
+
+    def pids(self) -> dict[str, int]:
+        """Return its live processes by their role."""
+        return self._processes.pids()
+
+    # -- from start to end ---------------------------------------------------------------------------
+
+    async def start(self, boot: BootConfig, devices: Sequence[Device], on_exit: OnExit) -> None:
+        """Start it with these late devices, or leave nothing behind."""
+        self._advance(Trigger.START)
+        self._slots = Slots(boot.slots)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._abandon)
+            self._record()
+            failpoint(Failpoint.MACHINE_RECORDED)
+            try:
+                await self._launch(boot, devices)
+            except Unavailable:
+                # The monitor is closed: QEMU has ended, or is about to.
+                raise Internal(f"the machine did not start: {await self._story()}") from None
+            self._advance(Trigger.COME_UP)
+            for device in devices:
+                self._slots.settle(device.device_id)
+            self._on_exit = on_exit
+            self._record()
+            failpoint(Failpoint.MACHINE_STARTED)
+            undo.pop_all()
+
+    async def stop(self, timeout_s: float) -> None:
+        """Press the power button and give the guest `timeout_s`; then end it by force."""
+        if self._state in (MachineState.NEW, MachineState.ENDED):
+            return
+        self._stopping = True
+        failpoint(Failpoint.MACHINE_STOPPING)
+        if timeout_s > 0:
+            with contextlib.suppress(SandboxdError, TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    if self._state is MachineState.PAUSED:
+                        await self._execute("cont")
+                    await self._execute("system_powerdown")
+                    await self._processes.ended(QEMU)
+        self._processes.kill()
+        await self._processes.gone(_KILL_LIMIT_S)
+        failpoint(Failpoint.MACHINE_STOPPED)
+
+    async def wait(self) -> GuestExit:
+        """Return the end as soon as there is one."""
+        return await self._completion.wait()
+
+    async def recover(self, on_exit: OnExit) -> bool:
+        """Take up what an earlier daemon has started in this directory."""
+        try:
+            record, is_of_this_boot = read_record(self._path(RECORD_FILE), MachineRecord)
+        except FileNotFoundError:
+            return False
+        self._vsock = record.vsock
+        self._slots = Slots.from_record(record.slots, record.devices)
+        self._advance(Trigger.START)
+        missing = set(self._processes.adopt(record.processes) if is_of_this_boot else record.processes)
+        # A process that was not released has died with the daemon; a device that is gone has taken its own along.
+        missing -= (
+            {occupant.role for occupant in self._slots.unsettled().values()} if record.started else set()
+        )
+        if missing or not record.started:
+            await self._abandon()
+            what = f"{', '.join(sorted(missing))} ended" if missing else "it was not started to the end"
+            message = f"{what} while no sandboxd watched"
+            self._completion.set(GuestExit(ExitReason.HYPERVISOR_ENDED, message, time.time_ns()))
+            return False
+        self._advance(Trigger.COME_UP)
+        self._on_exit = on_exit
+        try:
+            await self._reconcile()
+        except SandboxdError as error:
+            # Frozen, perhaps: whoever needs its monitor later tries again.
+            log.warning("machine.not_answering", directory=self._place.directory, error=error)
+        return True
+
+    def close(self) -> None:
+        """Let go of it without ending it."""
+        self._processes.forget()
+        self._close_monitor()
+
+    # -- while it runs -------------------------------------------------------------------------------
+
+    async def attach(self, device: Device) -> None:
+        """Attach a device to the running machine, or leave nothing behind."""
+        self._advance(Trigger.USE)
+        async with AsyncExitStack() as undo:
+            undo.callback(self._vacate, device.device_id)
+            wiring = self._occupy(device)
+            self._record()
+            failpoint(Failpoint.DEVICE_RECORDED)
+            await self._serve(device.device_id)
+            if isinstance(device, NetworkInterface):
+                await self._execute("getfd", {"fdname": _tap_name(device)}, fds=[device.tap_fd])
+            if (backend := wiring.backend) is not None:
+                undo.push_async_callback(self._try, backend.remove, backend.key)
+                await self._execute(backend.add, backend.arguments)
+            failpoint(Failpoint.DEVICE_BACKED)
+            await self._execute("device_add", wiring.device)
+            failpoint(Failpoint.DEVICE_ATTACHED)
+            self._slots.settle(device.device_id)
+            self._record()
+            undo.pop_all()
+
+    async def detach(self, device_id: str) -> None:
+        """Detach a device and wait until the guest has let go of it."""
+        self._advance(Trigger.USE)
+        self._slots.occupant(device_id)
+        self._slots.settle(device_id, False)
+        self._record()
+        failpoint(Failpoint.DEVICE_DETACHING)
+        await self._unplug(device_id)
+        await self._remove_backend(device_id)
+        failpoint(Failpoint.DEVICE_DETACHED)
+
+    async def pause(self) -> None:
+        """Stop the guest's processors."""
+        self._check(Trigger.PAUSE)
+        await self._execute("stop")
+        self._advance(Trigger.PAUSE)
+
+    async def resume(self) -> None:
+        """Let them go on."""
+        self._check(Trigger.RESUME)
+        await self._execute("cont")
+        self._advance(Trigger.RESUME)
+
+    # -- making --------------------------------------------------------------------------------------
+
+    async def _launch(self, boot: BootConfig, devices: Sequence[Device]) -> None:
+        wirings = [self._occupy(device) for device in devices]
+        with listen_unix(self._path(_MONITOR_SOCKET)) as monitor:
+            taps = [device.tap_fd for device in devices if isinstance(device, NetworkInterface)]
+            files = Files(self.console_path, monitor.fileno())
+            argv = command_line(self._programs.qemu, boot, self._programs.accelerator, files, wirings)
+            self._processes.hold(QEMU, argv, in_netns=True, pass_fds=[monitor.fileno(), *taps])
+        self._record()
+        failpoint(Failpoint.MACHINE_HELD)
+        for device in devices:
+            await self._serve(device.device_id)
+        failpoint(Failpoint.MACHINE_BACKED)
+        self._processes.release(QEMU)
+        failpoint(Failpoint.MACHINE_RUNNING)
+        self._monitor = await Monitor.connect(self._path(_MONITOR_SOCKET), self._on_event, _START_LIMIT_S)
+
+    def _occupy(self, device: Device) -> Wiring:
+        """Give a device a slot, make the process that will serve it, and say how QEMU gets it."""
+        slot = self._slots.free(device.device_id)
+        role = ""
+        if isinstance(device, Disk):
+            wiring = wire_disk(device, slot, is_block_device=_is_block_device(device.path))
+        elif isinstance(device, NetworkInterface):
+            fd_name = str(device.tap_fd) if self._state is MachineState.STARTING else _tap_name(device)
+            wiring = wire_network(device, slot, fd_name, vhost=self._programs.vhost_net)
+        elif isinstance(device, Share):
+            role, path = f"share-{device.device_id}", self._path(_share_socket(slot))
+            wiring = wire_share(device, slot, path)
+            with listen_unix(path) as listener:
+                argv = virtiofsd_command(self._programs.virtiofsd, device.directory, listener.fileno())
+                self._processes.hold(role, argv, capabilities=True, pass_fds=[listener.fileno()])
+        elif self._vsock.startswith(_KERNEL_VSOCK):
+            wiring = wire_kernel_vsock(device, slot, int(self._vsock.removeprefix(_KERNEL_VSOCK)))
+        else:
+            role, path = VSOCK, self._path(_VSOCK_BACKEND)
+            wiring = wire_user_vsock(device, slot, path)
+            argv = vsock_daemon_command(self._programs.vsock_daemon, path, self._path(_VSOCK_SOCKET))
+            self._processes.hold(role, argv)
+        backend = wiring.backend
+        occupant = Occupant(slot, backend.remove if backend else "", backend.key if backend else {}, role)
+        self._slots.occupants[device.device_id] = occupant
+        return wiring
+
+    async def _serve(self, device_id: str) -> None:
+        """Let the process run that serves a device, and wait until it can be connected to."""
+        role = self._slots.occupant(device_id).role
+        if not role:
+            return
+        self._processes.release(role)
+        if role != VSOCK:
+            return  # its socket listens already
+        for _ in range(int(_START_LIMIT_S / _PAUSE_S)):
+            if os.path.exists(self._path(_VSOCK_BACKEND)):
+                return
+            if not self._processes.lives(role):
+                raise Internal(f"the vsock daemon did not start: {self._processes.words(role)}")
+            await asyncio.sleep(_PAUSE_S)
+        raise DeadlineExceeded(f"the vsock daemon did not come up within {_START_LIMIT_S:g} s")
+
+    # -- unmaking ------------------------------------------------------------------------------------
+
+    async def _unplug(self, device_id: str) -> None:
+        qdev_id = qdev_id_of(device_id)
+        unplugged = self._unplugged[qdev_id] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(_DETACH_LIMIT_S):
+                await self._execute("device_del", {"id": qdev_id})
+                await unplugged
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the guest did not let go of device {device_id!r} within {_DETACH_LIMIT_S:g} s"
+            ) from None
+        finally:
+            del self._unplugged[qdev_id]
+
+    async def _remove_backend(self, device_id: str) -> None:
+        occupant = self._slots.occupant(device_id)
+        if occupant.remove:
+            await self._execute(occupant.remove, occupant.key)
+        self._vacate(device_id)
+        self._record()
+
+    def _vacate(self, device_id: str) -> None:
+        """Free the slot of a device that QEMU does not have any more, or never had; harmless when it has none."""
+        occupant = self._slots.occupants.pop(device_id, None)
+        if occupant is not None and occupant.role:
+            self._processes.dismiss(occupant.role)
+            self._remove_files(_share_socket(occupant.slot))
+
+    async def _try(self, command: str, arguments: Mapping[str, Any]) -> None:
+        with contextlib.suppress(SandboxdError):
+            await self._execute(command, arguments)
+
+    async def _abandon(self) -> None:
+        """End all that was made, and remove all files."""
+        self._processes.kill()
+        await self._processes.gone(_KILL_LIMIT_S)
+        self._advance(Trigger.END)
+        self._close_monitor()
+        logs = [name for name in os.listdir(self._place.directory) if name.endswith(".log")]
+        self._remove_files(*self._sockets(), *logs, RECORD_FILE)
+
+    async def _reconcile(self) -> None:
+        """Compare what is on record with what QEMU has: an earlier daemon may have died between the two."""
+        status = await self._execute("query-status", timeout_s=_RECOVER_LIMIT_S)
+        if status["status"] == "paused":
+            self._advance(Trigger.PAUSE)
+        peripherals = await self._execute(
+            "qom-list", {"path": "/machine/peripheral"}, timeout_s=_RECOVER_LIMIT_S
+        )
+        present = {entry["name"] for entry in peripherals}
+        for device_id, occupant in self._slots.unsettled().items():
+            if qdev_id_of(device_id) in present:
+                self._slots.settle(device_id)
+            else:
+                await self._try(occupant.remove, occupant.key)
+                self._vacate(device_id)
+        self._record()
+
+    # -- its end -------------------------------------------------------------------------------------
+
+    def _on_end(self, role: str, status: ExitStatus) -> None:
+        if role == QEMU:
+            self._qemu_status = status
+        if self._first_end is None:
+            if self._monitor is not None:
+                self._monitor.drain()
+                # Its helpers see their sockets closed before anybody sees that QEMU has ended.
+                self._hypervisor_leaves = self._monitor.is_closed or bool(self._shutdown)
+            self._first_end = (role, status)
+        self._processes.kill()
+
+    def _on_gone(self) -> None:
+        if self._state not in (MachineState.RUNNING, MachineState.PAUSED):
+            return  # who starts it or takes it up cleans up as well
+        self._advance(Trigger.END)
+        self._close_monitor()
+        self._remove_files(*self._sockets())
+        reason, message = self._explain()
+        exit = GuestExit(
+            reason, message, self._first_end[1].exited_at_ns if self._first_end else time.time_ns()
+        )
+        self._completion.set(exit)
+        if self._on_exit is not None:
+            self._on_exit(exit)
+
+    def _explain(self) -> tuple[ExitReason, str]:
+        if self._stopping:
+            return ExitReason.STOPPED, "it was stopped"
+        panic = panic_of(last_words(self.console_path))
+        if self._shutdown.startswith("guest") and panic:
+            return ExitReason.GUEST_PANICKED, f"the guest's kernel panicked: {panic}"
+        if self._shutdown.startswith("guest"):
+            return ExitReason.GUEST_ENDED, f"the guest has ended by itself ({self._shutdown})"
+        role, status = self._first_end or (QEMU, self._qemu_status)
+        if role == QEMU or self._hypervisor_leaves:
+            how = described(self._qemu_status)
+            return (
+                ExitReason.HYPERVISOR_ENDED,
+                f"QEMU {how}: {self._processes.words(QEMU) or 'it said nothing'}",
+            )
+        reason = ExitReason.VSOCK_DAEMON_ENDED if role == VSOCK else ExitReason.SHARE_DAEMON_ENDED
+        name = "the vsock daemon" if role == VSOCK else f"the virtiofsd of {role.removeprefix('share-')!r}"
+        return reason, f"{name} {described(status)}: {self._processes.words(role) or 'it said nothing'}"
+
+    async def _story(self) -> str:
+        """Tell why it did not start, as soon as that can be told."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KILL_LIMIT_S):
+                await self._processes.ended(QEMU)
+        return self._explain()[1]
+
+    # -- QEMU ----------------------------------------------------------------------------------------
+
+    async def _execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        fds: Sequence[int] = (),
+        timeout_s: float = COMMAND_LIMIT_S,
+    ) -> Any:
+        if self._monitor is None or self._monitor.is_closed:
+            path = self._path(_MONITOR_SOCKET)
+            self._monitor = await Monitor.connect(path, self._on_event, timeout_s)
+        return await self._monitor.execute(command, arguments, fds=fds, timeout_s=timeout_s)
+
+    def _on_event(self, event: Event) -> None:
+        if event.name == "SHUTDOWN":
+            self._shutdown = str(event.data.get("reason", ""))
+        elif event.name == "DEVICE_DELETED":
+            unplugged = self._unplugged.get(str(event.data.get("device", "")))
+            if unplugged is not None and not unplugged.done():
+                unplugged.set_result(None)
+
+    def _close_monitor(self) -> None:
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
+
+    # -- on disk -------------------------------------------------------------------------------------
+
+    def _record(self) -> None:
+        record = MachineRecord(
+            vsock=self._vsock,
+            started=self._state in (MachineState.RUNNING, MachineState.PAUSED),
+            processes=self._processes.identities(),
+            devices=self._slots.as_record(),
+            slots=self._slots.count,
+        )
+        write_record(self._path(RECORD_FILE), record)
+
+    def _path(self, name: str) -> str:
+        return f"{self._place.directory}/{name}"
+
+    def _sockets(self) -> list[str]:
+        shares = [_share_socket(slot) for slot in range(self._slots.count)]
+        return [_MONITOR_SOCKET, _VSOCK_SOCKET, _VSOCK_BACKEND, *shares]
+
+    def _remove_files(self, *names: str) -> None:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path(name))
+
+    # -- its state -----------------------------------------------------------------------------------
+
+    def _advance(self, trigger: Trigger) -> None:
+        self._state = advance(TRANSITIONS, self._state, trigger, "the machine")
+
+    def _check(self, trigger: Trigger) -> None:
+        advance(TRANSITIONS, self._state, trigger, "the machine")
+
+
+def _share_socket(slot: int) -> str:
+    return f"share{slot}.sock"
+
+
+def _tap_name(interface: NetworkInterface) -> str:
+    return f"tap-{interface.device_id}"
+
+
+def _is_block_device(path: str) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise InvalidArgument(f"cannot attach disk {path}: {error.strerror}") from None
+    if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
+        raise InvalidArgument(f"cannot attach disk {path}: neither a file nor a block device")
+    return stat.S_ISBLK(mode)
