@@ -46,6 +46,7 @@ from common.ttrpc._journal import Journal, Replay
 from common.ttrpc._marks import Spilled
 from common.ttrpc._server import Authorize, Server, ServerConnection, StatusOf, peer_credentials
 from common.ttrpc._socket import PEEK_SIZE, FrameSocket, _peeked
+from common.ttrpc._state import StreamState
 from proto.gen.ttrpc.request_pb2 import Request, Response
 
 LINK_QUEUE_LIMIT: Final = 8 << 20
@@ -166,8 +167,11 @@ class RelayConnection(ServerConnection):
         self._read_if_ready()
 
     def _read_if_ready(self) -> None:
-        if not self._held_by and self._connecting is None:
-            self._unpause()
+        if not self._held_by:
+            if self._link is not None:
+                self._link.resume()
+            if self._connecting is None:
+                self._unpause()
 
     # ── a call is handed on ─────────────────────────────────────────────────────────────────────
 
@@ -205,7 +209,8 @@ class RelayConnection(ServerConnection):
             self._awaited[stream_id] = answer
             self._send_on(stream_id, request)
         finally:
-            self._release(stream_id)
+            # Not from within the handler: other handlers may begin.
+            self._loop.call_soon(self._release, stream_id)
         try:
             return await answer
         finally:
@@ -259,21 +264,21 @@ class RelayConnection(ServerConnection):
 
         Raises RemoteProtocolError if it is not an answer to what was asked.
         """
-        relayed = self._relayed.pop(stream_id, None)
+        relayed = self._relayed.get(stream_id)
         if relayed is not None:
             method, target, request = relayed
-            if response.status.code:
-                self._respond(stream_id, stream_id, None, _status_error(response))
-                return
+            answer: Message | None = None
+            error: Exception | None = _status_error(response) if response.status.code else None
             try:
-                answer = method.after(target, request, response.payload)
-            except (DecodeError, ValueError) as error:
-                name = f"{method.request.DESCRIPTOR.full_name}"
-                raise RemoteProtocolError(f"stream {stream_id}: the answer to {name}: {error}") from None
-            except Exception as error:
-                self._respond(stream_id, stream_id, None, error)
-                return
-            self._respond(stream_id, stream_id, answer, None)
+                if error is None:
+                    answer = method.after(target, request, response.payload)
+            except (DecodeError, ValueError) as lie:
+                name = method.request.DESCRIPTOR.full_name
+                raise RemoteProtocolError(f"stream {stream_id}: the answer to {name}: {lie}") from None
+            except Exception as refusal:
+                error = refusal
+            del self._relayed[stream_id]
+            self._respond(stream_id, stream_id, answer, error)
             return
         waiting = self._awaited.get(stream_id) if self._awaited is not None else None
         if waiting is not None and not waiting.done():
@@ -315,10 +320,13 @@ class RelayConnection(ServerConnection):
         """Go on with what was left undone, over the link that was left, too."""
         sock = self._server.links.take_link(self._id)
         if sock is not None and not self._closed and not self._server.bereaved:
-            self._link = Link(self, sock)
+            # Not read from before all that was asked over it has been asked again.
+            self._link = Link(self, sock, recovered=True)
         elif sock is not None:
             sock.close()
         super().replay(replay)
+        if not self._held_by and self._link is not None:
+            self._link.resume()
 
     def _go_on_sending(self, rest: Spilled) -> int:
         stream_id = rest.requests
@@ -370,13 +378,24 @@ class RelayConnection(ServerConnection):
 class Link(FrameSocket):
     """The client's side of one connection to the far end."""
 
-    __slots__ = ("_relay",)
+    __slots__ = ("_may_repeat", "_relay")
 
-    def __init__(self, relay: RelayConnection, sock: socket.socket) -> None:
+    def __init__(self, relay: RelayConnection, sock: socket.socket, *, recovered: bool = False) -> None:
+        """:param recovered: an earlier process has used it, which may have handled the next frame already; it is read
+        from when `resume` is called.
+        """
         codec = Connection(Role.CLIENT)
         super().__init__(sock, codec, asyncio.get_running_loop(), LINK_QUEUE_LIMIT)
         self._relay: RelayConnection | None = relay
-        self.start_reading()
+        self._may_repeat = recovered
+        if recovered:
+            self._pause()
+        else:
+            self.start_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        self._unpause()
 
     def send(self, stream_id: int, frame: bytes) -> None:
         """Write a request."""
@@ -400,6 +419,9 @@ class Link(FrameSocket):
             raise RemoteProtocolError(
                 f"stream {frame.stream_id}: a frame of type {frame.type} instead of an answer"
             )
+        may_repeat, self._may_repeat = self._may_repeat, False
+        if may_repeat and self._codec.stream_state(frame.stream_id) is not StreamState.UNARY:
+            return None, frame
         return self._codec.receive_frame(frame), frame
 
     def _acts_first(self, examined: Any) -> bool:

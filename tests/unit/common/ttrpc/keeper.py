@@ -15,10 +15,11 @@ from tests.unit.common.ttrpc.mortal import LISTENER
 
 
 class Keeper:
-    """One server after the other on one socket; `async with`."""
+    """One server after the other on one socket, each a run of the module; `async with`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, module: str = "tests.unit.common.ttrpc.mortal") -> None:
         self.directory = directory
+        self._module = module
         self.path = directory / "s"
         self.deaths = 0
         self.kept: dict[str, int] = {}
@@ -95,7 +96,7 @@ class Keeper:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "tests.unit.common.ttrpc.mortal",
+            self._module,
             self.directory,
             env=environment,
             pass_fds=[self._theirs.fileno(), *self.kept.values()],
