@@ -17,6 +17,12 @@ KERNEL_ARGUMENTS = (
 )
 """What every kernel is told, before what the image says: that may end in arguments for the guest's first program."""
 
+TCG_ARGUMENTS = (
+    # The kernel counts ticks in a loop of a few milliseconds, and takes a timer for broken that is merely emulated on
+    # a busy host ("8254 timer not connected to IO-APIC": it hangs, or panics). Under KVM it does not count.
+    "no_timer_check",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Files:
@@ -45,7 +51,7 @@ def command_line(
         # Appending: the file is cut at its beginning while the guest writes (see `common/log_files.py`).
         "-chardev", f"file,id=console,path={_escaped(files.console)},append=on",
         "-serial", "chardev:console",
-        *_kernel(boot),
+        *_kernel(boot, accelerator),
         *_root(boot),
         *_slots(boot.slots),
         *(word for wiring in devices for word in wiring.options()),
@@ -71,8 +77,9 @@ def _machine(boot: BootConfig, accelerator: Accelerator) -> list[str]:
     ]  # fmt: skip
 
 
-def _kernel(boot: BootConfig) -> list[str]:
-    arguments = " ".join((*KERNEL_ARGUMENTS, boot.kernel_arguments)).rstrip()
+def _kernel(boot: BootConfig, accelerator: Accelerator) -> list[str]:
+    timer = TCG_ARGUMENTS if accelerator is Accelerator.TCG else ()
+    arguments = " ".join((*KERNEL_ARGUMENTS, *timer, boot.kernel_arguments)).rstrip()
     initrd = ["-initrd", boot.initrd] if boot.initrd else []
     return ["-kernel", boot.kernel, *initrd, "-append", arguments]
 
