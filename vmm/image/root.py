@@ -29,6 +29,7 @@ PACKAGES: Final = (
     "libpython3.11-minimal",
     "libpython3.11-stdlib",
     "libseccomp2",
+    "libstdc++6",
     "libsystemd0",
     "libyajl2",
     "libzstd1",
@@ -118,8 +119,9 @@ async def _python(tools: Tools, sources: Sources, tree: Path, work: Path) -> lis
     unpacked = work / "wheel"
     with zipfile.ZipFile(sources.wheel) as archive:
         archive.extractall(unpacked)
-    # A package without this file is searched for along the whole path at every start.
-    (unpacked / "google/__init__.py").touch()
+    # Packages without such a file are searched for along the whole path at every start.
+    for directory in unpacked.rglob("*/"):
+        (directory / "__init__.py").touch()
     debian = sources.debian
     search = [sources.agent.directory, unpacked, debian / _STDLIB, debian / _STDLIB / "lib-dynload"]
     output = await tools.run(
