@@ -150,8 +150,9 @@ class Hypervisor(Protocol):
         """What it can do; final once `prepare` has returned."""
         ...
 
-    async def prepare(self) -> None:
-        """Find out, once per daemon and before pods, what this host can do; may boot a machine, for seconds at most.
+    async def prepare(self, kernel: str) -> None:
+        """Find out, once per daemon and before pods, what this host can do with the guests' kernel; may boot it, for
+        seconds at most.
 
         Never fails because something is missing: `start` then says what.
         """

@@ -56,7 +56,16 @@ def wire_disk(disk: Disk, slot: int, *, is_block_device: bool) -> Wiring:
     node = block_node(f"disk-{disk.device_id}", disk.path, disk.read_only, is_block_device=is_block_device)
     # By default a full file system of the host stops the whole machine: the guest shall get an I/O error instead.
     return Wiring(
-        node, _pci("virtio-blk-pci", disk.device_id, slot, drive=node.key["node-name"], serial=disk.device_id, werror="report", rerror="report")
+        node,
+        _pci(
+            "virtio-blk-pci",
+            disk.device_id,
+            slot,
+            drive=node.key["node-name"],
+            serial=disk.device_id,
+            werror="report",
+            rerror="report",
+        ),
     )
 
 

@@ -43,6 +43,7 @@ from vmm.hypervisors.qemu.devices import (
     wire_user_vsock,
 )
 from vmm.hypervisors.qemu.monitor import COMMAND_LIMIT_S, Monitor
+from vmm.hypervisors.qemu.prerequisites import Programs, check_installed, find_program
 from vmm.hypervisors.qemu.qmp import Event
 from vmm.hypervisors.qemu.slots import Occupant, Slots
 from vmm.hypervisors.record import RECORD_FILE, MachineRecord
@@ -71,12 +72,10 @@ _PAUSE_S = 0.002
 log = get_logger()
 
 
-class Programs(NamedTuple):
-    """What a machine is started with."""
+class Equipment(NamedTuple):
+    """What this host has for machines: programs, what executes guests, and what the kernel does for them."""
 
-    qemu: str
-    virtiofsd: str
-    vsock_daemon: str
+    programs: Programs
     accelerator: Accelerator
     vhost_vsock: bool
     vhost_net: bool
@@ -87,13 +86,14 @@ class QemuMachine:
 
     __slots__ = (
         "_completion",
+        "_equipment",
         "_first_end",
         "_hypervisor_leaves",
+        "_is_stuck",
         "_monitor",
         "_on_exit",
         "_place",
         "_processes",
-        "_programs",
         "_qemu_status",
         "_shutdown",
         "_slots",
@@ -103,8 +103,8 @@ class QemuMachine:
         "_vsock",
     )
 
-    def __init__(self, programs: Programs, place: Place, watcher: ExitWatcher) -> None:
-        self._programs = programs
+    def __init__(self, equipment: Equipment, place: Place, watcher: ExitWatcher) -> None:
+        self._equipment = equipment
         self._place = place
         self._processes = MachineProcesses(watcher, place, self._on_end, self._on_gone)
         self._monitor: Monitor | None = None
@@ -117,10 +117,11 @@ class QemuMachine:
         self._hypervisor_leaves = False
         self._qemu_status: ExitStatus | None = None
         self._shutdown = ""
+        self._is_stuck = False
         self._stopping = False
         self._unplugged: dict[str, asyncio.Future[None]] = {}
         cid = secrets.randbelow(_CID_END - _FIRST_CID) + _FIRST_CID
-        self._vsock = f"vsock://{cid}" if programs.vhost_vsock else f"hvsock://{place.directory}/vsock"
+        self._vsock = f"vsock://{cid}" if equipment.vhost_vsock else f"hvsock://{place.directory}/vsock"
 
     @property
     def vsock(self) -> str:
@@ -149,6 +150,7 @@ class QemuMachine:
 
     async def start(self, boot: BootConfig, devices: Sequence[Device], on_exit: OnExit) -> None:
         """Start it with these late devices, or leave nothing behind."""
+        check_installed(self._equipment.programs, boot, devices, vhost_vsock=self._equipment.vhost_vsock)
         self._advance(Trigger.START)
         self._slots = Slots(boot.slots)
         async with AsyncExitStack() as undo:
@@ -227,7 +229,8 @@ class QemuMachine:
 
     async def attach(self, device: Device) -> None:
         """Attach a device to the running machine, or leave nothing behind."""
-        self._advance(Trigger.USE)
+        self._check(Trigger.USE)
+        check_installed(self._equipment.programs, None, [device], vhost_vsock=self._equipment.vhost_vsock)
         async with AsyncExitStack() as undo:
             undo.callback(self._vacate, device.device_id)
             wiring = self._occupy(device)
@@ -248,7 +251,7 @@ class QemuMachine:
 
     async def detach(self, device_id: str) -> None:
         """Detach a device and wait until the guest has let go of it."""
-        self._advance(Trigger.USE)
+        self._check(Trigger.USE)
         self._slots.occupant(device_id)
         self._slots.settle(device_id, False)
         self._record()
@@ -259,9 +262,9 @@ class QemuMachine:
 
     async def pause(self) -> None:
         """Stop the guest's processors."""
-        self._check(Trigger.PAUSE)
-        await self._execute("stop")
+        # Before it is done: a guest that is stopped and was not to be has come to its end.
         self._advance(Trigger.PAUSE)
+        await self._execute("stop")
 
     async def resume(self) -> None:
         """Let them go on."""
@@ -276,7 +279,9 @@ class QemuMachine:
         with listen_unix(self._path(_MONITOR_SOCKET)) as monitor:
             taps = [device.tap_fd for device in devices if isinstance(device, NetworkInterface)]
             files = Files(self.console_path, monitor.fileno())
-            argv = command_line(self._programs.qemu, boot, self._programs.accelerator, files, wirings)
+            argv = command_line(
+                find_program(self._equipment.programs.qemu), boot, self._equipment.accelerator, files, wirings
+            )
             self._processes.hold(QEMU, argv, in_netns=True, pass_fds=[monitor.fileno(), *taps])
         self._record()
         failpoint(Failpoint.MACHINE_HELD)
@@ -295,19 +300,23 @@ class QemuMachine:
             wiring = wire_disk(device, slot, is_block_device=_is_block_device(device.path))
         elif isinstance(device, NetworkInterface):
             fd_name = str(device.tap_fd) if self._state is MachineState.STARTING else _tap_name(device)
-            wiring = wire_network(device, slot, fd_name, vhost=self._programs.vhost_net)
+            wiring = wire_network(device, slot, fd_name, vhost=self._equipment.vhost_net)
         elif isinstance(device, Share):
             role, path = f"share-{device.device_id}", self._path(_share_socket(slot))
             wiring = wire_share(device, slot, path)
             with listen_unix(path) as listener:
-                argv = virtiofsd_command(self._programs.virtiofsd, device.directory, listener.fileno())
+                argv = virtiofsd_command(
+                    find_program(self._equipment.programs.virtiofsd), device.directory, listener.fileno()
+                )
                 self._processes.hold(role, argv, capabilities=True, pass_fds=[listener.fileno()])
         elif self._vsock.startswith(_KERNEL_VSOCK):
             wiring = wire_kernel_vsock(device, slot, int(self._vsock.removeprefix(_KERNEL_VSOCK)))
         else:
             role, path = VSOCK, self._path(_VSOCK_BACKEND)
             wiring = wire_user_vsock(device, slot, path)
-            argv = vsock_daemon_command(self._programs.vsock_daemon, path, self._path(_VSOCK_SOCKET))
+            argv = vsock_daemon_command(
+                find_program(self._equipment.programs.vsock_daemon), path, self._path(_VSOCK_SOCKET)
+            )
             self._processes.hold(role, argv)
         backend = wiring.backend
         occupant = Occupant(slot, backend.remove if backend else "", backend.key if backend else {}, role)
@@ -425,6 +434,8 @@ class QemuMachine:
             return ExitReason.GUEST_PANICKED, f"the guest's kernel panicked: {panic}"
         if self._shutdown.startswith("guest"):
             return ExitReason.GUEST_ENDED, f"the guest has ended by itself ({self._shutdown})"
+        if self._is_stuck:
+            return ExitReason.HYPERVISOR_ENDED, f"QEMU has stopped the guest: {self._processes.words(QEMU)}"
         role, status = self._first_end or (QEMU, self._qemu_status)
         if role == QEMU or self._hypervisor_leaves:
             how = described(self._qemu_status)
@@ -461,6 +472,10 @@ class QemuMachine:
     def _on_event(self, event: Event) -> None:
         if event.name == "SHUTDOWN":
             self._shutdown = str(event.data.get("reason", ""))
+        elif event.name == "STOP" and self._state in (MachineState.STARTING, MachineState.RUNNING):
+            # KVM cannot go on with it.
+            self._is_stuck = True
+            self._processes.kill()
         elif event.name == "DEVICE_DELETED":
             unplugged = self._unplugged.get(str(event.data.get("device", "")))
             if unplugged is not None and not unplugged.done():
