@@ -18,6 +18,8 @@ from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from proto.gen.runtime.v1 import api_pb2 as cri
 
 POD_CONFIG_TYPE = "runtime.v1.PodSandboxConfig"
+ANNOTATION_PREFIX = "sandboxd."
+"""Of all annotations of pods those are ours that begin so."""
 _MAX_HOSTNAME_BYTES = 64
 
 
@@ -43,6 +45,8 @@ class PodConfig:
     """A pod as its engine asks for it; small, since one is kept per pod, and JSON-able, since it is recorded.
 
     `uid_mappings` and `gid_mappings` are lists of [container id, host id, size]; empty without a user namespace.
+    `cpu_millis` (thousandths of a CPU) and `memory_bytes` are the sums of the containers' limits; 0: none is set.
+    `annotations` are those under `ANNOTATION_PREFIX`.
     """
 
     sandbox_id: str
@@ -61,6 +65,9 @@ class PodConfig:
     sysctls: dict[str, str] = field(default_factory=dict)
     uid_mappings: list[list[int]] = field(default_factory=list)
     gid_mappings: list[list[int]] = field(default_factory=list)
+    cpu_millis: int = 0
+    memory_bytes: int = 0
+    annotations: dict[str, str] = field(default_factory=dict)
 
     @property
     def has_user_namespace(self) -> bool:
@@ -116,7 +123,18 @@ def parse_create_request(request: api.ControllerCreateRequest) -> PodConfig:
         sysctls=dict(config.linux.sysctls),
         uid_mappings=uid_mappings,
         gid_mappings=gid_mappings,
+        cpu_millis=_cpu_millis(config.linux.resources),
+        memory_bytes=max(0, config.linux.resources.memory_limit_in_bytes),
+        annotations={
+            key: value for key, value in config.annotations.items() if key.startswith(ANNOTATION_PREFIX)
+        },
     )
+
+
+def _cpu_millis(resources: cri.LinuxContainerResources) -> int:
+    if resources.cpu_quota <= 0 or resources.cpu_period <= 0:
+        return 0
+    return -(-resources.cpu_quota * 1000 // resources.cpu_period)
 
 
 def _user_namespace(sandbox_id: str, options: cri.UserNamespace) -> tuple[list[list[int]], list[list[int]]]:
@@ -154,6 +172,21 @@ def _check_cgroup_parent(sandbox_id: str, parent: str) -> str:
     if ".." in parent.split("/") or "\0" in parent:
         raise InvalidArgument(f"sandbox {sandbox_id}: {parent[:200]!r} is not a cgroup_parent")
     return parent
+
+
+def sysctls_of(pod: PodConfig, *, ports: bool, ping: bool) -> dict[str, str]:
+    """Return the pod's sysctls over the defaults that engines give a pod with a network of its own.
+
+    :param ports: whether it may bind ports below 1024 without privileges.
+    :param ping: whether it may send ICMP echo requests without privileges.
+    """
+    defaults = {}
+    if not pod.has_host_network:
+        if ports:
+            defaults["net.ipv4.ip_unprivileged_port_start"] = "0"
+        if ping and not pod.has_user_namespace:
+            defaults["net.ipv4.ping_group_range"] = "0 2147483647"
+    return {**defaults, **pod.sysctls}
 
 
 def pod_config_from_record(fields: dict[str, Any]) -> PodConfig:

@@ -23,6 +23,7 @@ HOST_PORT_PARAMETER: Final = "sandboxd.host_port"
 
 HOST_SERVICE: Final = "sandboxd.agent.v1.Host"
 SANDBOX_SERVICE: Final = "sandboxd.agent.v1.Sandbox"
+TASK_SERVICE: Final = "containerd.task.v3.Task"
 STREAM_END_TOPIC: Final = "/streams/end"
 
 WRITE_LIMIT_BYTES: Final = 32768

@@ -36,6 +36,7 @@ from common.ttrpc._calls import (
     CallContext,
     Method,
     PeerCredentials,
+    RelayedMethod,
     Service,
     StreamMethod,
     only_root,
@@ -54,7 +55,7 @@ from common.ttrpc._events import DataReceived, Event, RequestReceived, ResponseR
 from common.ttrpc._frames import MAX_DATA_SIZE, Frame, FrameBuffer, OversizedFrame, encode_frame
 from common.ttrpc._journal import Journal, NullJournal, Replay, ReplayedRequest
 from common.ttrpc._marks import SpilledFrame
-from common.ttrpc._relay import LinkJournal, RelayContext, RelayedMethod, RelayServer
+from common.ttrpc._relay import LinkJournal, RelayContext, RelayServer
 from common.ttrpc._server import Server
 from common.ttrpc._state import StreamState
 from common.ttrpc._stream import MessageStream, ServerStream

@@ -106,10 +106,29 @@ class StreamMethod(NamedTuple):
         return True
 
 
+Answer = Callable[[Any, Any, bytes], Message]
+"""`(target, request, payload)` of an answer: the answer for the client. ValueError, DecodeError: the far end lies."""
+
+Substitute = Callable[[Any, Any], "Message | None"]
+"""`(target, request)`: what is answered without asking the far end, if anything; raises what is to be answered."""
+
+
+class RelayedMethod(NamedTuple):
+    """A unary method that a `RelayServer` hands on as it is. `before` may answer it at once; `after` checks what comes back;
+    `bereaved` answers it when the far end is gone for good."""
+
+    request: type[Message]
+    before: Substitute
+    after: Answer
+    bereaved: Substitute
+    journaled: bool = True
+    repeatable: bool = True
+
+
 class Service(NamedTuple):
     """A method table, shared by all servers, and the object that the handlers of this one act on."""
 
-    methods: Mapping[str, Method | StreamMethod]
+    methods: Mapping[str, Method | StreamMethod | RelayedMethod]
     target: object
 
 

@@ -19,11 +19,11 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError, Message
 
-from common.ttrpc._calls import Call, CallContext, Method, Service, StreamMethod
+from common.ttrpc._calls import Call, CallContext, Method, RelayedMethod, Service, StreamMethod
 from common.ttrpc._connection import Connection, Role
 from common.ttrpc._errors import (
     ConnectionLost,
@@ -50,24 +50,6 @@ from common.ttrpc._state import StreamState
 from proto.gen.ttrpc.request_pb2 import Request, Response
 
 LINK_QUEUE_LIMIT: Final = 8 << 20
-
-Answer = Callable[[Any, Any, bytes], Message]
-"""`(target, request, payload)` of an answer: the answer for the client. ValueError or DecodeError: the far end lies."""
-
-Substitute = Callable[[Any, Any], "Message | None"]
-"""`(target, request)`: what is answered without asking the far end, if anything; raises what is to be answered."""
-
-
-class RelayedMethod(NamedTuple):
-    """A unary method that is handed on as it is. `before` may answer it at once; `after` checks what comes back;
-    `bereaved` answers it when the far end is gone for good."""
-
-    request: type[Message]
-    before: Substitute
-    after: Answer
-    bereaved: Substitute
-    journaled: bool = True
-    repeatable: bool = True
 
 
 class LinkJournal(Journal, Protocol):
@@ -150,7 +132,7 @@ class RelayConnection(ServerConnection):
             if method.journaled:
                 self._held_by = event.stream_id
                 self._pause()
-            super()._begin(event, service, method, replayed)  # type: ignore[arg-type]
+            super()._begin(event, service, method, replayed)
 
     def _context(self, *arguments: Any) -> CallContext:
         context = RelayContext(*arguments)

@@ -10,7 +10,15 @@ from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import DecodeError, Message
 
-from common.ttrpc._calls import Call, CallContext, Method, PeerCredentials, Service, StreamMethod
+from common.ttrpc._calls import (
+    Call,
+    CallContext,
+    Method,
+    PeerCredentials,
+    RelayedMethod,
+    Service,
+    StreamMethod,
+)
 from common.ttrpc._connection import Connection, Role
 from common.ttrpc._errors import LocalProtocolError, StatusCode, StatusError
 from common.ttrpc._events import DataReceived, Event, RequestReceived, StreamRefused
@@ -46,7 +54,7 @@ class _Admitted(NamedTuple):
 
     event: Event | None
     service: Service | None = None
-    method: Method | StreamMethod | None = None
+    method: Method | StreamMethod | RelayedMethod | None = None
     error: Exception | None = None
 
 
@@ -180,7 +188,7 @@ class ServerConnection(FrameSocket):
         self,
         event: RequestReceived,
         service: Service,
-        method: Method | StreamMethod,
+        method: Method | StreamMethod | RelayedMethod,
         replayed: bool = False,
     ) -> None:
         stream_id, request, state = event
@@ -212,6 +220,7 @@ class ServerConnection(FrameSocket):
                 text = f"the payload is no {method.request.DESCRIPTOR.full_name}"
                 self._respond(stream_id, report, None, StatusError(StatusCode.INVALID_ARGUMENT, text))
                 return
+        assert type(method) is not RelayedMethod  # a relay's alone
         call = Call(context, journaled, stream, self._loop, self._finished)
         call.repeatable = stream is not None or type(method) is not Method or method.repeatable
         if stream is not None:

@@ -36,11 +36,11 @@ from common.task.unmade import UnmadeRecord
 from common.transport.streams import listen_unix
 from common.ttrpc import Server, Service, only_root
 from sandboxers.host.kept_pod import KeptPod, remove_console_sockets, shm_group
-from sandboxers.host.pod_files import pod_files, write_pod_files
 from sandboxers.host.pod_namespaces import RECORD_FILE as NAMESPACES_FILE
 from sandboxers.host.pod_namespaces import NamespacesRecord, PodNamespaces
 from sandboxers.host.shared_memory import HostSharedMemory, SharedMemory, SharedMemoryRecord
-from sandboxers.pod_config import NamespaceMode, PodConfig
+from sandboxers.pod_config import NamespaceMode, PodConfig, sysctls_of
+from sandboxers.pod_files import pod_files, write_pod_files
 from sandboxers.registry import TASK_SOCKET
 from sandboxers.sandbox import Endpoint, SandboxExit
 
@@ -225,14 +225,9 @@ class HostSandbox:
         return Endpoint(f"ttrpc+unix://{self._directory}/{TASK_SOCKET}", self._namespaces.init_pid)
 
     def _sysctls(self) -> dict[str, str]:
-        """Return the pod's sysctls over the defaults that engines give a pod with a network of its own."""
-        defaults = {}
-        if not self._pod.has_host_network:
-            if self._settings.unprivileged_ports:
-                defaults["net.ipv4.ip_unprivileged_port_start"] = "0"
-            if self._settings.unprivileged_ping and not self._pod.has_user_namespace:
-                defaults["net.ipv4.ping_group_range"] = "0 2147483647"
-        return {**defaults, **self._pod.sysctls}
+        return sysctls_of(
+            self._pod, ports=self._settings.unprivileged_ports, ping=self._settings.unprivileged_ping
+        )
 
     def _serve(self, listener: socket.socket) -> None:
         service = Service(TASK_METHODS, self._tasks)

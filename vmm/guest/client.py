@@ -27,6 +27,7 @@ from vmm.protocol import (
     SANDBOX_SERVICE,
     STREAM_PORT,
     TASK_PORT,
+    TASK_SERVICE,
     open_port_line,
     open_stream_line,
     share_path,
@@ -202,10 +203,23 @@ class GuestClient:
         except Unavailable:
             return
 
-    async def _call(self, method: str, request: Message, answer: type[Answer], timeout_s: float) -> Answer:
+    async def call_task(
+        self, method: str, request: Message, answer: type[Answer], timeout_s: float
+    ) -> Answer:
+        """Call a method of the guest's Task service for the host itself."""
+        return await self._call(method, request, answer, timeout_s, TASK_SERVICE)
+
+    async def _call(
+        self,
+        method: str,
+        request: Message,
+        answer: type[Answer],
+        timeout_s: float,
+        service: str = SANDBOX_SERVICE,
+    ) -> Answer:
         control = await self._connect(timeout_s)
         try:
-            return await control.call(SANDBOX_SERVICE, method, request, answer, timeout_s=timeout_s)
+            return await control.call(service, method, request, answer, timeout_s=timeout_s)
         except ConnectionLost as error:
             raise self._failure(f"the guest's agent is gone during {method}: {error}") from None
         except StatusError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -68,13 +68,14 @@ class Reception:
     def __init__(
         self,
         transport: Transport,
-        on_event: Callable[[GuestEvent], None],
+        on_event: Callable[[GuestEvent], Awaitable[None]],
         listener: socket.socket | None = None,
         port: int = HOST_PORT,
     ) -> None:
         """Listen.
 
-        :param on_event: called for each event, in the order in which they happened; a guest may repeat one.
+        :param on_event: called for each event, in the order in which they happened; a guest may repeat one. The guest
+            waits for it with what comes after.
         :param listener: one that an earlier daemon has left, which is taken over.
         :raise OSError: the port is taken.
         """
@@ -170,7 +171,7 @@ class Reception:
             raise InvalidArgument(f"malformed event: {printable(envelope.topic)}") from None
         assert isinstance(event, GuestEvent)
         with contextlib.suppress(Exception):
-            self._on_event(event)
+            await self._on_event(event)
         return Empty()
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sandboxers.host.pod_files import pod_files, resolv_conf, write_pod_files
 from sandboxers.pod_config import PodConfig
+from sandboxers.pod_files import pod_files, resolv_conf, write_pod_files
 
 
 def test_each_file_is_where_it_is_said_to_be(tmp_path: Path) -> None:

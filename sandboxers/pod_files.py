@@ -13,16 +13,20 @@ from sandboxers.pod_config import PodConfig
 def write_pod_files(pod: PodConfig, directory: str) -> dict[str, str]:
     """Write the files into a new directory and return {destination in the container: path}."""
     os.mkdir(directory, 0o755)
-    contents = {
-        "hostname": (pod.hostname or os.uname().nodename) + "\n",
-        "hosts": _host_file("/etc/hosts"),
-        "resolv.conf": resolv_conf(pod) or _host_file("/etc/resolv.conf"),
-    }
-    for name, text in contents.items():
+    for name, text in pod_file_texts(pod).items():
         with open(f"{directory}/{name}", "x", encoding="utf-8", errors="surrogateescape") as file:
             os.fchmod(file.fileno(), 0o644)
             file.write(text)
     return pod_files(directory)
+
+
+def pod_file_texts(pod: PodConfig) -> dict[str, str]:
+    """Return {name below /etc: text}; what the pod does not say is as on the host."""
+    return {
+        "hostname": (pod.hostname or os.uname().nodename) + "\n",
+        "hosts": _host_file("/etc/hosts"),
+        "resolv.conf": resolv_conf(pod) or _host_file("/etc/resolv.conf"),
+    }
 
 
 def pod_files(directory: str) -> dict[str, str]:

@@ -1,0 +1,137 @@
+"""What the host keeps of a container in a guest: the engine's strings, host resources, a pid of our own, the exit.
+
+<pod directory>/containers/<container>/container.json    the record, written before anything is made
+                                       execs/<exec>.json
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from common.completion import Completion
+from common.errors import NotFound
+from common.process.exits import ExitStatus
+from common.task.stdio import StdioSpec
+from sandboxers.vm.streams import Streams
+
+RECORD_FILE: Final = "container.json"
+EXECS: Final = "execs"
+
+HIGHEST_HOST_PID: Final = 1 << 22
+"""PID_MAX_LIMIT (kernel, include/linux/threads.h): no process of the host has a higher pid."""
+
+
+class PidSource:
+    """Gives pids that no process of the host and no other process of a guest has."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self) -> None:
+        self._next = itertools.count(HIGHEST_HOST_PID + 1)
+
+    def new(self) -> int:
+        """Return one that was not given before."""
+        return next(self._next)
+
+    def reserve(self, pid: int) -> None:
+        """Give none up to this one: it stands in a record."""
+        self._next = itertools.count(max(next(self._next), pid + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class ExecRecord:
+    """One exec. `streams` are names in the descriptor store; `exit_code` is -1 until it is known."""
+
+    VERSION: ClassVar[int] = 1
+
+    exec_id: str
+    pid: int
+    terminal: bool
+    stdin: str
+    stdout: str
+    stderr: str
+    streams: list[str]
+    started: bool = False
+    stdin_closed: bool = False
+    exit_code: int = -1
+    exited_at_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRecord:
+    """One container. `prepared` tells that its bundle is in the share, `made` that the guest has it; `disks` are the ids
+    of devices that were plugged in for it."""
+
+    VERSION: ClassVar[int] = 1
+
+    container_id: str
+    bundle: str
+    pid: int
+    terminal: bool
+    stdin: str
+    stdout: str
+    stderr: str
+    streams: list[str]
+    disks: list[str]
+    prepared: bool = False
+    made: bool = False
+    started: bool = False
+    stdin_closed: bool = False
+    exit_code: int = -1
+    exited_at_ns: int = 0
+
+
+class GuestProcess:
+    """A container's first process (`exec_id` is empty) or an exec."""
+
+    __slots__ = ("container_id", "end", "exec_id", "pid", "record", "stdio", "streams")
+
+    def __init__(self, container_id: str, exec_id: str, pid: int, stdio: StdioSpec) -> None:
+        self.container_id = container_id
+        self.exec_id = exec_id
+        self.pid = pid
+        self.stdio = stdio
+        self.streams: Streams | None = None
+        self.record: ExecRecord | ContainerRecord | None = None
+        self.end: Completion[ExitStatus] = Completion()
+
+    def __str__(self) -> str:
+        what = f"container {self.container_id}"
+        return f"exec {self.exec_id} of {what}" if self.exec_id else what
+
+    @property
+    def exit(self) -> ExitStatus | None:
+        """How it has ended, as far as the host knows."""
+        return self.end.value
+
+
+class GuestContainer:
+    """A container in the guest. `made` tells that the guest has it, or may have."""
+
+    __slots__ = ("bundle", "execs", "id", "init", "made", "recovered")
+
+    def __init__(self, container_id: str, bundle: str, init: GuestProcess) -> None:
+        self.id = container_id
+        self.bundle = bundle
+        self.init = init
+        self.made = False
+        self.recovered = False
+        self.execs: dict[str, GuestProcess] | None = None
+
+    def process(self, exec_id: str) -> GuestProcess:
+        """Return the first process (empty id) or an exec.
+
+        :raise NotFound: no such exec.
+        """
+        if not exec_id:
+            return self.init
+        try:
+            return (self.execs or {})[exec_id]
+        except KeyError:
+            raise NotFound(f"no exec {exec_id[:100]!r} in container {self.id}") from None
+
+    def processes(self) -> list[GuestProcess]:
+        """Return the first process and all execs."""
+        return [self.init, *(self.execs or {}).values()]

@@ -1,0 +1,423 @@
+"""A pod in a virtual machine of its own, whatever the hypervisor.
+
+<pod directory>/machine/             the hypervisor's: sockets, console, logs, record
+                bundles/, share/     what the guest sees of the host (`share.py`)
+                containers/<id>/     what the relay keeps of each container
+                task.sock            the Task service
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from contextlib import AsyncExitStack
+from typing import Any, Final, NamedTuple
+
+from google.protobuf.message import Message
+
+from common.cgroup import Hierarchies, read_metrics
+from common.descriptors.store import DescriptorStore
+from common.errors import SandboxdError, Unavailable, status_of
+from common.failpoints import Failpoint, failpoint
+from common.journal import ConnectionJournal
+from common.linux.namespaces import check_netns
+from common.log import bound, get_logger
+from common.task.backend import EventSink
+from common.task.service import TASK_SERVICE_NAMES
+from common.transport import transport_of
+from common.transport.streams import listen_unix
+from common.ttrpc import PeerCredentials, RelayServer, Service
+from proto.gen.sandboxd.agent.v1 import agent_pb2 as agent
+from sandboxers.pod_config import NamespaceMode, PodConfig, sysctls_of
+from sandboxers.pod_files import pod_file_texts
+from sandboxers.registry import TASK_SOCKET
+from sandboxers.sandbox import Endpoint, SandboxExit
+from sandboxers.vm.config import GuestConfig, SizeConfig
+from sandboxers.vm.containers import PidSource
+from sandboxers.vm.network import AttachedInterface, attach_network, detach_network
+from sandboxers.vm.overhead import MachineCgroup
+from sandboxers.vm.preparer import GuestPreparer
+from sandboxers.vm.recovery import recover_containers
+from sandboxers.vm.share import SHARE_TAG, PodShare
+from sandboxers.vm.sizing import size_of
+from sandboxers.vm.tasks import GUEST_TASK_METHODS, GuestTasks
+from vmm.guest.client import GuestClient
+from vmm.guest.reception import Reception
+from vmm.hypervisors.hypervisor import ExitReason, GuestExit, Hypervisor, VirtualMachine
+from vmm.hypervisors.machine import BootConfig, Device, NetworkInterface, Place, Share, Vsock
+from vmm.image.manifest import GuestImage, load
+
+_CONFIGURE_TIMEOUT_S: Final = 30.0
+_CONNECT_TIMEOUT_S: Final = 5.0
+_SHUTDOWN_TIMEOUT_S: Final = 2.0
+_ENTROPY_BYTES: Final = 64
+_EXIT_CODES: Final = {ExitReason.STOPPED: 0, ExitReason.GUEST_ENDED: 0}
+_EXIT_CODE: Final = 255
+_GUEST_GROUP: Final = "g"
+
+log = get_logger()
+
+
+class VmSettings(NamedTuple):
+    """What the configuration and the daemon say about all pods."""
+
+    guest: GuestConfig
+    size: SizeConfig
+    shm_size_mib: int
+    stop_timeout_s: float
+    unprivileged_ports: bool
+    unprivileged_ping: bool
+    hierarchies: Hierarchies
+    journal: ConnectionJournal
+    store: DescriptorStore
+    events: EventSink
+    pids: PidSource
+
+
+class MachineTransport:
+    """The way to a machine's ports (`Transport`), which a new daemon learns when it recovers the machine."""
+
+    __slots__ = ("_machine",)
+
+    def __init__(self, machine: VirtualMachine) -> None:
+        self._machine = machine
+
+    async def connect(self, port: int, timeout_s: float) -> socket.socket:
+        """Connect to a port of the guest."""
+        return await transport_of(self._machine.vsock).connect(port, timeout_s)
+
+    def listen(self, port: int) -> socket.socket:
+        """Listen on a port for the guest."""
+        return transport_of(self._machine.vsock).listen(port)
+
+    def is_peer(self, sock: socket.socket) -> bool:
+        """Tell whether a connection comes from this guest."""
+        return transport_of(self._machine.vsock).is_peer(sock)
+
+
+class VmSandbox:
+    """One pod (`Sandbox`)."""
+
+    __slots__ = (
+        "_cgroup",
+        "_directory",
+        "_group",
+        "_guest",
+        "_listener",
+        "_machine",
+        "_on_exit",
+        "_pod",
+        "_reception",
+        "_server",
+        "_settings",
+        "_share",
+        "_tasks",
+        "_transport",
+    )
+
+    def __init__(
+        self, pod: PodConfig, directory: str, group: str, hypervisor: Hypervisor, settings: VmSettings
+    ) -> None:
+        """:param group: under which name the descriptor store keeps what the pod needs to outlive this daemon."""
+        self._pod = pod
+        self._directory = directory
+        self._group = group
+        self._settings = settings
+        self._cgroup = MachineCgroup(settings.hierarchies, pod.cgroup_parent, pod.sandbox_id)
+        self._share = PodShare(directory)
+        self._machine = hypervisor.machine(
+            Place(f"{directory}/machine", pod.netns_path, self._cgroup.directories())
+        )
+        self._transport = MachineTransport(self._machine)
+        self._guest = GuestClient(self._transport)
+        self._reception: Reception | None = None
+        self._server: RelayServer | None = None
+        self._listener = -1
+        self._on_exit: SandboxExit | None = None
+        preparer = GuestPreparer(self._share, self._guest, self._machine)
+        self._tasks = GuestTasks(
+            pod.sandbox_id,
+            f"{directory}/containers",
+            self._guest,
+            preparer,
+            settings.events,
+            settings.store,
+            settings.pids,
+        )
+
+    async def start(self, on_exit: SandboxExit) -> Endpoint:
+        """Boot the machine, make it the pod's, and serve its containers; all or nothing."""
+        self._on_exit = on_exit
+        if self._pod.netns_path:
+            check_netns(self._pod.netns_path)
+        image = load(self._settings.guest.image)
+        size = size_of(self._pod, self._settings.size)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._cgroup.remove)
+            self._cgroup.make()
+            failpoint(Failpoint.SANDBOX_CGROUP_MADE)
+            undo.callback(self._share.remove)
+            self._share.make()
+            failpoint(Failpoint.SANDBOX_SHARE_MADE)
+            interfaces = self._attach_network(undo)
+            failpoint(Failpoint.SANDBOX_NETWORK_ATTACHED)
+            os.mkdir(f"{self._directory}/machine", 0o700)
+            undo.callback(_remove_files, f"{self._directory}/machine")
+            self._receive(None)
+            undo.callback(self._close_reception)
+            devices: list[Device] = [Vsock(), Share(SHARE_TAG, self._share.path)]
+            devices += [
+                NetworkInterface(f"net{number}", each.interface.mac, each.tap_fd, each.interface.mtu)
+                for number, each in enumerate(interfaces)
+            ]
+            undo.callback(self._guest.close)
+            undo.push_async_callback(self._machine.stop, 0)
+            await self._machine.start(
+                self._boot(image, size.vcpus, size.memory_mib), devices, self._on_machine_exit
+            )
+            failpoint(Failpoint.SANDBOX_MACHINE_STARTED)
+            await self._announced()
+            failpoint(Failpoint.SANDBOX_GUEST_ANNOUNCED)
+            await self._configure(interfaces)
+            failpoint(Failpoint.SANDBOX_GUEST_CONFIGURED)
+            self._serve(listen_unix(f"{self._directory}/{TASK_SOCKET}"))
+            undo.callback(self._close_server)
+            failpoint(Failpoint.SANDBOX_LISTENING)
+            self._keep()
+            undo.callback(self._forget)
+            failpoint(Failpoint.SANDBOX_DESCRIPTORS_KEPT)
+            undo.pop_all()
+        return self._endpoint
+
+    async def stop(self, timeout_s: float) -> None:
+        """End the machine and with it all containers; the Task service goes on answering."""
+        self._tasks.stopped = True
+        if self._machine.exit is None and self._machine.pids():
+            await self._shut_down(timeout_s)
+        await self._machine.stop(0)
+        failpoint(Failpoint.SANDBOX_CONTAINERS_KILLED)
+        self._end("the pod was stopped")
+        if self._pod.netns_path:
+            detach_network(self._pod.netns_path)
+        await self._cgroup.remove()
+        self._forget()
+        self._close_reception()
+        if self._server is not None:
+            self._settings.store.put(self._group, [self._listener])
+
+    async def destroy(self) -> None:
+        """Stop, release what was prepared for containers, stop listening; the directory itself is the registry's."""
+        await self.stop(self._settings.stop_timeout_s)
+        for container in list(self._tasks.containers.values()):
+            await self._tasks.release(container)
+        self._share.remove()
+        self._close_server()
+        self._guest.close()
+        self._forget()
+
+    async def recover(self, on_exit: SandboxExit, *, running: bool) -> Endpoint:
+        """Take up the machine, containers and connections that an earlier daemon has left."""
+        self._on_exit = on_exit
+        self._tasks.stopped = not running
+        recover_containers(self._tasks)
+        listener, reception = self._take_kept()
+        alive = await self._machine.recover(self._on_machine_exit)
+        path = f"{self._directory}/{TASK_SOCKET}"
+        if alive:
+            self._receive(reception)
+        elif reception is not None:
+            reception.close()
+        self._serve(listener or listen_unix(path))
+        self._forget()
+        self._keep()
+        if not alive:
+            ended = self._machine.exit
+            self._end(ended.message if ended else "the machine ended while no sandboxd watched")
+        assert self._server is not None
+        self._settings.journal.adopt_into(self._server, path)
+        if not alive and running:
+            ended = self._machine.exit
+            on_exit(_EXIT_CODE, ended.exited_at_ns if ended else time.time_ns())
+        return self._endpoint
+
+    def abandoned(self) -> list[str]:
+        """Return the containers of an earlier daemon that no engine seems to ask for any more."""
+        return self._tasks.abandoned()
+
+    async def collect(self, container_id: str) -> None:
+        """Kill and remove an abandoned container."""
+        await self._tasks.collect(container_id)
+
+    def details(self) -> dict[str, Any]:
+        """Tell where the machine and its containers are."""
+        ended = self._machine.exit
+        return {
+            "machine": self._machine.pids(),
+            "console": self._machine.console_path,
+            "ended": ended.message if ended else "",
+            "containers": {
+                c.id: {"pid": c.init.pid, "exit_code": c.init.exit.code if c.init.exit else None}
+                for c in self._tasks.containers.values()
+            },
+        }
+
+    def metrics(self) -> Message | None:
+        """Measure the pod's cgroup, which is the engine's; None if it has given none."""
+        return read_metrics(self._cgroup.parent) if self._cgroup.parent is not None else None
+
+    # -- the machine -----------------------------------------------------------------------------------
+
+    @property
+    def _endpoint(self) -> Endpoint:
+        return Endpoint(f"ttrpc+unix://{self._directory}/{TASK_SOCKET}", self._machine.pids().get("qemu", 0))
+
+    def _attach_network(self, undo: AsyncExitStack) -> list[AttachedInterface]:
+        if not self._pod.netns_path:
+            return []
+        interfaces = attach_network(self._pod.netns_path)
+        undo.callback(detach_network, self._pod.netns_path)
+        for each in interfaces:
+            # The hypervisor has its own copy as soon as it runs.
+            undo.callback(os.close, each.tap_fd)
+        return interfaces
+
+    def _boot(self, image: GuestImage, vcpus: int, memory_mib: int) -> BootConfig:
+        arguments = self._settings.guest.kernel_arguments.split()
+        return BootConfig(
+            kernel=str(image.kernel),
+            root_image=str(image.root),
+            kernel_arguments=image.command_line(arguments),
+            initrd=str(image.ramdisk or ""),
+            vcpus=vcpus,
+            memory_mib=memory_mib,
+            slots=self._settings.size.slots,
+        )
+
+    async def _announced(self) -> None:
+        assert self._reception is not None
+        announcement = await self._reception.announcement(self._settings.guest.start_timeout_s)
+        log.debug(
+            "guest.announced",
+            sandbox_id=self._pod.sandbox_id,
+            agent=announcement.agent_version,
+            kernel=announcement.kernel_release,
+            booted_ms=announcement.ready_ns // 10**6,
+        )
+
+    async def _configure(self, interfaces: list[AttachedInterface]) -> None:
+        texts = pod_file_texts(self._pod)
+        settings = self._settings
+        sysctls = sysctls_of(self._pod, ports=settings.unprivileged_ports, ping=settings.unprivileged_ping)
+        request = agent.ConfigureRequest(
+            sandbox_id=self._pod.sandbox_id,
+            hostname=texts["hostname"].strip(),
+            hosts=texts["hosts"],
+            resolv_conf=texts["resolv.conf"],
+            sysctls=sysctls,
+            shm_size_bytes=settings.shm_size_mib << 20,
+            entropy=os.urandom(_ENTROPY_BYTES),
+            interfaces=[each.interface for each in interfaces],
+            shares=[agent.MountShareRequest(tag=SHARE_TAG)],
+            shared_pid_namespace=self._pod.pid == NamespaceMode.POD,
+        )
+        await self._guest.configure(request, _CONFIGURE_TIMEOUT_S)
+        reading = await self._guest.set_clock(_CONFIGURE_TIMEOUT_S)
+        log.debug(
+            "guest.clock_set",
+            sandbox_id=self._pod.sandbox_id,
+            drift_us=reading.drift_ns // 1000,
+            source=reading.source,
+        )
+
+    async def _shut_down(self, timeout_s: float) -> None:
+        """Let the guest write back what it holds of its disks; it holds nothing else that is not on the host."""
+        if not self._machine.devices() - {"vsock", SHARE_TAG} - {f"net{n}" for n in range(16)}:
+            return
+        try:
+            async with asyncio.timeout(min(_SHUTDOWN_TIMEOUT_S, timeout_s / 2)):
+                await self._guest.shutdown(_SHUTDOWN_TIMEOUT_S)
+                await self._machine.wait()
+        except (SandboxdError, TimeoutError) as error:
+            log.warning("guest.not_shut_down", sandbox_id=self._pod.sandbox_id, error=error)
+
+    def _on_machine_exit(self, ended: GuestExit) -> None:
+        """Called once when the machine has ended, for whatever reason."""
+        with bound(sandbox_id=self._pod.sandbox_id):
+            if ended.reason is not ExitReason.STOPPED:
+                log.warning("machine.ended", reason=ended.reason.value, message=ended.message)
+            if self._reception is not None:
+                self._reception.lose(Unavailable(ended.message))
+            self._end(ended.message, ended.exited_at_ns)
+            if self._on_exit is not None:
+                self._on_exit(_EXIT_CODES.get(ended.reason, _EXIT_CODE), ended.exited_at_ns)
+
+    def _end(self, reason: str, exited_at_ns: int = 0) -> None:
+        self._guest.lose(reason)
+        self._tasks.end(reason, exited_at_ns or time.time_ns())
+        if self._server is not None:
+            self._server.bereave(reason)
+
+    def _condemn(self, reason: str) -> None:
+        """The agent has broken its word, or its connection: nothing it says counts any more."""
+        log.error("guest.condemned", sandbox_id=self._pod.sandbox_id, reason=reason)
+        asyncio.get_running_loop().create_task(self._machine.stop(0))
+
+    # -- who talks to us -------------------------------------------------------------------------------
+
+    def _receive(self, listener: socket.socket | None) -> None:
+        self._reception = Reception(self._transport, self._tasks.on_event, listener)
+
+    def _close_reception(self) -> None:
+        if self._reception is not None:
+            self._reception.close()
+            self._reception = None
+
+    def _serve(self, listener: socket.socket) -> None:
+        service = Service(GUEST_TASK_METHODS, self._tasks)
+        self._server = RelayServer(
+            dict.fromkeys(TASK_SERVICE_NAMES, service),
+            links=self._settings.journal,
+            connect=self._connect,
+            on_lost=self._condemn,
+            status_of=status_of,
+            authorize=_is_root,
+        )
+        self._listener = listener.fileno()
+        self._server.listen(listener)
+
+    async def _connect(self) -> socket.socket:
+        return await self._guest.open_tasks(_CONNECT_TIMEOUT_S)
+
+    def _close_server(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def _keep(self) -> None:
+        """Let copies of what makes the pod be kept for a later daemon."""
+        self._settings.store.put(self._group, [self._listener])
+        if self._reception is not None:
+            self._settings.store.put(_GUEST_GROUP + self._group[1:], [self._reception.listener.fileno()])
+
+    def _forget(self) -> None:
+        self._settings.store.remove(self._group)
+        self._settings.store.remove(_GUEST_GROUP + self._group[1:])
+
+    def _take_kept(self) -> tuple[socket.socket | None, socket.socket | None]:
+        kept = []
+        for name in (self._group, _GUEST_GROUP + self._group[1:]):
+            fds = self._settings.store.take(name)
+            kept.append(socket.socket(fileno=fds[0]) if fds else None)
+        return kept[0], kept[1]
+
+
+def _remove_files(directory: str) -> None:
+    for name in os.listdir(directory):
+        os.unlink(f"{directory}/{name}")
+    os.rmdir(directory)
+
+
+def _is_root(peer: PeerCredentials) -> bool:
+    return peer.uid == 0
