@@ -70,6 +70,11 @@ class Examination:
     async def __aexit__(self, *_: object) -> None:
         self._exits.close()
 
+    @property
+    def exits(self) -> ExitWatcher:
+        """Who tells the ends of processes; there is one in a process."""
+        return self._exits
+
     async def version(self, program: str) -> str | None:
         """Return the first line that `program --version` prints, or None if it cannot be run."""
         path = shutil.which(program, path=self._path)

@@ -20,6 +20,7 @@ class IsolationType(enum.StrEnum):
     """How pods are kept apart."""
 
     RUNC = "runc"
+    QEMU = "qemu"
 
 
 class DaemonConfig(Protocol):
@@ -97,3 +98,7 @@ def isolation_of(kind: IsolationType) -> Isolation:
             from sandboxers.runc.sandboxer import RuncSandboxer
 
             return Isolation(RuncConfig, RuncSandboxer, examine)
+        case IsolationType.QEMU:
+            from sandboxers.vm.qemu import QemuConfig, QemuSandboxer, examine_qemu
+
+            return Isolation(QemuConfig, QemuSandboxer, examine_qemu)

@@ -107,15 +107,15 @@ class StreamMethod(NamedTuple):
 
 
 Answer = Callable[[Any, Any, bytes], Message]
-"""`(target, request, payload)` of an answer: the answer for the client. ValueError, DecodeError: the far end lies."""
+"""`(target, request, payload)` of an answer: the answer for the client. ValueError or DecodeError: it is a lie."""
 
 Substitute = Callable[[Any, Any], "Message | None"]
 """`(target, request)`: what is answered without asking the far end, if anything; raises what is to be answered."""
 
 
 class RelayedMethod(NamedTuple):
-    """A unary method that a `RelayServer` hands on as it is. `before` may answer it at once; `after` checks what comes back;
-    `bereaved` answers it when the far end is gone for good."""
+    """A unary method that a `RelayServer` hands on as it is. `before` may answer it at once; `after` checks what comes
+    back; `bereaved` answers it when the far end is gone for good."""
 
     request: type[Message]
     before: Substitute

@@ -220,7 +220,7 @@ class ServerConnection(FrameSocket):
                 text = f"the payload is no {method.request.DESCRIPTOR.full_name}"
                 self._respond(stream_id, report, None, StatusError(StatusCode.INVALID_ARGUMENT, text))
                 return
-        assert type(method) is not RelayedMethod  # a relay's alone
+        assert isinstance(method, Method | StreamMethod)  # others are a relay's alone
         call = Call(context, journaled, stream, self._loop, self._finished)
         call.repeatable = stream is not None or type(method) is not Method or method.repeatable
         if stream is not None:

@@ -61,8 +61,8 @@ class ExecRecord:
 
 @dataclass(frozen=True, slots=True)
 class ContainerRecord:
-    """One container. `prepared` tells that its bundle is in the share, `made` that the guest has it; `disks` are the ids
-    of devices that were plugged in for it."""
+    """One container. `prepared` tells that its bundle is in the share, `made` that the guest has it; `disks` are the
+    ids of devices that were plugged in for it."""
 
     VERSION: ClassVar[int] = 1
 

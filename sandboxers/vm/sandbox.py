@@ -28,7 +28,7 @@ from common.task.backend import EventSink
 from common.task.service import TASK_SERVICE_NAMES
 from common.transport import transport_of
 from common.transport.streams import listen_unix
-from common.ttrpc import PeerCredentials, RelayServer, Service
+from common.ttrpc import RelayServer, Service, only_root
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as agent
 from sandboxers.pod_config import NamespaceMode, PodConfig, sysctls_of
 from sandboxers.pod_files import pod_file_texts
@@ -382,7 +382,7 @@ class VmSandbox:
             connect=self._connect,
             on_lost=self._condemn,
             status_of=status_of,
-            authorize=_is_root,
+            authorize=only_root,
         )
         self._listener = listener.fileno()
         self._server.listen(listener)
@@ -417,7 +417,3 @@ def _remove_files(directory: str) -> None:
     for name in os.listdir(directory):
         os.unlink(f"{directory}/{name}")
     os.rmdir(directory)
-
-
-def _is_root(peer: PeerCredentials) -> bool:
-    return peer.uid == 0

@@ -130,8 +130,6 @@ class GuestTasks:
             record = process.record
             assert record is not None
             self._pids.reserve(process.pid)
-            for name in filter(None, record.streams):
-                self._store.reserve(name)
             process.streams = Streams(StreamNames(*record.streams), self._guest, self._store)
             process.streams.recover()
             if record.stdin_closed:

@@ -16,7 +16,7 @@ from sandboxers.registry import RECORD_FILE
 from tests.chaos.trial import CALL_TIMEOUT_S, STATE_DIR, Trial
 from tests.chaos.workload import WRITER_EXIT_CODE, Container, Pod, expect_lines
 from tests.engine.cri import pod_config
-from tests.engine.engine import OURS, PYTHON, SANDBOXER_SOCKET
+from tests.engine.engine import OURS, PYTHON
 from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
 
@@ -73,7 +73,7 @@ def test_a_pod_whose_record_cannot_be_understood_is_left_alone_until_it_can(
     size = writer.log.stat().st_size
     wait_until(lambda: writer.log.stat().st_size > size, timeout_s=5, what="more lines")
     # Something to be tried again: "not found" would make the engine forget it.
-    address = f"unix:{trial.engine.namespaces.root / SANDBOXER_SOCKET}"
+    address = f"unix:{trial.engine.sandboxer_socket}"
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refusal:
         request = api.ControllerShutdownRequest(sandbox_id=victim.id)
         api_grpc.ControllerStub(channel).Shutdown(request, timeout=10)

@@ -14,6 +14,7 @@ from typing import IO, Self
 import grpc
 
 from proto.gen.runtime.v1 import service_pb2 as pb
+from sandboxers.isolation import load_isolation
 from tests.engine.cri import Cri
 from tests.engine.daemons import daemon_below, listens
 from tests.engine.images import CHECKOUT, DEMO_LAYOUT, PAUSE
@@ -23,17 +24,17 @@ from tests.engine.namespaces import Daemon, Namespaces, wait_until
 RUNTIMES = {"crun": Path("/usr/bin/crun")}
 RECENT_RUNTIMES = CHECKOUT / ".cache/runtimes"
 ENGINE_PROGRAMS = CHECKOUT / ".cache/engine/usr/bin"
-DROP_IN = CHECKOUT / "configs/containerd/sandboxd-runc.toml"
+DROP_INS = CHECKOUT / "configs/containerd/*.toml"
 PYTHON = CHECKOUT / ".venv/bin/python"
 REGISTRY_PORT = 5000  # in the engine's own network namespace
-SANDBOXER_SOCKET = Path("run/sandboxd/runc.sock")
 STOCK_RUNC = "runc"
 STOCK_CRUN = "crun"
 OURS = "sandboxd"
+OURS_IN_QEMU = "sandboxd-qemu"
 
 CONFIG = """\
 version = 3
-imports = ["{drop_in}"]
+imports = ["{drop_ins}"]
 
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = "overlayfs"
@@ -106,11 +107,12 @@ class Engine:
         (self.directory / "certs.d").mkdir()
         self._config = self.directory / "containerd.toml"
         self._config.write_text(
-            CONFIG.format(drop_in=DROP_IN, pause=PAUSE, directory=self.directory, default=default_handler)
+            CONFIG.format(drop_ins=DROP_INS, pause=PAUSE, directory=self.directory, default=default_handler)
         )
         self._containerd: Daemon | None = None
         self._sandboxer: Daemon | None = None
         self._sandboxer_command: list[str] = []
+        self._sandboxer_socket = Path()
         self._sandboxer_env: dict[str, str] = {}
         self._supervised = False
         self._others: list[Daemon] = []
@@ -200,12 +202,13 @@ class Engine:
         supervise: bool = False,
         manager: Sequence[str] = (),
     ) -> None:
-        """Start the sandboxer of the handler `sandboxd`, below a supervisor or not, and wait until it listens.
+        """Start the sandboxer of a configuration, below a supervisor or not, and wait until it listens.
 
         `manager` is a command that starts the one behind it as its child, and starts it again.
         """
         self._supervised = supervise or bool(manager)
         supervisor = ["--supervise"] if supervise else []
+        self._sandboxer_socket = Path(load_isolation(str(config))[1].socket.removeprefix("/"))
         self._sandboxer_command = [
             *manager,
             str(python),
@@ -233,6 +236,11 @@ class Engine:
     def restart_after_death(self) -> None:
         """Start the sandboxer again as it was started before."""
         self._spawn_sandboxer()
+
+    @property
+    def sandboxer_socket(self) -> Path:
+        """Where the sandboxer listens, as seen from outside."""
+        return self.namespaces.root / self._sandboxer_socket
 
     @property
     def sandboxer_pid(self) -> int:
@@ -280,8 +288,7 @@ class Engine:
         """Wait until a daemon listens, be it the first or one that the supervisor has started again."""
         if self._sandboxer is None:
             raise RuntimeError("the sandboxer does not run")
-        address = self.namespaces.root / SANDBOXER_SOCKET
-        self._wait_for(self._sandboxer, lambda: listens(address), "the sandboxer")
+        self._wait_for(self._sandboxer, lambda: listens(self.sandboxer_socket), "the sandboxer")
 
     def _spawn_sandboxer(self) -> None:
         with (self.logs / "sandboxer.log").open("ab") as log:
