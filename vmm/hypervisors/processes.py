@@ -8,13 +8,23 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from common.errors import DeadlineExceeded, NotFound
+from common.log_files import LogFiles
 from common.process.exits import ExitStatus, ExitWatcher
 from common.process.held import Confinement, Held, hold
 from common.process.spawn import Child
 from vmm.hypervisors.last_words import last_words
 from vmm.hypervisors.machine import Place
+
+
+class DriverParts(NamedTuple):
+    """What a driver has from its daemon: who tells of ends, and who keeps logs short."""
+
+    exits: ExitWatcher
+    logs: LogFiles
+
 
 OnEnd = Callable[[str, ExitStatus], None]
 
@@ -30,22 +40,20 @@ class MachineProcesses:
         "_held",
         "_on_end",
         "_on_gone",
+        "_parts",
         "_place",
-        "_watcher",
-        "start_times",
+        "_start_times",
     )
 
-    def __init__(
-        self, watcher: ExitWatcher, place: Place, on_end: OnEnd, on_gone: Callable[[], None]
-    ) -> None:
-        self._watcher = watcher
+    def __init__(self, parts: DriverParts, place: Place, on_end: OnEnd, on_gone: Callable[[], None]) -> None:
+        self._parts = parts
         self._place = place
         self._on_end = on_end
         self._on_gone = on_gone
         self._children: dict[str, Child] = {}
         self._held: dict[str, Held] = {}
         self._dismissed: set[str] = set()
-        self.start_times: dict[str, int] = {}
+        self._start_times: dict[str, int] = {}
 
     def pids(self) -> dict[str, int]:
         """Return the pids of those that live, by role."""
@@ -53,7 +61,7 @@ class MachineProcesses:
 
     def identities(self) -> dict[str, list[int]]:
         """Return pid and start time by role, as `adopt` takes them."""
-        return {role: [child.pid, self.start_times[role]] for role, child in self._children.items()}
+        return {role: [child.pid, self._start_times[role]] for role, child in self._children.items()}
 
     def hold(
         self,
@@ -72,7 +80,7 @@ class MachineProcesses:
         try:
             held = hold(
                 argv,
-                watcher=self._watcher,
+                watcher=self._parts.exits,
                 confinement=Confinement(netns_path, self._place.cgroups, capabilities),
                 stderr=log,
                 pass_fds=pass_fds,
@@ -80,7 +88,7 @@ class MachineProcesses:
         finally:
             os.close(log)
         self._held[role] = held
-        self.start_times[role] = held.start_time
+        self._start_times[role] = held.start_time
         self._watch(role, held.child)
 
     def release(self, role: str) -> None:
@@ -92,11 +100,11 @@ class MachineProcesses:
         missing = []
         for role, (pid, started) in identities.items():
             try:
-                child = Child.adopt(self._watcher, pid, started, role)
+                child = Child.adopt(self._parts.exits, pid, started, role)
             except NotFound:
                 missing.append(role)
                 continue
-            self.start_times[role] = started
+            self._start_times[role] = started
             self._watch(role, child)
         return missing
 
@@ -132,8 +140,9 @@ class MachineProcesses:
 
     def forget(self) -> None:
         """Watch them no more; they run on."""
-        for child in self._children.values():
+        for role, child in self._children.items():
             child.forget()
+            self._parts.logs.forget(self.log_path(role))
         self._children.clear()
         for held in self._held.values():
             held.close()
@@ -149,10 +158,12 @@ class MachineProcesses:
 
     def _watch(self, role: str, child: Child) -> None:
         self._children[role] = child
+        self._parts.logs.watch(self.log_path(role))
         child.on_exit = partial(self._on_exit, role)
 
     def _on_exit(self, role: str, status: ExitStatus) -> None:
         del self._children[role]
+        self._parts.logs.forget(self.log_path(role))
         if (held := self._held.pop(role, None)) is not None:
             held.close()
         if role in self._dismissed:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from common.process.exits import ExitWatcher
 from vmm.hypervisors.hypervisor import Accelerator, Capabilities
 from vmm.hypervisors.machine import BootConfig, Disk, NetworkInterface, Place, Share, Vsock
+from vmm.hypervisors.processes import DriverParts
 from vmm.hypervisors.qemu.kvm_probe import probe_kvm
 from vmm.hypervisors.qemu.prerequisites import (
     KVM,
@@ -34,11 +34,11 @@ class QemuSettings:
 class Qemu:
     """One per daemon (`Hypervisor`)."""
 
-    __slots__ = ("_accelerator", "_reason", "_settings", "_watcher")
+    __slots__ = ("_accelerator", "_parts", "_reason", "_settings")
 
-    def __init__(self, settings: QemuSettings, watcher: ExitWatcher) -> None:
+    def __init__(self, settings: QemuSettings, parts: DriverParts) -> None:
         self._settings = settings
-        self._watcher = watcher
+        self._parts = parts
         # Emulation works everywhere: it is what AUTO means until `prepare` has found out more.
         self._accelerator = (
             Accelerator.TCG if settings.accelerator is Accelerator.AUTO else settings.accelerator
@@ -59,14 +59,14 @@ class Qemu:
         program = find_program(self._settings.programs.qemu)
         if self._settings.accelerator is not Accelerator.AUTO or not program or not os.path.isfile(kernel):
             return
-        version = ".".join(map(str, await version_of(program, self._watcher)))
-        probe = await probe_kvm(self._equipment(), version, kernel, self._settings.cache_dir, self._watcher)
+        version = ".".join(map(str, await version_of(program, self._parts.exits)))
+        probe = await probe_kvm(self._equipment(), version, kernel, self._settings.cache_dir, self._parts)
         self._accelerator = Accelerator.TCG if probe.reason else Accelerator.KVM
         self._reason = probe.reason or "a guest was booted under it"
 
     def machine(self, place: Place) -> QemuMachine:
         """Return a machine that is not started yet."""
-        return QemuMachine(self._equipment(), place, self._watcher)
+        return QemuMachine(self._equipment(), place, self._parts)
 
     async def prerequisites(self, boot: BootConfig) -> list[Prerequisite]:
         """Return what this host needs for such machines and what of it is there, for people; call `prepare` before."""
@@ -78,7 +78,7 @@ class Qemu:
             " modprobe kvm_intel or kvm_amd",
             optional=True,
         )
-        return [*await check_all(self._settings.programs, boot, self._watcher), kvm]
+        return [*await check_all(self._settings.programs, boot, self._parts.exits), kvm]
 
     def _equipment(self) -> Equipment:
         return Equipment(

@@ -19,10 +19,10 @@ from typing import ClassVar
 from common.errors import SandboxdError
 from common.linux import elf
 from common.log import get_logger
-from common.process.exits import ExitWatcher
 from common.records import read_record, write_record
 from vmm.hypervisors.hypervisor import Accelerator, ExitReason
 from vmm.hypervisors.machine import BootConfig, Place
+from vmm.hypervisors.processes import DriverParts
 from vmm.hypervisors.qemu.virtual_machine import Equipment, QemuMachine
 from vmm.image import cpio
 
@@ -57,7 +57,7 @@ class KvmProbe:
 
 
 async def probe_kvm(
-    equipment: Equipment, version: str, kernel: str, cache_dir: str, watcher: ExitWatcher
+    equipment: Equipment, version: str, kernel: str, cache_dir: str, parts: DriverParts
 ) -> KvmProbe:
     """Return what is known of this boot, QEMU and kernel, or find out, which takes seconds, and remember."""
     path = f"{cache_dir}/{_FILE}"
@@ -65,18 +65,18 @@ async def probe_kvm(
         known, is_of_this_boot = read_record(path, KvmProbe)
         if is_of_this_boot and (known.qemu, known.kernel) == (version, kernel):
             return known
-    reason = await _boot(equipment, kernel, cache_dir, watcher)
+    reason = await _boot(equipment, kernel, cache_dir, parts)
     found = KvmProbe(version, kernel, reason)
     write_record(path, found)
     log.info("kvm.probed", works=not reason, reason=reason, qemu=version)
     return found
 
 
-async def _boot(equipment: Equipment, kernel: str, cache_dir: str, watcher: ExitWatcher) -> str:
+async def _boot(equipment: Equipment, kernel: str, cache_dir: str, parts: DriverParts) -> str:
     if not os.path.exists("/dev/kvm"):
         return "there is no /dev/kvm"
     directory = tempfile.mkdtemp(prefix="kvm-probe-", dir=cache_dir)
-    machine = QemuMachine(equipment._replace(accelerator=Accelerator.KVM), Place(directory), watcher)
+    machine = QemuMachine(equipment._replace(accelerator=Accelerator.KVM), Place(directory), parts)
     try:
         initrd = f"{directory}/initrd"
         with open(initrd, "wb") as file:

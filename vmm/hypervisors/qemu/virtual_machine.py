@@ -24,14 +24,14 @@ from common.completion import Completion
 from common.errors import DeadlineExceeded, Internal, InvalidArgument, SandboxdError, Unavailable
 from common.failpoints import Failpoint, failpoint
 from common.log import get_logger
-from common.process.exits import ExitStatus, ExitWatcher
+from common.process.exits import ExitStatus
 from common.records import read_record, write_record
 from common.states import advance
 from common.transport.streams import listen_unix
 from vmm.hypervisors.hypervisor import Accelerator, ExitReason, GuestExit, OnExit
 from vmm.hypervisors.last_words import described, last_words, panic_of
 from vmm.hypervisors.machine import BootConfig, Device, Disk, NetworkInterface, Place, Share
-from vmm.hypervisors.processes import MachineProcesses
+from vmm.hypervisors.processes import DriverParts, MachineProcesses
 from vmm.hypervisors.qemu.command_line import Files, command_line
 from vmm.hypervisors.qemu.devices import (
     Wiring,
@@ -90,6 +90,7 @@ class QemuMachine:
         "_first_end",
         "_hypervisor_leaves",
         "_is_stuck",
+        "_logs",
         "_monitor",
         "_on_exit",
         "_place",
@@ -103,10 +104,11 @@ class QemuMachine:
         "_vsock",
     )
 
-    def __init__(self, equipment: Equipment, place: Place, watcher: ExitWatcher) -> None:
+    def __init__(self, equipment: Equipment, place: Place, parts: DriverParts) -> None:
         self._equipment = equipment
         self._place = place
-        self._processes = MachineProcesses(watcher, place, self._on_end, self._on_gone)
+        self._logs = parts.logs
+        self._processes = MachineProcesses(parts, place, self._on_end, self._on_gone)
         self._monitor: Monitor | None = None
         self._state = MachineState.NEW
         self._slots = Slots(0)
@@ -213,6 +215,7 @@ class QemuMachine:
             return False
         self._advance(Trigger.COME_UP)
         self._on_exit = on_exit
+        self._logs.watch(self.console_path)
         try:
             await self._reconcile()
         except SandboxdError as error:
@@ -223,6 +226,7 @@ class QemuMachine:
     def close(self) -> None:
         """Let go of it without ending it."""
         self._processes.forget()
+        self._logs.forget(self.console_path)
         self._close_monitor()
 
     # -- while it runs -------------------------------------------------------------------------------
@@ -283,6 +287,8 @@ class QemuMachine:
                 find_program(self._equipment.programs.qemu), boot, self._equipment.accelerator, files, wirings
             )
             self._processes.hold(QEMU, argv, in_netns=True, pass_fds=[monitor.fileno(), *taps])
+        os.close(os.open(self.console_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        self._logs.watch(self.console_path)
         self._record()
         failpoint(Failpoint.MACHINE_HELD)
         for device in devices:
@@ -378,6 +384,7 @@ class QemuMachine:
         self._processes.kill()
         await self._processes.gone(_KILL_LIMIT_S)
         self._advance(Trigger.END)
+        self._logs.forget(self.console_path)
         self._close_monitor()
         logs = [name for name in os.listdir(self._place.directory) if name.endswith(".log")]
         self._remove_files(*self._sockets(), *logs, RECORD_FILE)
@@ -416,6 +423,7 @@ class QemuMachine:
         if self._state not in (MachineState.RUNNING, MachineState.PAUSED):
             return  # who starts it or takes it up cleans up as well
         self._advance(Trigger.END)
+        self._logs.forget(self.console_path)
         self._close_monitor()
         self._remove_files(*self._sockets())
         reason, message = self._explain()
