@@ -110,4 +110,5 @@ class VmSandboxer:
     def close(self) -> None:
         """Stop watching; what runs goes on."""
         self._events.close()
+        self._hypervisor.close()
         self._exits.close()

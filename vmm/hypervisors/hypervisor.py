@@ -161,3 +161,7 @@ class Hypervisor(Protocol):
     def machine(self, place: Place) -> VirtualMachine:
         """Return a machine that is not started yet; nothing is made."""
         ...
+
+    def close(self) -> None:
+        """Let go of what belongs to no machine, when the daemon ends; machines go on."""
+        ...

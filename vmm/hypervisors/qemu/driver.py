@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from common.log_files import LogFiles
+from common.process.exits import ExitWatcher
 from vmm.hypervisors.hypervisor import Accelerator, Capabilities
 from vmm.hypervisors.machine import BootConfig, Disk, NetworkInterface, Place, Share, Vsock
 from vmm.hypervisors.processes import DriverParts
@@ -36,9 +38,9 @@ class Qemu:
 
     __slots__ = ("_accelerator", "_parts", "_reason", "_settings")
 
-    def __init__(self, settings: QemuSettings, parts: DriverParts) -> None:
+    def __init__(self, settings: QemuSettings, exits: ExitWatcher) -> None:
         self._settings = settings
-        self._parts = parts
+        self._parts = DriverParts(exits, LogFiles())
         # Emulation works everywhere: it is what AUTO means until `prepare` has found out more.
         self._accelerator = (
             Accelerator.TCG if settings.accelerator is Accelerator.AUTO else settings.accelerator
@@ -79,6 +81,10 @@ class Qemu:
             optional=True,
         )
         return [*await check_all(self._settings.programs, boot, self._parts.exits), kvm]
+
+    def close(self) -> None:
+        """Let go of what belongs to no machine."""
+        self._parts.logs.close()
 
     def _equipment(self) -> Equipment:
         return Equipment(
