@@ -8,7 +8,7 @@ PYTEST := $(PYTHON) -m pytest
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-integration test-engine chaos lint type guest guest-debug proto configs bench critest clean
+.PHONY: help setup demo test test-unit test-integration test-engine chaos lint type guest guest-kernel guest-debug proto configs bench critest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test-node: .venv/.ready-test ## run what needs systemd and cgroup v2, in a virtu
 
 guest: .venv/.ready-guest ## build the guest image of VM pods with Debian's kernel: .cache/guest
 	$(PYTHON) -m vmm.image build --directory .cache/guest
+
+guest-kernel: .venv/.ready-guest-kernel ## compile a kernel without modules, which boots in half the time, and build the image with it
+	$(PYTHON) -m vmm.image build --directory .cache/guest --kernel monolithic
 
 guest-debug: .venv/.ready-guest ## build it with a shell on the console as well
 	$(PYTHON) -m vmm.image build --directory .cache/guest --debug

@@ -26,7 +26,9 @@ def main(argv: list[str] | None = None) -> int:
         directory = options.directory.resolve()
         downloads = (options.downloads or directory / "downloads").resolve()
         agent = build.AGENT if options.agent is None else _program(options.agent.resolve())
-        plan = build.Plan(directory, downloads, agent, options.debug, options.refresh)
+        plan = build.Plan(
+            directory, downloads, build.KERNELS[options.kernel], agent, options.debug, options.refresh
+        )
         print(asyncio.run(build.build(plan)))
         return 0
     except SandboxdError as error:
@@ -50,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     builder.add_argument(
         "--downloads", type=Path, help="where packages are kept (default: DIRECTORY/downloads)"
+    )
+    builder.add_argument(
+        "--kernel", choices=build.KERNELS, default="cloud", help="which kernel (default: cloud)"
     )
     builder.add_argument("--agent", type=Path, help="run this Python file in place of the agent")
     builder.add_argument("--debug", action="store_true", help="with a shell on the console")

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from common.errors import FailedPrecondition, SandboxdError
-from vmm.image import kernel, loader, manifest, root
+from vmm.image import loader, manifest, root
+from vmm.image.cloud_kernel import CloudKernel
+from vmm.image.kernel import KernelSource
 from vmm.image.manifest import Ingredient, Manifest
+from vmm.image.monolithic_kernel import MonolithicKernel
 from vmm.image.packages import Archive, Package
 from vmm.image.tools import Tools
 
 # And the Debian packages that they are in.
-PROGRAMS: Final = {
-    "apt-get": "apt",
-    "dpkg-deb": "dpkg",
-    "mkfs.erofs": "erofs-utils",
-    "lz4": "lz4",
-}
+PROGRAMS: Final = {"apt-get": "apt", "dpkg-deb": "dpkg", "mkfs.erofs": "erofs-utils"}
+KERNELS: Final[dict[str, KernelSource]] = {kind.name: kind for kind in (CloudKernel(), MonolithicKernel())}
 AGENT: Final = root.Agent(
     "vmm.agent.__main__",
     Path(__file__).resolve().parents[2],
-    ("common", "proto", "vmm/__init__.py", "vmm/agent"),
+    ("common", "proto", "vmm/__init__.py", "vmm/protocol.py", "vmm/agent"),
 )
 _KEY_CHARACTERS: Final = 12
 ROOT_DEVICE: Final = "/dev/vda"
@@ -39,6 +39,7 @@ class Plan:
 
     directory: Path
     downloads: Path
+    kernel: KernelSource = KERNELS["cloud"]
     agent: root.Agent = AGENT
     debug: bool = False
     refresh: bool = False
@@ -46,7 +47,7 @@ class Plan:
     @property
     def flavour(self) -> str:
         """The kind of image, for people: the beginning of its manifest's name."""
-        return "debug" if self.debug else "cloud"
+        return f"{self.kernel.name}-debug" if self.debug else self.kernel.name
 
     def key(self, ingredients: Sequence[Ingredient]) -> str:
         """Return what tells an image made of these ingredients from any other."""
@@ -65,9 +66,7 @@ class Plan:
 
 async def build(plan: Plan) -> Path:
     """Build an image and return its manifest's path. Raises errors of `common.errors` that name what failed."""
-    lacking = sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
-    if lacking:
-        raise FailedPrecondition(f"programs are missing: run `apt-get install {' '.join(lacking)}`")
+    _check_programs({**PROGRAMS, **plan.kernel.programs})
     plan.directory.mkdir(parents=True, exist_ok=True)
     tools = Tools()
     # In the image's directory, so that what is ready is moved rather than copied.
@@ -81,27 +80,25 @@ async def build(plan: Plan) -> Path:
 
 async def _build(plan: Plan, tools: Tools, work: Path) -> Path:
     archive = Archive(tools, plan.downloads, refresh=plan.refresh)
-    kernel_name = await archive.member(kernel.METAPACKAGE, kernel.PACKAGE_PREFIX)
-    kernel_packages = await archive.fetch([kernel_name])
+    kernel_packages = await plan.kernel.fetch(archive)
     root_packages = await archive.fetch(root.PACKAGES)
     debug_packages = await archive.fetch(root.DEBUG_PACKAGES) if plan.debug else []
     wheel = await root.fetch_wheel(tools, plan.downloads, refresh=plan.refresh)
     ingredients = [_ingredient(each) for each in [*kernel_packages, *root_packages, *debug_packages]]
     name = f"{plan.flavour}-{plan.key(ingredients)}"
+    path = plan.directory / f"{name}.json"
     with contextlib.suppress(SandboxdError):
-        ready = plan.directory / f"{name}.json"
-        manifest.load(ready)
-        return ready
+        manifest.load(path)
+        manifest.link(plan.directory, name, plan.flavour)
+        return path
 
-    tools.say(f"unpacking the kernel {kernel_name}")
-    await archive.unpack(kernel_packages, work / "kernel")
-    release = kernel_name.removeprefix(kernel.PACKAGE_PREFIX)
-    await kernel.unpacked(tools, work / "kernel/boot" / f"vmlinuz-{release}", work / "vmlinux")
-    modules = kernel.modules(work / "kernel/lib/modules" / release)
+    (work / "kernel").mkdir()
+    kernel = await plan.kernel.make(tools, archive, kernel_packages, work / "kernel")
     ramdisk = work / "ramdisk"
-    ramdisk.write_bytes(
-        loader.ramdisk(modules, root=ROOT_DEVICE, file_system=root.FILE_SYSTEM, init=root.INIT)
-    )
+    if kernel.modules:
+        ramdisk.write_bytes(
+            loader.ramdisk(kernel.modules, root=ROOT_DEVICE, file_system=root.FILE_SYSTEM, init=root.INIT)
+        )
 
     tools.say("laying out the root file system")
     await archive.unpack([*root_packages, *debug_packages], work / "debian")
@@ -112,10 +109,11 @@ async def _build(plan: Plan, tools: Tools, work: Path) -> Path:
     made = Manifest(
         name=name,
         architecture=manifest.ARCHITECTURE,
-        kernel=manifest.add_blob(plan.directory, work / "vmlinux", "vmlinux"),
-        kernel_release=release,
-        kernel_modules=tuple(module.name for module in modules),
-        ramdisk=manifest.add_blob(plan.directory, ramdisk, "ramdisk"),
+        kernel=manifest.add_blob(plan.directory, kernel.file, "vmlinux"),
+        kernel_release=kernel.release,
+        kernel_modules=tuple(module.name for module in kernel.modules),
+        kernel_arguments=kernel.arguments,
+        ramdisk=manifest.add_blob(plan.directory, ramdisk, "ramdisk") if kernel.modules else None,
         root=manifest.add_blob(plan.directory, work / "root.erofs", "root"),
         root_file_system=root.FILE_SYSTEM,
         init=(root.INIT, *root.INIT_ARGUMENTS),
@@ -124,9 +122,21 @@ async def _build(plan: Plan, tools: Tools, work: Path) -> Path:
         python_modules=tuple(python_modules),
         ingredients=tuple(ingredients),
     )
-    path = manifest.write(plan.directory, made)
+    manifest.write(plan.directory, made, plan.flavour)
     tools.say(f"{path} is ready")
     return path
+
+
+def _check_programs(programs: Mapping[str, str]) -> None:
+    lacking = sorted(
+        {
+            package
+            for program, package in programs.items()
+            if not (os.path.exists(program) if program.startswith("/") else shutil.which(program))
+        }
+    )
+    if lacking:
+        raise FailedPrecondition(f"this needs Debian packages: run `apt-get install {' '.join(lacking)}`")
 
 
 def _ingredient(package: Package) -> Ingredient:

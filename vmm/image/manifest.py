@@ -50,6 +50,7 @@ class Manifest:
     kernel: Blob
     kernel_release: str
     kernel_modules: tuple[str, ...]
+    kernel_arguments: tuple[str, ...]
     ramdisk: Blob | None
     root: Blob
     root_file_system: str
@@ -75,7 +76,10 @@ class Manifest:
             "ramdisk": None if ramdisk is None else Blob(**ramdisk),
             "root": Blob(**data["root"]),
             "ingredients": tuple(Ingredient(**each) for each in data["ingredients"]),
-            **{key: tuple(data[key]) for key in ("kernel_modules", "init", "python_modules")},
+            **{
+                key: tuple(data[key])
+                for key in ("kernel_modules", "kernel_arguments", "init", "python_modules")
+            },
         }
         return cls(**data)
 
@@ -106,7 +110,8 @@ class GuestImage:
     def command_line(self, arguments: Sequence[str] = ()) -> str:
         """Return the kernel's command line with what a hypervisor adds; nothing in it tells one guest from another."""
         init, *init_arguments = self.manifest.init
-        own = ["root=/dev/vda", f"rootfstype={self.manifest.root_file_system}", "ro", f"init={init}"]
+        root = ["root=/dev/vda", f"rootfstype={self.manifest.root_file_system}", "ro"]
+        own = [*root, *self.manifest.kernel_arguments, f"init={init}"]
         return " ".join([*own, *arguments, "--", *init_arguments])
 
     def verify(self) -> None:
@@ -171,10 +176,17 @@ def add_blob(directory: Path, source: Path, kind: str) -> Blob:
     return blob
 
 
-def write(directory: Path, manifest: Manifest) -> Path:
-    """Put a manifest into the image's directory, in place of the one of that name, and return its path."""
-    path = directory / f"{manifest.name}.json"
+def write(directory: Path, manifest: Manifest, alias: str) -> None:
+    """Put a manifest into the image's directory, and turn a name that stays the same, `alias`, to it."""
     new = directory / f".{manifest.name}.new"
     new.write_text(manifest.to_json(), encoding="utf-8")
-    os.replace(new, path)
-    return path
+    new.replace(directory / f"{manifest.name}.json")
+    link(directory, manifest.name, alias)
+
+
+def link(directory: Path, name: str, alias: str) -> None:
+    """Turn the file `alias`.json to the manifest of a name."""
+    new = directory / f".{alias}.new"
+    new.unlink(missing_ok=True)
+    new.symlink_to(f"{name}.json")
+    new.replace(directory / f"{alias}.json")

@@ -37,7 +37,7 @@ class Archive:
     def __init__(self, tools: Tools, directory: Path, *, refresh: bool = False) -> None:
         """Keep lists and packages below `directory`; with `refresh` ask the mirror even for what is there."""
         self._tools = tools
-        self._directory = directory
+        self.directory = directory
         self._refresh = refresh
         self._options: list[str] | None = None
 
@@ -48,10 +48,10 @@ class Archive:
         """
         wanted = sorted(names)
         key = hashlib.sha256("\0".join([SUITE, *wanted]).encode()).hexdigest()[:_DIGEST_CHARACTERS]
-        directory = self._directory / key
+        directory = self.directory / key
         if self._refresh or not directory.exists():
             self._tools.say(f"fetching {len(wanted)} packages of Debian {SUITE}")
-            new = self._directory / f"{key}.new"
+            new = self.directory / f"{key}.new"
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(parents=True)
             options = await self._updated()
@@ -65,7 +65,8 @@ class Archive:
 
     async def member(self, metapackage: str, prefix: str) -> str:
         """Return the package on which a metapackage depends, whose name begins with `prefix`."""
-        remembered = self._directory / f"{metapackage}.depends"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        remembered = self.directory / f"{metapackage}.depends"
         if self._refresh or not remembered.exists():
             options = await self._updated()
             text = (await self._tools.run("apt-cache", *options, "depends", metapackage)).decode()
@@ -85,7 +86,7 @@ class Archive:
     async def _updated(self) -> list[str]:
         """Return apt's options, once its lists are there."""
         if self._options is None:
-            state = self._directory / "apt"
+            state = self.directory / "apt"
             for part in ("lists/partial", "archives/partial"):
                 (state / part).mkdir(parents=True, exist_ok=True)
             (state / "sources.list").write_text("".join(f"{line}\n" for line in await self._sources()))
