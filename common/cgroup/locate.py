@@ -17,10 +17,12 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 class Hierarchy(NamedTuple):
-    """A mounted hierarchy: where, and which of its cgroups is the top of what the mount shows."""
+    """A mounted hierarchy: where, which of its cgroups is the top of what the mount shows, and whether it is mounted so
+    that moving a process into a cgroup waits for nobody (`favordynmods`)."""
 
     mount_point: str
     root: str
+    moves_at_once: bool = False
 
 
 class Hierarchies:
@@ -43,6 +45,11 @@ class Hierarchies:
     def controllers(self) -> frozenset[str]:
         """The v1 controllers, and UNIFIED where v2 is mounted."""
         return frozenset(self._by_controller)
+
+    def moves_at_once(self, controller: str) -> bool:
+        """Tell whether the hierarchy of a controller is mounted with `favordynmods`."""
+        hierarchy = self._by_controller.get(controller)
+        return hierarchy is not None and hierarchy.moves_at_once
 
     def locate(self, pid: int) -> Cgroup:
         """Return the cgroup of a process; raises NotFound where there is no such process.
@@ -142,7 +149,8 @@ def parse_mounts(mountinfo: str) -> dict[str, Hierarchy]:
         fields, kind = head.split(" "), tail.split(" ")
         if not separator or len(fields) < 6 or len(kind) < 3 or kind[0] not in ("cgroup", "cgroup2"):
             continue
-        hierarchy = Hierarchy(_unescape(fields[4]), _unescape(fields[3]))
+        moves_at_once = "favordynmods" in kind[2].split(",")
+        hierarchy = Hierarchy(_unescape(fields[4]), _unescape(fields[3]), moves_at_once)
         names = [UNIFIED] if kind[0] == "cgroup2" else _controllers(kind[2])
         for name in names:
             known = found.get(name)

@@ -106,6 +106,11 @@ def unshare(flags: int) -> None:
     _checked(_libc().unshare(flags))
 
 
+def reboot(command: int) -> None:
+    """reboot(2), by the wrapper of the C library."""
+    _checked(_libc().reboot(ctypes.c_int(command)))
+
+
 def setns(fd: int, nstype: int) -> None:
     """setns(2)."""
     _checked(_libc().setns(fd, nstype))

@@ -1,4 +1,5 @@
-"""/tasks/* events on their way to the engine's ttrpc events service (engine contract section 3, Events)."""
+"""/tasks/* events on their way to a ttrpc events service (engine contract section 3, Events): the engine's, or that of
+a guest's host."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
@@ -22,18 +24,21 @@ _CALL_TIMEOUT_S = 5.0
 _RETRY_DELAY_S = 1.0
 
 
-class EnginePublisher:
-    """Sends events in order, retrying a few times, and drops the oldest when the engine is away for long.
+class EventPublisher:
+    """Sends events in order, retrying a few times, and drops the oldest when nobody takes them for long.
 
     Publishing only appends to a queue; one task sends, and lives no longer than the queue is filled.
     """
 
-    __slots__ = ("_address", "_client", "_log", "_namespace", "_queue", "_sender", "dropped")
+    __slots__ = ("_attempts", "_client", "_connect", "_log", "_namespace", "_queue", "_sender", "dropped")
 
-    def __init__(self, address: str, namespace: str) -> None:
-        """:param address: path of the engine's ttrpc socket. :param namespace: containerd's, "k8s.io" for CRI."""
-        self._address = address
+    def __init__(
+        self, connect: Callable[[], Awaitable[Client]], namespace: str, attempts: int = _ATTEMPTS
+    ) -> None:
+        """:param connect: returns a new connection to the service. :param attempts: made to send an event."""
+        self._connect = connect
         self._namespace = namespace
+        self._attempts = attempts
         self._queue: deque[ForwardRequest] = deque()
         self._client: Client | None = None
         self._sender: asyncio.Task[None] | None = None
@@ -76,7 +81,7 @@ class EnginePublisher:
                 request = self._queue[0]
                 if not await self._deliver(request):
                     self.dropped += 1
-                    self._log.warning("event.dropped", topic=request.envelope.topic, address=self._address)
+                    self._log.warning("event.dropped", topic=request.envelope.topic)
                 with contextlib.suppress(IndexError):
                     if self._queue[0] is request:
                         self._queue.popleft()
@@ -84,12 +89,12 @@ class EnginePublisher:
             self._sender = None
 
     async def _deliver(self, request: ForwardRequest) -> bool:
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(self._attempts):
             if attempt:
                 await asyncio.sleep(_RETRY_DELAY_S)
             try:
                 if self._client is None or self._client.closed:
-                    self._client = await Client.connect(self._address, timeout_s=_CALL_TIMEOUT_S)
+                    self._client = await self._connect()
                 await self._client.call(_SERVICE, "Forward", request, Empty, timeout_s=_CALL_TIMEOUT_S)
                 return True
             except (
@@ -99,6 +104,16 @@ class EnginePublisher:
                     "event.retried", topic=request.envelope.topic, attempt=attempt, error=str(error)
                 )
         return False
+
+
+class EnginePublisher(EventPublisher):
+    """Sends events to an engine."""
+
+    __slots__ = ()
+
+    def __init__(self, address: str, namespace: str) -> None:
+        """:param address: path of the engine's ttrpc socket. :param namespace: containerd's, "k8s.io" for CRI."""
+        super().__init__(lambda: Client.connect(address, timeout_s=_CALL_TIMEOUT_S), namespace)
 
 
 class NullSink:

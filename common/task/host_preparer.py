@@ -21,6 +21,7 @@ from common.log import get_logger
 from common.oci.bundle import CONFIG_FILE, find_rootfs, read_spec, write_spec
 from common.oci.spec import (
     PodView,
+    Spec,
     check_process,
     fit_to_privileges,
     has_late_hooks,
@@ -76,7 +77,9 @@ class HostPreparer:
         :raise InvalidArgument: the bundle, its spec, or a mount is malformed or refused.
         :raise NotFound: the bundle does not exist.
         """
+        self.check_request(request)
         spec = read_spec(request.bundle)
+        self.adjust(request, spec)
         check_process(spec["process"], f"{request.bundle}/{CONFIG_FILE}")
         rootfs = find_rootfs(request.bundle, spec)
         if request.rootfs and not rootfs.startswith(f"{request.bundle}/"):
@@ -120,6 +123,12 @@ class HostPreparer:
         write_spec(prepared.directory, spec)
         failpoint(Failpoint.CONTAINER_SPEC_WRITTEN)
         return prepared
+
+    def check_request(self, request: ContainerRequest) -> None:
+        """Refuse what is not to be had here at all."""
+
+    def adjust(self, request: ContainerRequest, spec: Spec) -> None:
+        """Change the spec for where it is run, before it is looked at."""
 
     async def settle(self, container: PreparedContainer) -> None:
         """Unmount the rootfs and /dev/shm here: the container has them in its own mount namespace.

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import signal as signals
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -50,6 +51,10 @@ from proto.gen.containerd.events import task_pb2 as events
 
 _OOM_EVENT_TIMEOUT_S = 2.0
 _KILL_TIMEOUT_S = 10.0
+_OUTPUT_TIMEOUT_S = 2.0
+
+StdioFactory = Callable[[StdioSpec, tuple[int, int], str, DescriptorStore, str], Stdio]
+"""Opens the streams of a process; the arguments are those of `Stdio`."""
 
 log = get_logger()
 
@@ -57,7 +62,7 @@ log = get_logger()
 class TaskParts:
     """What every pod's Task service of a daemon is assembled from; one object for all pods."""
 
-    __slots__ = ("backend", "events", "exits", "hierarchies", "ooms", "primer", "store")
+    __slots__ = ("backend", "events", "exits", "hierarchies", "ooms", "primer", "stdio", "store")
 
     def __init__(
         self,
@@ -67,6 +72,7 @@ class TaskParts:
         ooms: OomWatcher,
         hierarchies: Hierarchies,
         store: DescriptorStore | None = None,
+        stdio: StdioFactory = Stdio,
     ) -> None:
         self.backend = backend
         self.exits = exits
@@ -74,6 +80,7 @@ class TaskParts:
         self.ooms = ooms
         self.hierarchies = hierarchies
         self.store: DescriptorStore = store or NoStore()
+        self.stdio = stdio
         self.primer = MigrationPrimer(hierarchies)
 
 
@@ -131,7 +138,7 @@ class TaskPod:
             undo.callback(self.containers.pop, container.id)
             container.prepared = await self.preparer.prepare(request, undo, self._is_first_process)
             container.record = record_of(request, container.prepared)
-            stdio = Stdio(
+            stdio = self.parts.stdio(
                 request.stdio,
                 container.prepared.owner,
                 self.directory,
@@ -204,7 +211,7 @@ class TaskPod:
         record = process.record
         assert record is not None
         command = record.command.encode("utf-8", "surrogateescape")
-        stdio = process.stdio = Stdio(
+        stdio = process.stdio = self.parts.stdio(
             process.stdio_spec, process.owner, self.directory, self.parts.store, record.descriptors
         )
         failpoint(Failpoint.EXEC_STREAMS_OPENED)
@@ -405,25 +412,30 @@ class TaskPod:
     # -- ends (called by the event loop: nothing may be raised to nobody) --------------------------
 
     def on_exit(self, container: Container, process: Process, status: ExitStatus) -> None:
-        if process.exec_id:
-            self._finish(container, process, status)
-            return
-        oom_killed = self._check_memory(container)
-        if container.ends_whole and not oom_killed:
-            self._finish(container, process, status)
+        is_first = not process.exec_id
+        oom_killed = is_first and self._check_memory(container)
+        is_behind = process.stdio is not None and process.stdio.is_behind
+        if oom_killed or is_behind or (is_first and not container.ends_whole):
+            end = self._finish_late(container, process, status, oom_killed)
+            asyncio.get_running_loop().create_task(end)
         else:
-            asyncio.get_running_loop().create_task(self._finish_late(container, status, oom_killed))
+            self._finish(container, process, status)
 
-    async def _finish_late(self, container: Container, status: ExitStatus, oom_killed: bool) -> None:
+    async def _finish_late(
+        self, container: Container, process: Process, status: ExitStatus, oom_killed: bool
+    ) -> None:
         """Do what must be done before anybody learns of the end."""
         if oom_killed:
             # An engine that learns of the exit first reports a plain error (engine contract section 0.7).
             await self.parts.events.flush(_OOM_EVENT_TIMEOUT_S)
-        try:
-            await self._kill_leftovers(container)
-        except (SandboxdError, OSError) as error:
-            log.warning("container.leftovers_survived", error=error)
-        self._finish(container, container.init, status)
+        if not process.exec_id:
+            try:
+                await self._kill_leftovers(container)
+            except (SandboxdError, OSError) as error:
+                log.warning("container.leftovers_survived", error=error)
+        if process.stdio is not None:
+            await process.stdio.pass_on(_OUTPUT_TIMEOUT_S)
+        self._finish(container, process, status)
 
     def _finish(self, container: Container, process: Process, status: ExitStatus) -> None:
         with bound(sandbox_id=self.sandbox_id, container_id=container.id):

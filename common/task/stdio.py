@@ -176,6 +176,14 @@ class Stdio:
             self._remove(_STDIN_GROUP)
             failpoint(Failpoint.STDIN_CLOSED)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether output that was written is still to be passed on by this process."""
+        return False
+
+    async def pass_on(self, timeout_s: float) -> None:
+        """Pass that output on, or give up after `timeout_s`."""
+
     def close(self) -> None:
         """Close everything."""
         self._remove(PROCESS_GROUP)
@@ -221,32 +229,37 @@ class Stdio:
     def _open_streams(self, spec: StdioSpec, owner: tuple[int, int]) -> None:
         given: list[int] = []
         if spec.stdin:
-            child, self._stdin_hold = open_fifo(spec.stdin, owner)
+            child = self._open_input(spec.stdin, owner)
             self._child_fds.append(child)
             given.append(child)
         else:
             self._child_fds.append(_open_null())
-        with contextlib.ExitStack() as pins:
-            outputs: list[tuple[int, int]] = []
-            for number, path in enumerate((spec.stdout, spec.stderr), 1):
-                if not path:
-                    self._child_fds.append(_open_null())
-                elif path.startswith("file://"):
-                    self._child_fds.append(_open_log_file(path.removeprefix("file://"), owner))
-                else:
-                    inode = _pin_fifo(path)
-                    pins.callback(os.close, inode)
-                    self._holds.append(_open_end(inode, os.O_RDONLY, owner))
-                    outputs.append((number, inode))
-            # Between an opening for writing and the keeping a death would end the output for the engine, which does
-            # not read on then: nothing else is done in between.
-            for number, inode in outputs:
-                child = _open_end(inode, os.O_WRONLY)
-                self._child_fds.insert(number, child)
+        self._keep_given(given)
+        for path in (spec.stdout, spec.stderr):
+            if not path:
+                self._child_fds.append(_open_null())
+            elif path.startswith("file://"):
+                self._child_fds.append(_open_log_file(path.removeprefix("file://"), owner))
+            else:
+                child = self._open_output(path, owner)
+                self._child_fds.append(child)
+                # Between the opening for writing and the keeping a death would end the output for the engine, which
+                # does not read on then: nothing else is done in between.
+                self._keep_given([child])
                 given.append(child)
-            self._keep_given(given)
         for fd in given:
             os.set_blocking(fd, True)
+
+    def _open_input(self, path: str, owner: tuple[int, int]) -> int:
+        """Return the non-blocking read end of a pipe, and see to it that it has a writer as long as it should."""
+        child, self._stdin_hold = open_fifo(path, owner)
+        return child
+
+    def _open_output(self, path: str, owner: tuple[int, int]) -> int:
+        """Return the non-blocking write end of a pipe, and see to it that it has a reader as long as it should."""
+        hold, child = open_fifo(path, owner)
+        self._holds.append(hold)
+        return child
 
     def _open_terminal(self, spec: StdioSpec, directory: str) -> None:
         # Engines may name a FIFO for stderr all the same: a terminal has one output, and they expect no second.
@@ -254,11 +267,10 @@ class Stdio:
         source, sink = -1, -1
         with contextlib.ExitStack() as undo:
             if spec.stdin:
-                source, self._stdin_hold = open_fifo(spec.stdin, root)
+                source = self._open_input(spec.stdin, root)
                 undo.callback(os.close, source)
             if spec.stdout:
-                hold, sink = open_fifo(spec.stdout, root)
-                self._holds.append(hold)
+                sink = self._open_output(spec.stdout, root)
                 undo.callback(os.close, sink)
             with contextlib.ExitStack() as closing:
                 given = []

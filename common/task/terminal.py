@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from common.errors import DeadlineExceeded, Internal
 from common.linux.terminal import set_window_size
+from common.readiness import has_input, wait_readable
 
 _COPY_SIZE = 32 * 1024
 _serial = itertools.count()
@@ -30,6 +31,7 @@ class Terminal:
     """
 
     __slots__ = (
+        "_copied",
         "_listener",
         "_loop",
         "_master",
@@ -50,6 +52,7 @@ class Terminal:
         self._loop = asyncio.get_running_loop()
         self._source, self._sink, self._master = source, sink, -1
         self._size: tuple[int, int] | None = None
+        self._copied: asyncio.Future[None] | None = None
         self.on_master: Callable[[], None] | None = None
         """Called as soon as the master is there."""
         self.on_close: Callable[[], None] | None = None
@@ -89,9 +92,10 @@ class Terminal:
         assert self._listener is not None
         try:
             async with asyncio.timeout(timeout_s):
-                connection, _ = await self._loop.sock_accept(self._listener)
+                await wait_readable(self._listener)
+                connection, _ = self._listener.accept()
                 with connection:
-                    await self._wait_readable(connection)
+                    await wait_readable(connection)
                     _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
         except TimeoutError:
             raise DeadlineExceeded(f"the OCI runtime sent no terminal within {timeout_s:g} s") from None
@@ -109,7 +113,7 @@ class Terminal:
     def _begin(self, master: int) -> None:
         self._master = master
         os.set_blocking(master, False)
-        self._loop.add_reader(self._master, self._copy_output)
+        self._loop.add_reader(self._master, self._on_output)
         if self._source >= 0:
             self._loop.add_reader(self._source, self._copy_input)
 
@@ -118,6 +122,12 @@ class Terminal:
         self._size = (width, height)
         if self._master >= 0:
             set_window_size(self._master, width, height)
+
+    async def drained(self) -> None:
+        """Return when the terminal holds no output any more: a process that has ended writes no more."""
+        while self._master >= 0 and has_input(self._master):
+            self._copied = self._loop.create_future()
+            await self._copied
 
     def close(self) -> None:
         """Hang up and close everything."""
@@ -128,6 +138,12 @@ class Terminal:
         on_close, self.on_close = self.on_close, None
         if on_close is not None:
             on_close()
+
+    def _on_output(self) -> None:
+        self._copy_output()
+        copied, self._copied = self._copied, None
+        if copied is not None and not copied.done():
+            copied.set_result(None)
 
     def _copy_output(self) -> None:
         if self._sink < 0:
@@ -150,7 +166,7 @@ class Terminal:
 
     def _go_on_with_output(self) -> None:
         self._loop.remove_writer(self._sink)
-        self._loop.add_reader(self._master, self._copy_output)
+        self._loop.add_reader(self._master, self._on_output)
 
     def _discard_output(self) -> None:
         try:
@@ -177,14 +193,6 @@ class Terminal:
         self._loop.remove_writer(self._master)
         if self._source >= 0:
             self._loop.add_reader(self._source, self._copy_input)
-
-    async def _wait_readable(self, connection: socket.socket) -> None:
-        readable = asyncio.Event()
-        self._loop.add_reader(connection, readable.set)
-        try:
-            await readable.wait()
-        finally:
-            self._loop.remove_reader(connection)
 
     def _stop_listening(self) -> None:
         if self._listener is not None:

@@ -8,6 +8,8 @@ import os
 import socket
 import stat
 
+from common.readiness import wait_readable
+
 _CONNECT_RETRY_S = 0.01
 _BACKLOG = 128
 
@@ -57,15 +59,9 @@ async def receive_line(sock: socket.socket, limit_bytes: int) -> bytes:
 
     :raise ConnectionError: the peer closed the connection, or the line is longer than the limit.
     """
-    loop = asyncio.get_running_loop()
     line = b""
     while True:
-        readable = loop.create_future()
-        loop.add_reader(sock, _set, readable)
-        try:
-            await readable
-        finally:
-            loop.remove_reader(sock)
+        await wait_readable(sock)
         seen = sock.recv(limit_bytes, socket.MSG_PEEK)
         end = seen.find(b"\n") + 1
         taken = sock.recv(end or len(seen))
@@ -74,8 +70,3 @@ async def receive_line(sock: socket.socket, limit_bytes: int) -> bytes:
             return line[:-1]
         if not taken or len(line) >= limit_bytes:
             raise ConnectionResetError("the connection ended, or its first line is too long")
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
+
+from common.readiness import wait_writable
 
 HOST_CID = 2
 _BACKLOG = 64
@@ -22,7 +26,12 @@ class VsockTransport:
         sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             async with asyncio.timeout(timeout_s):
-                await asyncio.get_running_loop().sock_connect(sock, (self._cid, port))
+                number = sock.connect_ex((self._cid, port))
+                if number == errno.EINPROGRESS:
+                    await wait_writable(sock)
+                    number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if number:
+                    raise OSError(number, f"{os.strerror(number)}: vsock port {port} of {self._cid}")
         except BaseException:
             sock.close()
             raise

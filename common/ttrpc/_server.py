@@ -481,7 +481,7 @@ class Server:
 
     def accept(self, sock: socket.socket) -> None:
         try:
-            allowed = self._authorize is None or self._authorize(peer_credentials(sock))
+            allowed = self._authorize is None or self._is_authorized(peer_credentials(sock))
         except BaseException:
             sock.close()
             raise
@@ -489,6 +489,9 @@ class Server:
             self.adopt(sock)
         else:
             sock.close()
+
+    def _is_authorized(self, peer: PeerCredentials | None) -> bool:
+        return peer is not None and self._authorize is not None and self._authorize(peer)
 
     def lost(self, connection: ServerConnection, *, lingers: bool) -> None:
         self._connections.pop(id(connection), None)
@@ -517,8 +520,10 @@ class Server:
         return int(code) or int(StatusCode.UNKNOWN), text
 
 
-def peer_credentials(sock: socket.socket) -> PeerCredentials:
-    """Read SO_PEERCRED of a connected unix socket (unix(7))."""
+def peer_credentials(sock: socket.socket) -> PeerCredentials | None:
+    """Read SO_PEERCRED of a connected unix socket (unix(7)); None for another one, such as that of a VM's host."""
+    if sock.family != socket.AF_UNIX:
+        return None
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return PeerCredentials(*_CREDENTIALS.unpack(data))
 
