@@ -1,0 +1,127 @@
+"""The agent: its services assembled, announced and served, until the host ends the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from functools import partial
+
+from common.cgroup import Hierarchies, OomWatcher
+from common.errors import status_of
+from common.linux.prctl import set_child_subreaper
+from common.linux.procs import CAP_SYS_RESOURCE, has_capability
+from common.log import get_logger
+from common.oci.runtime import OciRuntime
+from common.process.exits import ExitWatcher
+from common.task.oci_backend import OciBackend
+from common.task.pod import TaskParts
+from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
+from common.transport import Transport, transport_of
+from common.ttrpc import Server, Service, StatusError
+from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
+from vmm.agent import boot, devices
+from vmm.agent.host import Host
+from vmm.agent.preparer import GuestPreparer
+from vmm.agent.service import SANDBOX_METHODS, SandboxService
+from vmm.agent.stdio import StreamStdio
+from vmm.agent.streams import Streams
+from vmm.protocol import (
+    HOST_PORT,
+    RUN_DIRECTORY,
+    SANDBOX_SERVICE,
+    STREAM_END_TOPIC,
+    STREAM_PORT,
+    TASK_PORT,
+)
+
+_RUNTIME = "crun"
+_RUNTIME_TIMEOUT_S = 60.0
+_HOST_ADDRESS = "vsock://2"
+_SANDBOX_ID = "guest"
+
+log = get_logger()
+
+
+class Agent:
+    """The services of one guest, assembled."""
+
+    __slots__ = ("_end", "_host", "_server", "_streams")
+
+    def __init__(
+        self, transport: Transport, port: int, directory: str, end: asyncio.Event, began_ns: int
+    ) -> None:
+        """Listen; all that a first call needs is there when this returns."""
+        self._end = end
+        self._host = Host(transport, port, began_ns)
+        self._streams = Streams(self._on_stream_end)
+        exits = ExitWatcher()
+        hierarchies = Hierarchies.read()
+        parts = TaskParts(
+            OciBackend(OciRuntime(_RUNTIME, f"{directory}/crun", exits, _RUNTIME_TIMEOUT_S)),
+            exits,
+            self._host,
+            OomWatcher(),
+            hierarchies,
+            stdio=partial(StreamStdio, self._streams),
+        )
+        sandbox = SandboxService(directory, self._streams, end.set)
+        preparer = GuestPreparer(
+            sandbox.view,
+            sandbox.shm,
+            f"{directory}/tasks",
+            f"{directory}/shares",
+            hierarchies,
+            has_capability(CAP_SYS_RESOURCE),
+        )
+        sandbox.tasks = TaskService(_SANDBOX_ID, parts, preparer, directory)
+        self._server = Server(
+            {
+                **dict.fromkeys(TASK_SERVICE_NAMES, Service(TASK_METHODS, sandbox.tasks)),
+                SANDBOX_SERVICE: Service(SANDBOX_METHODS, sandbox),
+            },
+            status_of=status_of,
+        )
+        self._server.listen(transport.listen(TASK_PORT))
+        self._streams.listen(transport.listen(STREAM_PORT))
+
+    async def run(self) -> None:
+        """Announce, and serve until the host says Shutdown."""
+        try:
+            await self._host.announce()
+        except StatusError as error:
+            log.error("agent.refused", error=error)
+        await self._end.wait()
+        # The answer to Shutdown is on its way; its reader may close first.
+        await asyncio.sleep(0.05)
+
+    def _on_stream_end(self, stream_id: str, length: int) -> None:
+        self._host.publish(STREAM_END_TOPIC, api.StreamEnd(id=stream_id, length=length))
+
+
+async def _serve(transport: Transport, port: int, directory: str, began_ns: int) -> None:
+    agent = Agent(transport, port, directory, asyncio.Event(), began_ns)
+    # What was loaded stays: the collector need not look at it again and again.
+    gc.freeze()
+    gc.enable()
+    await agent.run()
+
+
+def main(arguments: list[str], began_ns: int) -> int:
+    """Run the agent; returns only where it is not PID 1.
+
+    :param began_ns: when the program began, since the boot.
+    """
+    gc.disable()
+    if os.getpid() == 1 and not arguments:
+        boot.prepare_machine()
+        port = boot.host_port(devices.read("/proc/cmdline"))
+        asyncio.run(_serve(transport_of(_HOST_ADDRESS), port, RUN_DIRECTORY, began_ns))
+        os.sync()
+        boot.reset()
+    options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    directory = options["--state"]
+    boot.prepare_directories(directory)
+    set_child_subreaper()
+    asyncio.run(_serve(transport_of(options["--transport"]), HOST_PORT, directory, began_ns))
+    return 0
