@@ -33,7 +33,7 @@ from vmm.protocol import (
     share_path,
 )
 
-CLOCK_TOLERANCE_NS: Final = 10_000_000
+CLOCK_TOLERANCE_NS: Final = 5_000_000
 _CLOCK_ATTEMPTS = 5
 
 _CLASSES: Final[dict[int, type[SandboxdError]]] = {
