@@ -81,6 +81,8 @@ class Agent:
                 SANDBOX_SERVICE: Service(SANDBOX_METHODS, sandbox),
             },
             status_of=status_of,
+            # The host's relay says again what it cannot know to have arrived.
+            drops_repeats=True,
         )
         self._server.listen(transport.listen(TASK_PORT))
         self._streams.listen(transport.listen(STREAM_PORT))

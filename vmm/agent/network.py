@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from itertools import count
 
 from common.errors import FailedPrecondition, InvalidArgument, NotFound, SandboxdError
+from common.linux import netlink
+from common.linux.netlink import Link
 from common.readiness import wait_readable
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
-from vmm.agent import netlink
-from vmm.agent.netlink import Link
 
 _DEVICE_TIMEOUT_S = 10.0
 _RECEIVE_BYTES = 64 * 1024
@@ -94,7 +94,7 @@ async def raise_loopback() -> None:
     with Netlink() as kernel:
         for link in await kernel.links():
             if link.name == _LOOPBACK:
-                await kernel.request(netlink.set_link(kernel.next(), link.number, up=True), "loopback")
+                await kernel.request(netlink.set_link(kernel.next(), link.ifindex, up=True), "loopback")
 
 
 async def add_interface(wanted: api.Interface) -> None:
@@ -110,14 +110,14 @@ async def add_interface(wanted: api.Interface) -> None:
     with Netlink() as kernel:
         if link.name != name:
             if link.is_up:
-                await kernel.request(netlink.set_link(kernel.next(), link.number, up=False), name)
-            await kernel.request(netlink.set_link(kernel.next(), link.number, name=name), f"the name {name}")
-        await kernel.request(netlink.set_link(kernel.next(), link.number, mtu=wanted.mtu, up=True), name)
+                await kernel.request(netlink.set_link(kernel.next(), link.ifindex, up=False), name)
+            await kernel.request(netlink.set_link(kernel.next(), link.ifindex, name=name), f"the name {name}")
+        await kernel.request(netlink.set_link(kernel.next(), link.ifindex, mtu=wanted.mtu, up=True), name)
         for text, address in zip(wanted.addresses, addresses, strict=True):
-            message = netlink.add_address(kernel.next(), link.number, address)
+            message = netlink.add_address(kernel.next(), link.ifindex, address)
             await kernel.request(message, f"address {text} on {name}")
-        await _add_neighbours(kernel, wanted.neighbours, {"": link.number, name: link.number})
-        await _add_routes(kernel, wanted.routes, {"": link.number, name: link.number})
+        await _add_neighbours(kernel, wanted.neighbours, {"": link.ifindex, name: link.ifindex})
+        await _add_routes(kernel, wanted.routes, {"": link.ifindex, name: link.ifindex})
 
 
 async def remove_interface(mac: str) -> None:
@@ -126,13 +126,13 @@ async def remove_interface(mac: str) -> None:
     with Netlink() as kernel:
         for link in await kernel.links():
             if link.mac == wanted:
-                await kernel.request(netlink.set_link(kernel.next(), link.number, up=False), mac)
+                await kernel.request(netlink.set_link(kernel.next(), link.ifindex, up=False), mac)
 
 
 async def add_routes(routes: Iterable[api.Route], neighbours: Iterable[api.Neighbour]) -> None:
     """Add routes and neighbours that name their interface."""
     with Netlink() as kernel:
-        numbers = {link.name: link.number for link in await kernel.links()}
+        numbers = {link.name: link.ifindex for link in await kernel.links()}
         await _add_neighbours(kernel, neighbours, numbers)
         await _add_routes(kernel, routes, numbers)
 
