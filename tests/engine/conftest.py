@@ -9,6 +9,7 @@ import pytest
 from tests.engine.cri import Cri, container_config, pod_config
 from tests.engine.engine import OURS, Engine
 from tests.engine.parts import prepare
+from tests.engine.qemu import guest_image, write_config
 
 EVIDENCE = pytest.StashKey[list[Callable[[], str]]]()
 
@@ -45,6 +46,43 @@ def _running(session: pytest.Session) -> Iterator[Engine]:
             yield engine
         finally:
             collectors.remove(engine.evidence)
+
+
+@contextmanager
+def _running_vms(session: pytest.Session, *, supervise: bool = False) -> Iterator[Engine]:
+    collectors = session.stash.setdefault(EVIDENCE, [])
+    with Engine() as engine:
+        collectors.append(engine.evidence)
+        try:
+            engine.start()
+            engine.start_sandboxer(write_config(engine.directory), supervise=supervise)
+            yield engine
+        finally:
+            collectors.remove(engine.evidence)
+
+
+@pytest.fixture(scope="session")
+def vm_parts(parts: None) -> None:
+    """Everything that VM pods need besides."""
+    try:
+        prepare("guest", ["fetch-vm-helpers"])
+        guest_image()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def vm_engine(vm_parts: None, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine whose sandboxer runs virtual machines; the tests of a module share it."""
+    with _running_vms(request.session) as engine:
+        yield engine
+
+
+@pytest.fixture
+def own_vm_engine(vm_parts: None, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """One of the test's own, its daemon below a supervisor, to restart and kill."""
+    with _running_vms(request.session, supervise=True) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,70 @@
+"""What the tests of VM pods share: the guest image, the sandboxer's configuration, pods of the handler."""
+
+import functools
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from proto.gen.runtime.v1 import service_pb2 as pb
+from tests.engine.cri import Cri, container_config, pod_config
+from tests.engine.engine import OURS_IN_QEMU, PYTHON, Engine
+from tests.engine.images import CHECKOUT
+
+HELPERS = CHECKOUT / ".cache/vm"
+GUEST = CHECKOUT / ".cache/guest"
+
+
+@functools.cache
+def guest_image() -> Path:
+    """Build the guest image of this checkout, or find it built, and return its manifest.
+
+    Raises RuntimeError with the builder's words.
+    """
+    command = [str(PYTHON), "-m", "vmm.image", "build", "--directory", str(GUEST)]
+    ended = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        raise RuntimeError(f"no guest image: {ended.stderr.strip()}")
+    return Path(ended.stdout.split()[-1])
+
+
+def write_config(directory: Path, changes: Mapping[str, Mapping[str, object]] | None = None) -> Path:
+    """Write a configuration of the type for this machine: emulated, with the programs that the project fetches."""
+    settings: dict[str, object] = {
+        "type": "qemu",
+        "log": {"level": "debug", "format": "console"},
+        "qemu": {
+            "accelerator": "tcg",
+            "virtiofsd": str(HELPERS / "virtiofsd"),
+            "vsock_daemon": str(HELPERS / "vhost-device-vsock"),
+        },
+        "guest": {"image": str(guest_image())},
+    }
+    for section, values in (changes or {}).items():
+        before = settings.get(section)
+        settings[section] = {**(before if isinstance(before, dict) else {}), **values}
+    path = directory / "qemu.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def machine_directory(engine: Engine, pod: str) -> Path:
+    """Where the sockets and logs of a pod's machine are."""
+    return engine.namespaces.root / "run/sandboxd/qemu" / pod / "machine"
+
+
+def start_vm_container(cri: Cri, *command: str, **options: object) -> tuple[str, str]:
+    """One VM pod with one container; returns the ids of pod and container."""
+    pod = pod_config(host_network=False)
+    pod_id = cri.run_pod(pod, OURS_IN_QEMU)
+    return pod_id, add_container(cri, pod_id, *command, **options)
+
+
+def add_container(cri: Cri, pod_id: str, *command: str, **options: object) -> str:
+    """Create and start a container in a VM pod."""
+    pod = pod_config(host_network=False)
+    config: pb.ContainerConfig = container_config(command or ("sleep", "1000000"), **options)  # type: ignore[arg-type]
+    container = cri.create(pod_id, config, pod)
+    cri.start(container)
+    return container

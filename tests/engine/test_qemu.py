@@ -1,0 +1,234 @@
+"""What a pod in a virtual machine is, seen through a real engine; under emulation, so that it runs everywhere."""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from proto.gen.runtime.v1 import api_pb2 as api
+from proto.gen.runtime.v1 import service_pb2 as pb
+from tests.chaos.streaming import Stream
+from tests.engine.cri import CONTAINER, NODE, Cri, container_config, matching, pod_config
+from tests.engine.engine import OURS_IN_QEMU, Engine
+from tests.engine.namespaces import wait_until
+from tests.engine.qemu import add_container, start_vm_container
+from tests.engine.test_pods import ended, remains, shell
+
+RUNNING = pb.ContainerState.CONTAINER_RUNNING
+
+
+@pytest.fixture(scope="module")
+def engine(vm_engine: Engine) -> Engine:
+    return vm_engine
+
+
+@pytest.fixture(scope="module")
+def vm(engine: Engine) -> Iterator[tuple[str, str]]:
+    """A pod with a container that the tests of this module share."""
+    pod_id, container = start_vm_container(engine.cri)
+    yield pod_id, container
+    engine.cri.stop_pod(pod_id)
+    engine.cri.remove_pod(pod_id)
+
+
+@pytest.fixture
+def cri(engine: Engine) -> Cri:
+    return engine.cri
+
+
+def test_a_pod_has_a_kernel_of_its_own(engine: Engine, cri: Cri, vm: tuple[str, str]) -> None:
+    _, container = vm
+    assert shell(cri, container, "uname -r") != os.uname().release
+    assert (
+        shell(cri, container, "cat /proc/sys/kernel/random/boot_id")
+        != Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    )
+
+
+def test_the_pods_network_is_the_engines(cri: Cri, vm: tuple[str, str]) -> None:
+    pod_id, container = vm
+    assert cri.pod(pod_id).network.ip in shell(cri, container, "ip addr show eth0")
+    assert "1 packets received" in shell(cri, container, "ping -c 1 -W 5 10.88.0.1")
+
+
+def test_containers_of_a_pod_share_network_hostname_ipc_and_shared_memory(
+    cri: Cri, vm: tuple[str, str]
+) -> None:
+    pod_id, one = vm
+    two = add_container(cri, pod_id, name="two")
+    shell(cri, one, "echo shared > /dev/shm/file")
+    assert shell(cri, two, "cat /dev/shm/file") == "shared"
+    assert shell(cri, one, "hostname") == shell(cri, two, "cat /etc/hostname")
+    for kind in ("net", "ipc", "uts"):
+        link = f"readlink /proc/self/ns/{kind}"
+        assert shell(cri, one, link) == shell(cri, two, link)
+    assert shell(cri, one, "readlink /proc/self/ns/pid") != shell(cri, two, "readlink /proc/self/ns/pid")
+
+
+def test_exec_returns_both_streams_and_the_exit_code(cri: Cri, vm: tuple[str, str]) -> None:
+    answer = cri.exec(vm[1], ["sh", "-c", "echo out; echo err >&2; exit 3"])
+    assert (answer.stdout, answer.stderr, answer.exit_code) == (b"out\n", b"err\n", 3)
+
+
+def test_a_large_output_arrives_whole(cri: Cri, vm: tuple[str, str]) -> None:
+    answer = cri.exec(vm[1], ["sh", "-c", "seq 1 200000"], timeout_s=60)
+    expected = b"".join(b"%d\n" % number for number in range(1, 200001))
+    assert hashlib.sha256(answer.stdout).hexdigest() == hashlib.sha256(expected).hexdigest()
+
+
+def test_exec_of_a_missing_program_is_an_error(cri: Cri, vm: tuple[str, str]) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        cri.exec(vm[1], ["/no/such/program"])
+    assert "/no/such/program" in str(raised.value)
+    assert cri.exec(vm[1], ["true"]).exit_code == 0
+
+
+def test_an_exec_past_its_limit_is_killed(cri: Cri, vm: tuple[str, str]) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        cri.exec(vm[1], ["sleep", "600"], timeout_s=1)
+    assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "sleep 600" not in shell(cri, vm[1], "ps")
+
+
+def test_an_interactive_exec_reads_what_is_typed_and_knows_its_size(
+    engine: Engine, cri: Cri, vm: tuple[str, str]
+) -> None:
+    request = pb.ExecRequest(container_id=vm[1], cmd=["sh"], tty=True, stdin=True, stdout=True)
+    with Stream(engine, cri.runtime.Exec(request, timeout=20).url) as stream:
+        stream.resize(91, 17)
+        stream.write(b"echo a$((1+1))b; stty size\n")
+        stream.expect(b"a2b")
+        stream.expect(b"17 91")
+        stream.write(b"exit 5\n")
+        assert stream.wait() == 5
+
+
+def test_logs_arrive_with_their_stream(cri: Cri, vm: tuple[str, str], logs: Path) -> None:
+    pod = pod_config(host_network=False, log_directory=str(logs))
+    pod_id = cri.run_pod(pod, OURS_IN_QEMU)
+    script = "echo plain; echo reopened > /dev/stdout; echo wrong > /dev/stderr"
+    container = cri.create(pod_id, container_config(["sh", "-c", script], log_path="main.log"), pod)
+    cri.start(container)
+    assert ended(cri, container).exit_code == 0
+    lines = [line.split(" ", 3)[1:] for line in (logs / "main.log").read_text().splitlines()]
+    assert sorted(lines) == [["stderr", "F", "wrong"], ["stdout", "F", "plain"], ["stdout", "F", "reopened"]]
+    cri.stop_pod(pod_id)
+    cri.remove_pod(pod_id)
+
+
+@pytest.mark.parametrize(("script", "code"), [("true", 0), ("exit 42", 42), ("kill -9 $$", 137)])
+def test_the_exit_code_is_the_containers(cri: Cri, vm: tuple[str, str], script: str, code: int) -> None:
+    container = add_container(cri, vm[0], "sh", "-c", f"sh -c '{script}'; exit $?", name=f"exit{code}")
+    status = ended(cri, container)
+    assert status.exit_code == code
+    assert status.created_at < status.finished_at
+    cri.remove_container(container)
+
+
+def test_a_container_that_ignores_sigterm_is_killed_after_its_grace(cri: Cri, vm: tuple[str, str]) -> None:
+    container = add_container(
+        cri, vm[0], "sh", "-c", "trap '' TERM; while :; do sleep 1; done", name="stubborn"
+    )
+    began = time.monotonic()
+    cri.stop_container(container, grace_s=1)
+    assert 0.9 < time.monotonic() - began < 20
+    assert cri.container(container).exit_code == 137
+
+
+def test_a_container_out_of_memory_says_so_and_its_neighbours_live(cri: Cri, vm: tuple[str, str]) -> None:
+    linux = matching(pod_config(host_network=False))
+    linux.resources.memory_limit_in_bytes = 16 << 20
+    hog = "exec dd if=/dev/zero of=/dev/null bs=64M count=1"
+    container = add_container(cri, vm[0], "sh", "-c", hog, name="hog", linux=linux)
+    status = ended(cri, container)
+    assert (status.exit_code, status.reason) == (137, "OOMKilled")
+    assert cri.container(vm[1]).state == RUNNING
+
+
+def test_stats_tell_cpu_and_memory(cri: Cri, vm: tuple[str, str]) -> None:
+    shell(cri, vm[1], "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done")
+    assert cri.stats(vm[1]).cpu.usage_core_nano_seconds.value > 0
+    assert cri.stats(vm[1]).memory.working_set_bytes.value > 0
+
+
+def test_volumes_are_the_hosts_directories_and_files(cri: Cri, vm: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "file").write_text("from the host")
+    mounts = [
+        pb.Mount(container_path="/volume", host_path=str(tmp_path / "volume")),
+        pb.Mount(container_path="/fixed", host_path=str(tmp_path / "volume"), readonly=True),
+        pb.Mount(container_path="/etc/file", host_path=str(tmp_path / "file")),
+    ]
+    container = add_container(cri, vm[0], name="volumes", mounts=mounts)
+    assert shell(cri, container, "cat /etc/file") == "from the host"
+    shell(cri, container, "echo from the guest > /volume/back")
+    assert (tmp_path / "volume/back").read_text() == "from the guest\n"
+    assert cri.exec(container, ["touch", "/fixed/no"]).exit_code != 0
+    # As the kubelet changes a ConfigMap: a link that turns to another directory.
+    for version in ("1", "2"):
+        (tmp_path / f"volume/v{version}").mkdir()
+        (tmp_path / f"volume/v{version}/key").write_text(version)
+        (tmp_path / "new").symlink_to(f"v{version}")
+        (tmp_path / "new").rename(tmp_path / "volume/data")
+        wait_until(
+            lambda: cri.exec(container, ["cat", "/volume/data/key"]).stdout.decode() == version,  # noqa: B023
+            timeout_s=10,
+            what="the change to be seen",
+        )
+    cri.stop_container(container)
+    cri.remove_container(container)
+
+
+def test_a_port_of_the_guest_is_reached_from_the_pods_namespace(
+    engine: Engine, cri: Cri, vm: tuple[str, str]
+) -> None:
+    pod_id, container = vm
+    shell(cri, container, "mkdir -p /tmp/www && echo served > /tmp/www/index.html; httpd -p 8080 -h /tmp/www")
+    ip = cri.pod(pod_id).network.ip
+    answer = engine.namespaces.run(["busybox", "wget", "-qO-", f"http://{ip}:8080/"]).stdout
+    assert answer == "served\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "namespaces"),
+    [
+        ("hostNetwork", api.NamespaceOption(pid=CONTAINER, network=NODE)),
+        ("hostPID", api.NamespaceOption(pid=NODE)),
+        ("hostIPC", api.NamespaceOption(pid=CONTAINER, ipc=NODE)),
+    ],
+)
+def test_a_pod_that_wants_the_hosts_namespaces_is_refused_by_field(
+    cri: Cri, field: str, namespaces: api.NamespaceOption
+) -> None:
+    pod = pod_config(host_network=field == "hostNetwork", namespaces=namespaces)
+    with pytest.raises(grpc.RpcError, match=field):
+        cri.run_pod(pod, OURS_IN_QEMU)
+
+
+def test_a_program_that_does_not_exist_fails_the_start_and_disturbs_nobody(
+    cri: Cri, vm: tuple[str, str]
+) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        add_container(cri, vm[0], "/no/such/program", name="missing")
+    assert "/no/such/program" in str(raised.value)
+    assert cri.exec(vm[1], ["true"]).exit_code == 0
+
+
+def test_a_pod_leaves_nothing_behind(engine: Engine, cri: Cri, tmp_path: Path) -> None:
+    def run_one() -> None:
+        mounts = [pb.Mount(container_path="/volume", host_path=str(tmp_path))]
+        pod_id, container = start_vm_container(cri, mounts=mounts)
+        assert cri.exec(container, ["true"]).exit_code == 0
+        cri.stop_pod(pod_id)
+        cri.stop_pod(pod_id)
+        cri.remove_pod(pod_id)
+        cri.remove_pod(pod_id)
+
+    run_one()
+    before = remains(engine)
+    run_one()
+    assert remains(engine) - before == set()
