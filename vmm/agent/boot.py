@@ -57,7 +57,6 @@ def prepare_machine() -> None:
     # What is mounted later in a share must be seen in containers that have bound its parent.
     mount(None, "/", None, MS_SHARED | MS_REC)
     prepare_directories(RUN_DIRECTORY)
-    _write("/proc/self/oom_score_adj", "-1000")
     _write("/sys/devices/system/memory/auto_online_blocks", "online")
     delegate_controllers(CGROUP_ROOT)
     os.makedirs(CGROUP_ROOT + POD_CGROUP, exist_ok=True)
