@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-
 from common.errors import InvalidArgument
 
-_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,75}")
+_LONGEST = 76
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+_CHARACTERS = _LETTERS | frozenset("_.-")
 
 UNIX_PATH_MAX_BYTES = 106
 """Longest socket path that every peer accepts: sun_path less its NUL, and a byte for those that count it (unix(7))."""
@@ -18,7 +17,7 @@ def check_identifier(kind: str, value: str) -> str:
 
     :raise InvalidArgument: it is empty, too long, or has a character that could leave a directory.
     """
-    if not _IDENTIFIER.fullmatch(value):
+    if value[:1] not in _LETTERS or len(value) > _LONGEST or not _CHARACTERS.issuperset(value):
         raise InvalidArgument(
             f"{kind} id {value[:100]!r} is not allowed: 1 to 76 letters, digits, '_', '.', '-', "
             "the first a letter or digit"
@@ -30,4 +29,6 @@ def directory_name(parent: str, identifier: str, longest_member: str) -> str:
     """Return the directory name for an id in `parent`: the id, or a hash where a socket's path would be too long."""
     if len(f"{parent}/{identifier}/{longest_member}".encode()) <= UNIX_PATH_MAX_BYTES:
         return identifier
+    import hashlib  # late: it loads a library, and short names need none
+
     return hashlib.sha256(identifier.encode()).hexdigest()[:32]

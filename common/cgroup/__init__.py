@@ -9,7 +9,6 @@ from __future__ import annotations
 from common.cgroup.locate import Cgroup, Hierarchies
 from common.cgroup.oom import OomWatch, OomWatcher, oom_kill_count
 from common.cgroup.paths import CgroupsPath, parse_cgroups_path
-from common.cgroup.primer import MigrationPrimer
 from common.cgroup.processes import kill_all, pids, remove_leaf, signal_all
 from common.cgroup.stats import read_metrics
 
@@ -17,7 +16,6 @@ __all__ = [
     "Cgroup",
     "CgroupsPath",
     "Hierarchies",
-    "MigrationPrimer",
     "OomWatch",
     "OomWatcher",
     "kill_all",

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from common.cgroup.paths import parse_cgroups_path
 from common.errors import NotFound
+from common.linux.proc_text import unescape
 
 UNIFIED = ""
 """Stands for the v2 hierarchy where v1 has the name of a controller, as in /proc/<pid>/cgroup."""
 
-_OCTAL = re.compile(r"\\([0-7]{3})")
-
 
 class Hierarchy(NamedTuple):
-    """A mounted hierarchy: where, which of its cgroups is the top of what the mount shows, and whether it is mounted so
-    that moving a process into a cgroup waits for nobody (`favordynmods`)."""
+    """A mounted hierarchy: where, and which of its cgroups is the top of what the mount shows."""
 
     mount_point: str
     root: str
-    moves_at_once: bool = False
 
 
 class Hierarchies:
@@ -45,11 +41,6 @@ class Hierarchies:
     def controllers(self) -> frozenset[str]:
         """The v1 controllers, and UNIFIED where v2 is mounted."""
         return frozenset(self._by_controller)
-
-    def moves_at_once(self, controller: str) -> bool:
-        """Tell whether the hierarchy of a controller is mounted with `favordynmods`."""
-        hierarchy = self._by_controller.get(controller)
-        return hierarchy is not None and hierarchy.moves_at_once
 
     def locate(self, pid: int) -> Cgroup:
         """Return the cgroup of a process; raises NotFound where there is no such process.
@@ -149,8 +140,7 @@ def parse_mounts(mountinfo: str) -> dict[str, Hierarchy]:
         fields, kind = head.split(" "), tail.split(" ")
         if not separator or len(fields) < 6 or len(kind) < 3 or kind[0] not in ("cgroup", "cgroup2"):
             continue
-        moves_at_once = "favordynmods" in kind[2].split(",")
-        hierarchy = Hierarchy(_unescape(fields[4]), _unescape(fields[3]), moves_at_once)
+        hierarchy = Hierarchy(unescape(fields[4]), unescape(fields[3]))
         names = [UNIFIED] if kind[0] == "cgroup2" else _controllers(kind[2])
         for name in names:
             known = found.get(name)
@@ -176,7 +166,3 @@ def _controllers(options: str) -> list[str]:
     ignored = {"rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods"}
     names = (option for option in options.split(",") if option not in ignored)
     return [name for name in names if "=" not in name or name.startswith("name=")]
-
-
-def _unescape(field: str) -> str:
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)

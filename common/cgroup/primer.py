@@ -16,12 +16,9 @@ import asyncio
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
 
 from common.cgroup.locate import UNIFIED, Hierarchies
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
 
 _OPEN_S = 0.04
 _INTERVAL_S = 0.005
@@ -34,11 +31,9 @@ class MigrationPrimer:
 
     def __init__(self, hierarchies: Hierarchies) -> None:
         own = hierarchies.locate(os.getpid())
-        controller = UNIFIED if hierarchies.unified else "memory"
-        directory = hierarchies.directory(controller, own.path)
-        waits = directory is not None and not hierarchies.moves_at_once(controller)
-        self._path = f"{directory}/cgroup.procs" if waits else None
-        self._executor: ThreadPoolExecutor | None = None
+        directory = hierarchies.directory(UNIFIED if hierarchies.unified else "memory", own.path)
+        self._path = f"{directory}/cgroup.procs" if directory is not None else None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="cgroup-primer")
         self._running: asyncio.Future[None] | None = None
         self._until = 0.0
 
@@ -46,17 +41,12 @@ class MigrationPrimer:
         """Begin the wait, unless one is under way, and keep it paid for some 40 ms. Returns at once."""
         self._until = time.monotonic() + _OPEN_S
         if self._path is not None and (self._running is None or self._running.done()):
-            if self._executor is None:
-                from concurrent.futures import ThreadPoolExecutor  # late: not everybody needs it
-
-                self._executor = ThreadPoolExecutor(1, thread_name_prefix="cgroup-primer")
             loop = asyncio.get_running_loop()
             self._running = loop.run_in_executor(self._executor, self._keep_paid, self._path)
 
     def close(self) -> None:
         """Let the thread end."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=False)
+        self._executor.shutdown(wait=False)
 
     def _keep_paid(self, path: str) -> None:
         _move_to_where_we_are(path)

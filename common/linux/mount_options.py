@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -87,11 +86,6 @@ _REFUSED: Final[dict[str, str]] = {
     "remount": "a new mount cannot be a remount",
 }
 
-_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-_OPTION = re.compile(r"(?:\\.|[^,\\])+", re.DOTALL)
-_LAYER = re.compile(r"(?:\\.|[^:\\])+", re.DOTALL)
-_ID_MAPPING = re.compile(r"\d{1,10}:\d{1,10}:\d{1,10}(,\d{1,10}:\d{1,10}:\d{1,10})*")
-
 
 @dataclass(frozen=True, slots=True)
 class MountSpec:
@@ -150,7 +144,7 @@ def parse_options(options: Sequence[str]) -> ParsedOptions:
         elif option in _PROPAGATION:
             propagation.append(_PROPAGATION[option])
         elif separator and name in ("uidmap", "gidmap"):
-            if not _ID_MAPPING.fullmatch(value):
+            if not _is_id_mapping(value):
                 raise InvalidArgument(
                     f"mount option {option!r} is not of the form {name}=container:host:length"
                 )
@@ -170,13 +164,14 @@ def split_lowerdirs(data: str) -> tuple[list[str], list[str]]:
     """
     layers: list[str] = []
     others: list[str] = []
-    for option in _OPTION.findall(data):
+    for option in _split(data, ","):
         name, _, value = option.partition("=")
         if name == "lowerdir":
-            if "::" in _ESCAPED.sub("_", value):
+            parts = _split(value, ":")
+            if "" in parts[1:-1]:
                 raise InvalidArgument("data-only layers of an overlay are not supported")
-            layers.extend(_ESCAPED.sub(r"\1", layer) for layer in _LAYER.findall(value))
-        else:
+            layers.extend(_unescaped(part) for part in parts if part)
+        elif option:
             others.append(option)
     return layers, others
 
@@ -197,4 +192,29 @@ def compact_lowerdirs(data: str) -> tuple[str | None, str]:
 
 
 def _escape(path: str) -> str:
-    return re.sub(r"([:,\\])", r"\\\1", path)
+    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split where no backslash stands before the separator; the backslashes stay."""
+    parts = [""]
+    characters = iter(text)
+    for character in characters:
+        if character == separator:
+            parts.append("")
+        else:
+            parts[-1] += character + (next(characters, "") if character == "\\" else "")
+    return parts
+
+
+def _unescaped(text: str) -> str:
+    characters = iter(text)
+    return "".join(next(characters, "") if c == "\\" else c for c in characters)
+
+
+def _is_id_mapping(value: str) -> bool:
+    """Tell whether it is "container:host:length", or several of these behind commas."""
+    triples = [entry.split(":") for entry in value.split(",")]
+    return all(
+        len(t) == 3 and all(n.isdecimal() and n.isascii() and len(n) <= 10 for n in t) for t in triples
+    )

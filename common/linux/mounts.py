@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 from collections.abc import Iterator, Sequence
 
 from common.errors import InvalidArgument
@@ -29,6 +28,7 @@ from common.linux.mount_options import (
     split_lowerdirs,
 )
 from common.linux.paths import open_in_root
+from common.linux.proc_text import unescape
 
 __all__ = [
     "MNT_DETACH",
@@ -51,8 +51,6 @@ _MOUNT_ATTR_SAME_AS_MS = 0xF
 
 # What a bind mount inherits from its source and a remount must repeat to keep: ST_* (statvfs(3)) to MS_*.
 _INHERITED_FLAGS = ((1, 1), (2, 2), (4, 4), (8, 8), (1024, 1024), (2048, 2048), (4096, 1 << 21))
-
-_ESCAPES = re.compile(rb"\\([0-7]{3})")
 
 
 def mount(
@@ -311,7 +309,7 @@ def mounts_below(path: str) -> list[str]:
         mount_point = table[position + 1 : end]
         inside = prefix == b"/" or mount_point == prefix or mount_point.startswith(prefix + b"/")
         if inside and table.count(b" ", start, position) == 3:
-            found.append(_unescaped(mount_point))
+            found.append(unescape(os.fsdecode(mount_point)))
         position = table.find(needle, position + 1)
     return found
 
@@ -352,7 +350,3 @@ def _umount_if_mounted(target: str) -> bool:
 def _escaped(path: str) -> bytes:
     raw = os.fsencode(path).replace(b"\\", b"\\134")
     return raw.replace(b" ", b"\\040").replace(b"\t", b"\\011").replace(b"\n", b"\\012")
-
-
-def _unescaped(raw: bytes) -> str:
-    return os.fsdecode(_ESCAPES.sub(lambda m: bytes([int(m[1], 8)]), raw))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import enum
 import errno
 import os
-import re
 from collections.abc import Collection, Mapping
 
 from common.errors import InvalidArgument
 
-_KEY = re.compile(r"[a-z0-9_./-]{1,256}")
+_LONGEST_KEY = 256
+_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_./-")
 
 
 class Kind(enum.StrEnum):
@@ -30,10 +30,10 @@ def sysctl_path(key: str) -> str:
     Both spellings are taken, `net.ipv4.ip_forward` and `net/ipv4/conf/eth0.1/forwarding`: the first separator
     decides, the other one swaps with it (sysctl.d(5)). Raises InvalidArgument naming the key.
     """
-    separator = re.search(r"[./]", key)
-    if not _KEY.fullmatch(key) or separator is None:
+    separator = next((character for character in key if character in "./"), "")
+    if not separator or len(key) > _LONGEST_KEY or not _CHARACTERS.issuperset(key):
         raise InvalidArgument(f"sysctl {key!r} is malformed")
-    path = key if separator[0] == "/" else key.translate(str.maketrans("./", "/."))
+    path = key if separator == "/" else key.translate(str.maketrans("./", "/."))
     if any(part in ("", ".", "..") for part in path.split("/")):
         raise InvalidArgument(f"sysctl {key!r} is malformed")
     return path

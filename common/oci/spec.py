@@ -7,7 +7,6 @@ authors. Sources: OCI runtime-spec config.md and config-linux.md; engine contrac
 from __future__ import annotations
 
 import json
-import re
 import resource
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ from typing import Any
 from common.errors import InvalidArgument
 
 Spec = dict[str, Any]
-
-_PROC_NAMESPACE = re.compile(r"/proc/(\d+)/ns/([a-z_]+)")
 
 _OCI_VERSION = "1.0.2"
 
@@ -157,7 +154,7 @@ def join_pod(spec: Spec, pod: PodView, is_pod_process: Callable[[int], bool]) ->
         kind, path = entry.get("type"), entry.get("path")
         if not path:
             joined.append(entry)
-        elif (match := _PROC_NAMESPACE.fullmatch(path)) is None:
+        elif (named := _process_namespace(path)) is None:
             if not _is_plain_path(path):
                 raise InvalidArgument(f"namespace path {path!r} of the container is not one of its pod's")
             joined.append(entry)
@@ -165,7 +162,7 @@ def join_pod(spec: Spec, pod: PodView, is_pod_process: Callable[[int], bool]) ->
             pinned = pod.namespaces[kind]
             if pinned is not None:
                 joined.append({"type": kind, "path": pinned})
-        elif kind == match[2] == "pid" and is_pod_process(int(match[1])):
+        elif kind == named[1] == "pid" and is_pod_process(named[0]):
             joined.append(entry)
         else:
             raise InvalidArgument(f"namespace path {path} of the container is not one of its pod's")
@@ -177,6 +174,14 @@ def join_pod(spec: Spec, pod: PodView, is_pod_process: Callable[[int], bool]) ->
         )
     linux["namespaces"] = joined
     _inject_files(spec, pod)
+
+
+def _process_namespace(path: str) -> tuple[int, str] | None:
+    """Return pid and name of /proc/<pid>/ns/<name>; None for another path."""
+    match path.split("/"):
+        case ["", "proc", pid, "ns", name] if pid.isdecimal() and name.replace("_", "").isalpha():
+            return int(pid), name
+    return None
 
 
 def _inject_files(spec: Spec, pod: PodView) -> None:

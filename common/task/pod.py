@@ -13,13 +13,12 @@ import signal as signals
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
 from common.cgroup import (
     Hierarchies,
-    MigrationPrimer,
     OomWatcher,
     kill_all,
     pids,
@@ -59,6 +58,23 @@ StdioFactory = Callable[[StdioSpec, tuple[int, int], str, DescriptorStore, str],
 log = get_logger()
 
 
+class Primer(Protocol):
+    """Begins, in the background, what the next container would have to wait for (`common.cgroup.primer`)."""
+
+    def prime(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class _NoPrimer:
+    __slots__ = ()
+
+    def prime(self) -> None:
+        """There is nothing to wait for."""
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
 class TaskParts:
     """What every pod's Task service of a daemon is assembled from; one object for all pods."""
 
@@ -73,6 +89,7 @@ class TaskParts:
         hierarchies: Hierarchies,
         store: DescriptorStore | None = None,
         stdio: StdioFactory = Stdio,
+        primer: Primer | None = None,
     ) -> None:
         self.backend = backend
         self.exits = exits
@@ -81,7 +98,7 @@ class TaskParts:
         self.hierarchies = hierarchies
         self.store: DescriptorStore = store or NoStore()
         self.stdio = stdio
-        self.primer = MigrationPrimer(hierarchies)
+        self.primer: Primer = primer or _NoPrimer()
 
 
 class TaskPod:

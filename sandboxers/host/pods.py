@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from common.cgroup import Hierarchies, OomWatcher
+from common.cgroup.primer import MigrationPrimer
 from common.linux.procs import CAP_SYS_RESOURCE, has_capability
 from common.log import get_logger
 from common.process.exits import ExitWatcher
@@ -46,7 +47,10 @@ class HostPods:
         self._events = EnginePublisher(address, _ENGINE_NAMESPACE) if address else NullSink()
         self._exits = exits
         self._ooms = OomWatcher()
-        self._parts = TaskParts(backend, exits, self._events, self._ooms, hierarchies, outlasting.store)
+        primer = MigrationPrimer(hierarchies)
+        self._parts = TaskParts(
+            backend, exits, self._events, self._ooms, hierarchies, outlasting.store, primer=primer
+        )
         may_raise_limits = has_capability(CAP_SYS_RESOURCE)
         if not may_raise_limits:
             log.warning(
