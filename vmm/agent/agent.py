@@ -114,7 +114,6 @@ def main(arguments: list[str], began_ns: int) -> int:
 
     :param began_ns: when the program began, since the boot.
     """
-    gc.disable()
     if os.getpid() == 1 and not arguments:
         boot.prepare_machine()
         port = boot.host_port(devices.read("/proc/cmdline"))

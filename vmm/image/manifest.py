@@ -56,7 +56,6 @@ class Manifest:
     root_file_system: str
     init: tuple[str, ...]
     agent: str
-    agent_sha256: str
     python: str
     python_modules: tuple[str, ...]
     ingredients: tuple[Ingredient, ...]

@@ -1,0 +1,3 @@
+"""What generated modules ask before they set what only the Python implementation needs."""
+
+_USE_C_DESCRIPTORS = True

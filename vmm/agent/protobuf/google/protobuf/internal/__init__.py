@@ -1,0 +1,1 @@
+"""What generated modules and upb look up below this name."""

@@ -1,0 +1,5 @@
+"""Asked for by generated modules, which do nothing with it."""
+
+
+def Default():
+    """There is none."""
