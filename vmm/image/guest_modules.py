@@ -40,9 +40,10 @@ def main(entry: str, target: Path, search: list[str]) -> None:
     """Fill `target`; an error of the program's syntax ends this with it."""
     finder = modulefinder.ModuleFinder(path=search, excludes=list(EXCLUDED))
     for name in (entry, *EXTRA):
-        finder.import_hook(name, None, ["*"] if "." not in name else None)
-        if name not in finder.modules:
-            sys.exit(f"there is no module {name} in {search}")
+        try:
+            finder.import_hook(name)
+        except ImportError:
+            sys.exit(f"there is no module {name} in {', '.join(search)}")
     collected = []
     modules: dict[str, Any] = finder.modules
     for name, module in sorted(modules.items()):

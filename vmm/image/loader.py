@@ -73,7 +73,7 @@ class Module:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class Call:
     """A system call: numbers stand for themselves, bytes for their address."""
 
     name: str
@@ -89,27 +89,31 @@ def ramdisk(modules: Sequence[Module], *, root: str, file_system: str, init: str
             cpio.directory("dev"),
             cpio.character_device("dev/console", 5, 1),
             cpio.directory("root"),
-            cpio.program("init", _program(list(_calls(modules, root, file_system, init)))),
+            cpio.program("init", program(list(_calls(modules, root, file_system, init)))),
         ]
     )
 
 
-def _calls(modules: Sequence[Module], root: str, file_system: str, init: str) -> Iterator[_Call]:
+def _calls(modules: Sequence[Module], root: str, file_system: str, init: str) -> Iterator[Call]:
     for module in modules:
         arguments = (module.content, len(module.content), b"")
-        yield _Call(f"load module {module.name}", _INIT_MODULE, arguments, module.optional)
-    yield _Call("mount /dev", _MOUNT, (b"devtmpfs", b"/dev", b"devtmpfs", _MS_NOSUID | _MS_NOEXEC, b""))
-    yield _Call(f"mount {root}", _MOUNT, (root.encode(), b"/root", file_system.encode(), _MS_RDONLY, b""))
-    yield _Call("move /dev", _MOUNT, (b"/dev", b"/root/dev", b"", _MS_MOVE, b""))
+        yield Call(f"load module {module.name}", _INIT_MODULE, arguments, module.optional)
+    yield Call("mount /dev", _MOUNT, (b"devtmpfs", b"/dev", b"devtmpfs", _MS_NOSUID | _MS_NOEXEC, b""))
+    yield Call(f"mount {root}", _MOUNT, (root.encode(), b"/root", file_system.encode(), _MS_RDONLY, b""))
+    yield Call("move /dev", _MOUNT, (b"/dev", b"/root/dev", b"", _MS_MOVE, b""))
     # What is left of the RAM disk stays in memory.
-    yield _Call("remove /init", _UNLINK, (b"/init",))
-    yield _Call("enter the root", _CHDIR, (b"/root",))
-    yield _Call("move the root", _MOUNT, (b".", b"/", b"", _MS_MOVE, b""))
-    yield _Call("change the root", _CHROOT, (b".",))
-    yield _Call(f"start {init}", _EXECVE, (init.encode(),))
+    yield Call("remove /init", _UNLINK, (b"/init",))
+    yield Call("enter the root", _CHDIR, (b"/root",))
+    yield Call("move the root", _MOUNT, (b".", b"/", b"", _MS_MOVE, b""))
+    yield Call("change the root", _CHROOT, (b".",))
+    yield Call(f"start {init}", _EXECVE, (init.encode(),))
 
 
-def _program(calls: Sequence[_Call]) -> bytes:
+def program(calls: Sequence[Call]) -> bytes:
+    """Return an executable that makes system calls one after the other, the last of which should be execve.
+
+    That gets, after the path, the arguments and the environment that the executable was started with.
+    """
     table_at = len(_CODE)
     constants_at = elf.START + table_at + len(calls) * _STEP.size
     table, constants = bytearray(), bytearray()
