@@ -23,12 +23,9 @@ def main(argv: list[str] | None = None) -> int:
         if options.command == "verify":
             manifest.load(options.manifest).verify()
             return 0
-        directory = options.directory.resolve()
-        downloads = (options.downloads or directory / "downloads").resolve()
         agent = build.AGENT if options.agent is None else _program(options.agent.resolve())
-        plan = build.Plan(
-            directory, downloads, build.KERNELS[options.kernel], agent, options.debug, options.refresh
-        )
+        kernel = build.KERNELS[options.kernel]
+        plan = build.Plan(options.directory.resolve(), kernel, agent, options.debug, options.refresh)
         print(asyncio.run(build.build(plan)))
         return 0
     except SandboxdError as error:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from vmm.image.cloud_kernel import CloudKernel
 from vmm.image.kernel import KernelSource
 from vmm.image.manifest import Ingredient, Manifest
 from vmm.image.monolithic_kernel import MonolithicKernel
-from vmm.image.packages import Archive, Package
+from vmm.image.packages import Archive
 from vmm.image.tools import Tools
 
 # And the Debian packages that they are in.
@@ -38,10 +38,9 @@ ROOT_DEVICE: Final = "/dev/vda"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to build and where: the image's directory, that of downloads, the agent, whether with a shell."""
+    """What to build and where; with `debug` there is a shell on the console, with `refresh` packages are the newest."""
 
     directory: Path
-    downloads: Path
     kernel: KernelSource = KERNELS["cloud"]
     agent: root.Agent = AGENT
     debug: bool = False
@@ -54,17 +53,10 @@ class Plan:
 
     def key(self, ingredients: Sequence[Ingredient]) -> str:
         """Return what tells an image made of these ingredients from any other."""
-        digest = hashlib.sha256(repr((self.flavour, self.agent.module, ingredients)).encode())
         here = Path(__file__).parent
-        files = {path.name: path for path in [*here.glob("*.py"), *here.glob("*.config")]}
-        for part in self.agent.parts:
-            path = self.agent.directory / part
-            for file in path.rglob("*.py") if path.is_dir() else [path]:
-                files[str(file.relative_to(self.agent.directory))] = file
-        for label, file in sorted(files.items()):
-            digest.update(f"\0{label}\0".encode())
-            digest.update(file.read_bytes())
-        return digest.hexdigest()[:_KEY_CHARACTERS]
+        builder = root.digest(here, sorted(path.name for path in here.iterdir() if path.is_file()))
+        parts = (self.flavour, self.agent.module, self.agent.digest(), builder, ingredients)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:_KEY_CHARACTERS]
 
 
 async def build(plan: Plan) -> Path:
@@ -72,22 +64,34 @@ async def build(plan: Plan) -> Path:
     _check_programs({**PROGRAMS, **plan.kernel.programs})
     plan.directory.mkdir(parents=True, exist_ok=True)
     tools = Tools()
-    # In the image's directory, so that what is ready is moved rather than copied.
-    work = Path(tempfile.mkdtemp(prefix=".build-", dir=plan.directory))
     try:
-        return await _build(plan, tools, work)
+        with (plan.directory / "lock").open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                tools.say(f"waiting for another build in {plan.directory}")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            # Here, so that what is ready is moved rather than copied; a build that was killed leaves it.
+            work = plan.directory / "work"
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            try:
+                return await _build(plan, tools, work)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
         tools.close()
 
 
 async def _build(plan: Plan, tools: Tools, work: Path) -> Path:
-    archive = Archive(tools, plan.downloads, refresh=plan.refresh)
+    downloads = plan.directory / "downloads"
+    archive = Archive(tools, downloads, refresh=plan.refresh)
     kernel_packages = await plan.kernel.fetch(archive)
     root_packages = await archive.fetch(root.PACKAGES)
     debug_packages = await archive.fetch(root.DEBUG_PACKAGES) if plan.debug else []
-    wheel = await root.fetch_wheel(tools, plan.downloads, refresh=plan.refresh)
-    ingredients = [_ingredient(each) for each in [*kernel_packages, *root_packages, *debug_packages]]
+    wheel = await root.fetch_wheel(tools, downloads)
+    packages = [*kernel_packages, *root_packages, *debug_packages, wheel]
+    ingredients = [Ingredient(package.name, package.version, package.sha256) for package in packages]
     name = f"{plan.flavour}-{plan.key(ingredients)}"
     path = plan.directory / f"{name}.json"
     with contextlib.suppress(SandboxdError):
@@ -97,15 +101,16 @@ async def _build(plan: Plan, tools: Tools, work: Path) -> Path:
 
     (work / "kernel").mkdir()
     kernel = await plan.kernel.make(tools, archive, kernel_packages, work / "kernel")
+    init = root.DEBUG_INIT if plan.debug else root.INIT
     ramdisk = work / "ramdisk"
     if kernel.modules:
         ramdisk.write_bytes(
-            loader.ramdisk(kernel.modules, root=ROOT_DEVICE, file_system=root.FILE_SYSTEM, init=root.INIT)
+            loader.ramdisk(kernel.modules, root=ROOT_DEVICE, file_system=root.FILE_SYSTEM, init=init)
         )
 
     tools.say("laying out the root file system")
     await archive.unpack([*root_packages, *debug_packages], work / "debian")
-    sources = root.Sources(work / "debian", wheel, plan.agent, plan.debug)
+    sources = root.Sources(work / "debian", wheel.path, plan.agent, plan.debug)
     tree, python_modules = await root.assemble(tools, sources, work)
     await root.pack(tools, tree, work / "root.erofs")
 
@@ -119,8 +124,9 @@ async def _build(plan: Plan, tools: Tools, work: Path) -> Path:
         ramdisk=manifest.add_blob(plan.directory, ramdisk, "ramdisk") if kernel.modules else None,
         root=manifest.add_blob(plan.directory, work / "root.erofs", "root"),
         root_file_system=root.FILE_SYSTEM,
-        init=(root.INIT, *root.INIT_ARGUMENTS),
+        init=(init, *root.INIT_ARGUMENTS),
         agent=plan.agent.module,
+        agent_sha256=plan.agent.digest(),
         python=root.PYTHON,
         python_modules=tuple(python_modules),
         ingredients=tuple(ingredients),
@@ -140,7 +146,3 @@ def _check_programs(programs: Mapping[str, str]) -> None:
     )
     if lacking:
         raise FailedPrecondition(f"this needs Debian packages: run `apt-get install {' '.join(lacking)}`")
-
-
-def _ingredient(package: Package) -> Ingredient:
-    return Ingredient(package.name, package.version, package.sha256)

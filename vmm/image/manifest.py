@@ -56,6 +56,7 @@ class Manifest:
     root_file_system: str
     init: tuple[str, ...]
     agent: str
+    agent_sha256: str
     python: str
     python_modules: tuple[str, ...]
     ingredients: tuple[Ingredient, ...]

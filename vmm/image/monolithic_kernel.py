@@ -62,7 +62,7 @@ class MonolithicKernel:
         await archive.unpack(packages, work)
         await tools.run("tar", "-C", work, "-xf", work / f"usr/src/{packages[0].name}.tar.xz")
         source = work / packages[0].name
-        make = ("nice", "-n", "10", "make", "-C", source, f"-j{os.cpu_count()}")
+        make = ("make", "-C", source, f"-j{os.cpu_count()}")
         await tools.run(*make, "tinyconfig", env=_ENVIRONMENT)
         config = source / ".config"
         await tools.run(

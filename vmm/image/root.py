@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 import sys
@@ -11,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from common.errors import Internal
+from common.errors import FailedPrecondition, Internal
+from vmm.image.packages import Package
 from vmm.image.tools import Tools
 
 PYTHON: Final = "3.11"
@@ -37,10 +40,11 @@ PACKAGES: Final = (
     "zlib1g",
 )
 DEBUG_PACKAGES: Final = ("busybox-static",)
-WHEEL: Final = "protobuf==7.36.2"
+WHEEL: Final = ("protobuf", "7.36.2", "89f23aa53c24553a2416fd4fd1ec06f74fa42b14b546d8883128813f775bbfd2")
 
 FILE_SYSTEM: Final = "erofs"
 INIT: Final = "/usr/bin/python3"
+DEBUG_INIT: Final = "/debug"
 # Isolated, without site-packages, never writing bytecode.
 INIT_ARGUMENTS: Final = ("-I", "-S", "-B", "/agent.pyc")
 
@@ -55,6 +59,12 @@ _DIRECTORIES: Final = (
 )  # fmt: skip
 # As Debian's own merged /usr.
 _LINKS: Final = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "sbin": "usr/sbin"}
+# The agent stays the first process. A console is nobody's terminal: the shell has no job control.
+_DEBUG_START: Final = f"""\
+#!/bin/sh
+while true; do sh -i; done <>/dev/console >&0 2>&0 &
+exec {INIT} "$@"
+"""
 _UUID: Final = "73616e64-626f-7864-0000-000000000001"
 _FOUND: Final = re.compile(r"^\s*([^\s/]+) => (/\S+) \(0x", re.MULTILINE)
 
@@ -75,6 +85,15 @@ class Agent:
     stdlib: str = ""
     wheel: str = ""
 
+    def digest(self) -> str:
+        """Return the digest of the program's sources."""
+        files: list[str] = []
+        for part in self.parts:
+            path = self.directory / part
+            inside = path.rglob("*.py") if path.is_dir() else [path]
+            files += [str(file.relative_to(self.directory)) for file in inside]
+        return digest(self.directory, sorted(files))
+
 
 @dataclass(frozen=True, slots=True)
 class Sources:
@@ -86,17 +105,29 @@ class Sources:
     debug: bool = False
 
 
-async def fetch_wheel(tools: Tools, directory: Path, *, refresh: bool = False) -> Path:
-    """Return the file of the wheel for the guest's interpreter."""
-    place = directory / WHEEL
-    if refresh or not list(place.glob("*.whl")):
-        tools.say(f"fetching {WHEEL}")
+def digest(directory: Path, files: Sequence[str]) -> str:
+    """Return the digest of some files of a directory, by name and content."""
+    total = hashlib.sha256()
+    for name in files:
+        total.update(f"{name}\0{hashlib.sha256((directory / name).read_bytes()).hexdigest()}\0".encode())
+    return total.hexdigest()
+
+
+async def fetch_wheel(tools: Tools, downloads: Path) -> Package:
+    """Return the wheel for the guest's interpreter. Raises FailedPrecondition if the index has another file for it."""
+    name, version, sha256 = WHEEL
+    place = downloads / f"{name}-{version}"
+    if not list(place.glob("*.whl")):
+        tools.say(f"fetching {name} {version}")
         await tools.run(
             sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
             "--python-version", PYTHON, "--implementation", "cp", "--platform", "manylinux2014_x86_64",
-            "--dest", place, WHEEL,
+            "--dest", place, f"{name}=={version}",
         )  # fmt: skip
-    return next(place.glob("*.whl"))
+    (path,) = place.glob("*.whl")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise FailedPrecondition(f"{path} is not the file that this version was tested with: remove it")
+    return Package(name, version, sha256, path)
 
 
 async def assemble(tools: Tools, sources: Sources, work: Path) -> tuple[Path, list[str]]:
@@ -136,19 +167,17 @@ async def _python(tools: Tools, sources: Sources, tree: Path, work: Path) -> lis
     if agent.stdlib:
         search.insert(0, agent.directory / agent.stdlib)
     python = [*_on_host(debian, f"usr/bin/python{PYTHON}"), "-s", "-S", "-B", "-P"]
-    # The order of sets is part of what is compiled.
-    environment = {"PYTHONHOME": str(debian / "usr"), "PYTHONHASHSEED": "0"}
+    environment = {"PYTHONHOME": str(debian / "usr")}
     collect = Path(__file__).with_name("guest_modules.py")
-    arguments: list[str | Path] = [collect, agent.module, tree / _STDLIB, *search]
-    output = await tools.run(*python, *arguments, env=environment)
+    output = await tools.run(*python, collect, agent.module, tree / _STDLIB, *search, env=environment)
     if agent.at_start:
         bundle = Path(__file__).with_name("guest_bundle.py")
-        arguments = [bundle, tree / "agent.bundle", f"/{_STDLIB}", ",".join(agent.at_start), *search]
-        await tools.run(*python, *arguments, env=environment)
+        modules = ",".join(agent.at_start)
+        await tools.run(
+            *python, bundle, tree / "agent.bundle", f"/{_STDLIB}", modules, *search, env=environment
+        )
     entry = tree / _STDLIB / Path(*agent.module.split("."))
     shutil.copyfile(f"{entry}.pyc", tree / "agent.pyc")
-    import json
-
     names: list[str] = json.loads(output)
     return names
 
@@ -177,6 +206,10 @@ def _on_host(debian: Path, program: str) -> Sequence[str | Path]:
 
 
 def _shell(debian: Path, tree: Path) -> None:
-    shutil.copyfile(debian / "bin/busybox", tree / "usr/bin/busybox")
-    (tree / "usr/bin/busybox").chmod(0o755)
+    busybox = tree / "usr/bin/busybox"
+    shutil.copyfile(debian / "bin/busybox", busybox)
+    busybox.chmod(0o755)
     (tree / "usr/bin/sh").symlink_to("busybox")
+    start = tree / DEBUG_INIT.lstrip("/")
+    start.write_text(_DEBUG_START)
+    start.chmod(0o755)
