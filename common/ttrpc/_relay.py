@@ -95,6 +95,7 @@ class RelayConnection(ServerConnection):
         "_before_link",
         "_connecting",
         "_held_by",
+        "_kept_link",
         "_link",
         "_outcomes",
         "_queue",
@@ -105,6 +106,8 @@ class RelayConnection(ServerConnection):
     def __init__(self, server: RelayServer, sock: socket.socket, connection_id: int) -> None:
         super().__init__(server, sock, peer_credentials(sock), connection_id)
         self._link: Link | None = None
+        # At once: what nobody has taken is let go of when all has been recovered.
+        self._kept_link = server.links.take_link(connection_id)
         self._connecting: asyncio.Task[None] | None = None
         self._held_by = 0  # the stream whose handler has not handed its call on yet: later calls wait for it
         self._queue: deque[tuple[RequestReceived, Service, Method | StreamMethod | RelayedMethod, bool]] = (
@@ -300,12 +303,13 @@ class RelayConnection(ServerConnection):
 
     def replay(self, replay: Replay) -> None:
         """Go on with what was left undone, over the link that was left, too."""
-        sock = self._server.links.take_link(self._id)
+        sock, self._kept_link = self._kept_link, None
         if sock is not None and not self._closed and not self._server.bereaved:
             # Not read from before all that was asked over it has been asked again.
             self._link = Link(self, sock, recovered=True)
         elif sock is not None:
             sock.close()
+            self._server.links.link_closed(self._id)
         super().replay(replay)
         if not self._held_by and self._link is not None:
             self._link.resume()

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -53,6 +54,7 @@ _CONFIGURE_TIMEOUT_S: Final = 30.0
 _CONNECT_TIMEOUT_S: Final = 5.0
 _SHUTDOWN_TIMEOUT_S: Final = 2.0
 _ENTROPY_BYTES: Final = 64
+_LAST_WORDS_S: Final = 1.0
 _EXIT_CODES: Final = {ExitReason.STOPPED: 0, ExitReason.GUEST_ENDED: 0}
 _EXIT_CODE: Final = 255
 _GUEST_GROUP: Final = "g"
@@ -102,7 +104,9 @@ class VmSandbox:
 
     __slots__ = (
         "_cgroup",
+        "_condemned",
         "_directory",
+        "_ending",
         "_group",
         "_guest",
         "_listener",
@@ -136,6 +140,8 @@ class VmSandbox:
         self._server: RelayServer | None = None
         self._listener = -1
         self._on_exit: SandboxExit | None = None
+        self._condemned = ""
+        self._ending: asyncio.Task[None] | None = None
         preparer = GuestPreparer(self._share, self._guest, self._machine)
         self._tasks = GuestTasks(
             pod.sandbox_id,
@@ -256,7 +262,7 @@ class VmSandbox:
         return {
             "machine": self._machine.pids(),
             "console": self._machine.console_path,
-            "ended": ended.message if ended else "",
+            "ended": self._tasks.ended if ended else "",
             "containers": {
                 c.id: {"pid": c.init.pid, "exit_code": c.init.exit.code if c.init.exit else None}
                 for c in self._tasks.containers.values()
@@ -344,14 +350,16 @@ class VmSandbox:
 
     def _on_machine_exit(self, ended: GuestExit) -> None:
         """Called once when the machine has ended, for whatever reason."""
+        message = self._condemned or ended.message
+        code = _EXIT_CODE if self._condemned else _EXIT_CODES.get(ended.reason, _EXIT_CODE)
         with bound(sandbox_id=self._pod.sandbox_id):
             if ended.reason is not ExitReason.STOPPED:
-                log.warning("machine.ended", reason=ended.reason.value, message=ended.message)
+                log.warning("machine.ended", reason=ended.reason.value, message=message)
             if self._reception is not None:
-                self._reception.lose(Unavailable(ended.message))
-            self._end(ended.message, ended.exited_at_ns)
+                self._reception.lose(Unavailable(message))
+            self._end(message, ended.exited_at_ns)
             if self._on_exit is not None:
-                self._on_exit(_EXIT_CODES.get(ended.reason, _EXIT_CODE), ended.exited_at_ns)
+                self._on_exit(code, ended.exited_at_ns)
 
     def _end(self, reason: str, exited_at_ns: int = 0) -> None:
         self._guest.lose(reason)
@@ -361,8 +369,18 @@ class VmSandbox:
 
     def _condemn(self, reason: str) -> None:
         """The agent has broken its word, or its connection: nothing it says counts any more."""
-        log.error("guest.condemned", sandbox_id=self._pod.sandbox_id, reason=reason)
-        asyncio.get_running_loop().create_task(self._machine.stop(0))
+        self._ending = asyncio.get_running_loop().create_task(self._end_condemned(reason))
+
+    async def _end_condemned(self, reason: str) -> None:
+        try:
+            # Where the machine is ending, its own end is the reason.
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self._machine.wait()
+        except TimeoutError:
+            self._condemned = f"the guest's agent cannot be trusted any more: {reason}"
+            log.error("guest.condemned", sandbox_id=self._pod.sandbox_id, reason=reason)
+            with contextlib.suppress(SandboxdError):
+                await self._machine.stop(0)
 
     # -- who talks to us -------------------------------------------------------------------------------
 

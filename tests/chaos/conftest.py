@@ -7,10 +7,10 @@ import pytest
 
 from tests.chaos.sizes import FULL, WITHOUT, WITHOUT_IDS
 from tests.chaos.trial import Trial
-from tests.engine.conftest import EVIDENCE, parts, pytest_runtest_makereport
+from tests.engine.conftest import EVIDENCE, logs, parts, pytest_runtest_makereport, vm_parts
 from tests.engine.engine import Engine
 
-__all__ = ["parts", "pytest_runtest_makereport"]
+__all__ = ["logs", "parts", "pytest_runtest_makereport", "vm_parts"]
 
 
 @contextmanager

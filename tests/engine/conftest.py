@@ -49,13 +49,13 @@ def _running(session: pytest.Session) -> Iterator[Engine]:
 
 
 @contextmanager
-def _running_vms(session: pytest.Session, *, supervise: bool = False) -> Iterator[Engine]:
+def _running_vms(session: pytest.Session) -> Iterator[Engine]:
     collectors = session.stash.setdefault(EVIDENCE, [])
     with Engine() as engine:
         collectors.append(engine.evidence)
         try:
             engine.start()
-            engine.start_sandboxer(write_config(engine.directory), supervise=supervise)
+            engine.start_sandboxer(write_config(engine.directory))
             yield engine
         finally:
             collectors.remove(engine.evidence)
@@ -75,13 +75,6 @@ def vm_parts(parts: None) -> None:
 def vm_engine(vm_parts: None, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine whose sandboxer runs virtual machines; the tests of a module share it."""
     with _running_vms(request.session) as engine:
-        yield engine
-
-
-@pytest.fixture
-def own_vm_engine(vm_parts: None, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """One of the test's own, its daemon below a supervisor, to restart and kill."""
-    with _running_vms(request.session, supervise=True) as engine:
         yield engine
 
 

@@ -1,0 +1,116 @@
+"""The daemon of VM pods dies and comes back; engine, machines and containers do not notice."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proto.gen.runtime.v1 import service_pb2 as pb
+from tests.chaos.conftest import running
+from tests.chaos.streaming import Stream
+from tests.chaos.trial import Trial
+from tests.engine.cri import Cri, container_config, pod_config
+from tests.engine.engine import OURS_IN_QEMU
+from tests.engine.namespaces import wait_until
+from tests.engine.qemu import add_container, start_vm_container, write_config
+from tests.engine.test_pods import ended, shell
+
+RUNNING = pb.ContainerState.CONTAINER_RUNNING
+READY = pb.PodSandboxState.SANDBOX_READY
+COUNTING = "n=0; while :; do n=$((n+1)); echo line $n; sleep 0.05; done"
+UNTIL_TOLD = "while [ ! -e /tmp/end ]; do sleep 0.1; done; exit 7"
+
+
+@pytest.fixture
+def trial(vm_parts: None, request: pytest.FixtureRequest) -> Iterator[Trial]:
+    """An engine whose daemon of VM pods is there to be killed."""
+    with running(request.session) as trial:
+        trial.start(config=write_config(trial.directory))
+        yield trial
+
+
+def counted(log: Path) -> list[int]:
+    return [int(number) for number in re.findall(r" line (\d+)$", log.read_text(), re.MULTILINE)]
+
+
+@pytest.mark.parametrize("how", ["killed", "replaced"])
+def test_nobody_notices_that_the_daemon_was_away(trial: Trial, logs: Path, how: str) -> None:
+    cri = trial.engine.cri
+    pod = pod_config(host_network=False, log_directory=str(logs))
+    pod_id = cri.run_pod(pod, OURS_IN_QEMU)
+    counting = cri.create(pod_id, container_config(["sh", "-c", COUNTING], log_path="main.log"), pod)
+    cri.start(counting)
+    ending = add_container(cri, pod_id, "sh", "-c", UNTIL_TOLD, name="ending")
+    request = pb.ExecRequest(container_id=counting, cmd=["sh"], tty=True, stdin=True, stdout=True)
+    with Stream(trial.engine, cri.runtime.Exec(request, timeout=20).url) as stream:
+        stream.write(b"echo a$((1+1))b\n")
+        stream.expect(b"a2b")
+        for deaths in range(3):
+            if how == "killed":
+                trial.restart()
+            else:
+                trial.replace()
+            assert trial.insist(lambda: cri.pod(pod_id)).state == READY
+            assert cri.container(counting).state == RUNNING
+            assert shell(cri, counting, f"echo {deaths}") == str(deaths)
+            stream.write(b"echo c$((%d+1))d\n" % deaths)
+            stream.expect(b"c%dd" % (deaths + 1))
+        stream.write(b"exit 5\n")
+        assert stream.wait() == 5
+    shell(cri, ending, "touch /tmp/end")
+    assert ended(cri, ending).exit_code == 7
+    seen = counted(logs / "main.log")
+    wait_until(lambda: len(counted(logs / "main.log")) > len(seen) + 5, timeout_s=10, what="more lines")
+    later = counted(logs / "main.log")
+    assert later == list(range(1, len(later) + 1))
+    add_container(cri, pod_id, name="new")
+    trial.remove_all_pods()
+    assert trial.lost_connections() == []
+
+
+def test_an_exit_while_the_daemon_is_away_is_told(trial: Trial) -> None:
+    cri = trial.engine.cri
+    _, container = start_vm_container(cri, "sh", "-c", "sleep 2; exit 9")
+    trial.hold()
+    trial.engine.kill_daemon()
+    time.sleep(3)
+    trial.release()
+    trial.engine.wait_for_daemon()
+    assert ended(cri, container).exit_code == 9
+    trial.remove_all_pods()
+
+
+@pytest.mark.parametrize("role", ["qemu", "vsock", "share-pod"])
+def test_a_machine_that_ends_while_the_daemon_is_away_ends_its_pod_alone(trial: Trial, role: str) -> None:
+    cri = trial.engine.cri
+    other, neighbour = start_vm_container(cri)
+    assert shell(cri, neighbour, "echo alive") == "alive"
+    before = trial.remains()
+    pod_id, container = start_vm_container(cri)
+    pid = machine_pids(cri, pod_id)[role]
+    trial.hold()
+    trial.engine.kill_daemon()
+    trial.engine.namespaces.run(["kill", "-9", str(pid)])
+    trial.release()
+    trial.engine.wait_for_daemon()
+    wait_until(lambda: cri.container(container).exit_code == 137, timeout_s=20, what="the container's end")
+    wait_until(
+        lambda: trial.insist(lambda: cri.pod(pod_id)).state != READY, timeout_s=20, what="the pod's end"
+    )
+    trial.insist(lambda: cri.stop_pod(pod_id))
+    trial.insist(lambda: cri.remove_pod(pod_id))
+    assert cri.pod(other).state == READY
+    assert shell(cri, neighbour, "echo alive") == "alive"
+    trial.expect_nothing_more_than(before)
+    trial.remove_all_pods()
+
+
+def machine_pids(cri: Cri, pod_id: str) -> dict[str, int]:
+    """The pids of a pod's machine by role, inside of the engine's PID namespace."""
+    request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod_id, verbose=True)
+    answer: pb.PodSandboxStatusResponse = cri.runtime.PodSandboxStatus(request, timeout=20)
+    pids: dict[str, int] = json.loads(answer.info["info"])["machine"]
+    return pids
