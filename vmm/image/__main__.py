@@ -1,4 +1,4 @@
-"""Build guest images, or check one.
+"""Build guest images, check one, or remove those that newer ones have replaced.
 
 python -m vmm.image build [--directory DIR] [--debug] [--refresh]
 python -m vmm.image verify MANIFEST
@@ -22,6 +22,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.command == "verify":
             manifest.load(options.manifest).verify()
+            return 0
+        if options.command == "prune":
+            for path in manifest.prune(options.directory):
+                print(path)
             return 0
         agent = build.AGENT if options.agent is None else _program(options.agent.resolve())
         kernel = build.KERNELS[options.kernel]
@@ -60,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     verifier = commands.add_parser("verify", help="compare an image's files with its manifest")
     verifier.add_argument("manifest", type=Path)
+    pruner = commands.add_parser("prune", help="remove what no newest image needs, and print it")
+    default = Path(manifest.DEFAULT_PATH).parent
+    for command in (builder, pruner):
+        command.add_argument(
+            "--directory", type=Path, default=default, help=f"where images are (default: {default})"
+        )
     return parser
 
 

@@ -10,16 +10,18 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from common.errors import FailedPrecondition, NotFound
+from common.errors import FailedPrecondition, NotFound, SandboxdError
 
 VERSION: Final = 1
 ARCHITECTURE: Final = "x86_64"
 DEFAULT_PATH: Final = "/var/lib/sandboxd/guest/cloud.json"
+_BLOB: Final = re.compile(r"(vmlinux|ramdisk|root)-[0-9a-f]{64}")
 BUILD_HINT: Final = "build it with `make guest`, or with `python -m vmm.image build --directory DIR`"
 
 
@@ -117,7 +119,7 @@ class GuestImage:
 
     def verify(self) -> None:
         """Read all files and compare their digests. Raises FailedPrecondition naming one that differs."""
-        for blob in self._blobs():
+        for blob in self.blobs():
             path = self.directory / blob.file
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -126,12 +128,13 @@ class GuestImage:
                     f"guest image file {path} is not what its manifest says: {BUILD_HINT}"
                 )
 
-    def _blobs(self) -> list[Blob]:
+    def blobs(self) -> list[Blob]:
+        """All files of the image."""
         manifest = self.manifest
         return [blob for blob in (manifest.kernel, manifest.ramdisk, manifest.root) if blob is not None]
 
     def _check(self) -> None:
-        for blob in self._blobs():
+        for blob in self.blobs():
             path = self.directory / blob.file
             # Beside the manifest and nowhere else, whatever it says.
             if os.path.basename(blob.file) != blob.file:
@@ -165,6 +168,37 @@ def load(path: str | os.PathLike[str]) -> GuestImage:
     image = GuestImage(manifest, path.parent)
     image._check()
     return image
+
+
+def prune(directory: Path) -> list[Path]:
+    """Remove, and return, images that no `alias` stands for any more, and the files that none of those left needs.
+
+    Guests that run from them have them open. Nothing else in the directory is touched.
+    """
+    current = {path.resolve() for path in directory.glob("*.json") if path.is_symlink()}
+    needed: set[str] = set()
+    removed: list[Path] = []
+    for path in directory.glob("*.json"):
+        # What is not understood, such as another version's, keeps what it names.
+        if path.resolve() in current or not _is_image(path):
+            needed.update(found[0] for found in _BLOB.finditer(path.read_text(errors="replace")))
+        else:
+            removed.append(path)
+    unneeded = (
+        path for path in directory.iterdir() if _BLOB.fullmatch(path.name) and path.name not in needed
+    )
+    removed.extend(unneeded)
+    for path in removed:
+        path.unlink()
+    return sorted(removed)
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        load(path)
+    except SandboxdError:
+        return False
+    return True
 
 
 def add_blob(directory: Path, source: Path, kind: str) -> Blob:

@@ -174,3 +174,34 @@ def test_what_runs_from_an_image_keeps_its_files_when_a_new_one_comes(
         assert running.read() == b"root"
     assert manifest.load(tmp_path / "cloud.json").root.read_bytes() == b"another root"
     assert before.kernel == manifest.load(tmp_path / "cloud.json").kernel
+
+
+def test_what_a_newer_image_has_replaced_is_removed_and_nothing_else(
+    tmp_path: Path, written: Manifest
+) -> None:
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "notes.json").write_text("{}")
+    (tmp_path / "root-of-something").touch()
+    after = dataclasses.replace(made_image(tmp_path, content=b"another root"), name="cloud-2")
+    manifest.write(tmp_path, after, "cloud")
+
+    removed = manifest.prune(tmp_path)
+
+    assert [path.name for path in removed] == ["cloud-1.json", written.root.file]
+    manifest.load(tmp_path / "cloud.json").verify()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("downloads", "notes.json", "root-of-something", "cloud.json", "cloud-2.json"),
+        *(after.kernel.file, after.root.file, written.ramdisk.file if written.ramdisk else ""),
+    }
+    assert manifest.prune(tmp_path) == []
+
+
+def test_what_is_not_understood_keeps_its_files(tmp_path: Path, written: Manifest) -> None:
+    path = tmp_path / "cloud-1.json"
+    data = json.loads(path.read_text())
+    _another_version(data)
+    path.write_text(json.dumps(data))
+    (tmp_path / "cloud.json").unlink()
+
+    assert manifest.prune(tmp_path) == []
+    assert (tmp_path / written.root.file).exists()
