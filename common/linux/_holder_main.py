@@ -78,7 +78,7 @@ def _serve(connection: socket.socket) -> int:
     if request["hostname"] is not None:
         _libc.sethostname(request["hostname"])
     _write_sysctls(request["sysctls"])
-    init = _start_init(bytes.fromhex(request["init"])) if request["init"] else 0
+    init = start_init(bytes.fromhex(request["init"])) if request["init"] else 0
     _send(connection, {"init": init})
     return init
 
@@ -93,9 +93,8 @@ def _write_sysctls(sysctls: dict[str, str]) -> None:
         write_sysctls(sysctls)
 
 
-def _start_init(elf: bytes) -> int:
-    """Start PID 1 of the new PID namespace and return its pid as the host sees it."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+def start_init(elf: bytes) -> int:
+    """Start PID 1 of the PID namespace that this thread's children get, and return its pid as this process sees it."""
     # Written while the disk quota, file limits and privileges are still those of the daemon.
     executable = _executable(elf)
     report_fd, error_fd = os.pipe()
@@ -128,6 +127,8 @@ def _executable(elf: bytes) -> int:
 
 def _become_init(executable: int, error_fd: int) -> NoReturn:
     try:
+        # Inherited: the kernel discards what is reparented to it.
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         unprivileged_id = _lowest_privilege()
         for fd in os.listdir("/proc/self/fd"):
             if int(fd) not in (executable, error_fd):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import termios
-
 
 def set_window_size(fd: int, width: int, height: int) -> None:
     """Set the size in character cells of the terminal behind `fd` (either end of a pty).
 
     Raises OSError when `fd` is no terminal. Source: ioctl_tty(2), TIOCSWINSZ.
     """
+    import termios  # late: few processes have a terminal
+
     try:
         termios.tcsetwinsize(fd, (height, width))
     except termios.error as error:
@@ -18,6 +18,8 @@ def set_window_size(fd: int, width: int, height: int) -> None:
 
 def get_window_size(fd: int) -> tuple[int, int]:
     """Return (width, height) in character cells. Raises OSError when `fd` is no terminal."""
+    import termios  # late, as above
+
     try:
         height, width = termios.tcgetwinsize(fd)
     except termios.error as error:

@@ -7,7 +7,6 @@ authors. Sources: OCI runtime-spec config.md and config-linux.md; engine contrac
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -224,6 +223,8 @@ def fit_to_privileges(process: dict[str, Any]) -> list[str]:
 
     Source: capabilities(7), setrlimit(2), proc(5) on oom_score_adj.
     """
+    import resource  # late: most daemons may grant everything
+
     lowered = []
     wanted = process.get("oomScoreAdj")
     if isinstance(wanted, int) and wanted < (own := _own_oom_score_adj()):

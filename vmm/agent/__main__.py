@@ -1,7 +1,7 @@
 """The program: notes when it began, and then loads the agent, which takes most of its start.
 
-    python -m vmm.agent                                        PID 1: over vsock, ends by resetting the machine
-    python -m vmm.agent --transport unix:///DIR --state DIR    elsewhere: in namespaces that its caller has made
+    python -m vmm.agent                                                PID 1: over vsock, ends by resetting the machine
+    python -m vmm.agent --transport unix:///DIR --directory DIR ...    elsewhere, with `Settings` of its own
 
 In a guest's image all that is loaded now is one file (`vmm.image.guest_bundle`): looking for a hundred and fifty
 modules takes longer, on a processor that is emulated, than running them.

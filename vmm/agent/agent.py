@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 from functools import partial
+from typing import NamedTuple
 
 from common.cgroup import Hierarchies, OomWatcher
 from common.errors import status_of
@@ -17,12 +18,13 @@ from common.process.exits import ExitWatcher
 from common.task.oci_backend import OciBackend
 from common.task.pod import TaskParts
 from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
-from common.transport import Transport, transport_of
+from common.transport import transport_of
 from common.ttrpc import Server, Service, StatusError
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
-from vmm.agent import boot, devices
+from vmm.agent import boot
 from vmm.agent.host import Host
-from vmm.agent.preparer import GuestPreparer
+from vmm.agent.kernel_files import read
+from vmm.agent.preparer import Directories, GuestPreparer
 from vmm.agent.service import SANDBOX_METHODS, SandboxService
 from vmm.agent.stdio import StreamStdio
 from vmm.agent.streams import Streams
@@ -35,12 +37,20 @@ from vmm.protocol import (
     TASK_PORT,
 )
 
-_RUNTIME = "crun"
 _RUNTIME_TIMEOUT_S = 60.0
-_HOST_ADDRESS = "vsock://2"
 _SANDBOX_ID = "guest"
 
 log = get_logger()
+
+
+class Settings(NamedTuple):
+    """Where an agent works; in a guest these are what they are."""
+
+    transport: str = "vsock://2"
+    host_port: int = HOST_PORT
+    directory: str = RUN_DIRECTORY
+    runtime: str = "/usr/bin/crun"
+    cgroup: str = boot.POD_CGROUP
 
 
 class Agent:
@@ -48,29 +58,28 @@ class Agent:
 
     __slots__ = ("_end", "_host", "_server", "_streams")
 
-    def __init__(
-        self, transport: Transport, port: int, directory: str, end: asyncio.Event, began_ns: int
-    ) -> None:
+    def __init__(self, settings: Settings, began_ns: int) -> None:
         """Listen; all that a first call needs is there when this returns."""
-        self._end = end
-        self._host = Host(transport, port, began_ns)
+        directory = settings.directory
+        transport = transport_of(settings.transport)
+        self._end = asyncio.Event()
+        self._host = Host(transport, settings.host_port, began_ns)
         self._streams = Streams(self._on_stream_end)
         exits = ExitWatcher()
         hierarchies = Hierarchies.read()
         parts = TaskParts(
-            OciBackend(OciRuntime(_RUNTIME, f"{directory}/crun", exits, _RUNTIME_TIMEOUT_S)),
+            OciBackend(OciRuntime(settings.runtime, f"{directory}/crun", exits, _RUNTIME_TIMEOUT_S)),
             exits,
             self._host,
             OomWatcher(),
             hierarchies,
             stdio=partial(StreamStdio, self._streams),
         )
-        sandbox = SandboxService(directory, self._streams, end.set)
+        sandbox = SandboxService(directory, self._streams, exits, self._end.set)
         preparer = GuestPreparer(
             sandbox.view,
             sandbox.shm,
-            f"{directory}/tasks",
-            f"{directory}/shares",
+            Directories(f"{directory}/tasks", f"{directory}/shares", settings.cgroup),
             hierarchies,
             has_capability(CAP_SYS_RESOURCE),
         )
@@ -101,8 +110,8 @@ class Agent:
         self._host.publish(STREAM_END_TOPIC, api.StreamEnd(id=stream_id, length=length))
 
 
-async def _serve(transport: Transport, port: int, directory: str, began_ns: int) -> None:
-    agent = Agent(transport, port, directory, asyncio.Event(), began_ns)
+async def _serve(settings: Settings, began_ns: int) -> None:
+    agent = Agent(settings, began_ns)
     # What was loaded stays: the collector need not look at it again and again.
     gc.freeze()
     gc.enable()
@@ -110,19 +119,25 @@ async def _serve(transport: Transport, port: int, directory: str, began_ns: int)
 
 
 def main(arguments: list[str], began_ns: int) -> int:
-    """Run the agent; returns only where it is not PID 1.
+    """Run the agent; returns only where it is not PID 1 of a machine.
 
+    :param arguments: names and values of settings, for an agent that is a plain process.
     :param began_ns: when the program began, since the boot.
     """
     if os.getpid() == 1 and not arguments:
         boot.prepare_machine()
-        port = boot.host_port(devices.read("/proc/cmdline"))
-        asyncio.run(_serve(transport_of(_HOST_ADDRESS), port, RUN_DIRECTORY, began_ns))
+        port = boot.host_port(read("/proc/cmdline"))
+        asyncio.run(_serve(Settings(host_port=port), began_ns))
         os.sync()
         boot.reset()
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    directory = options["--state"]
-    boot.prepare_directories(directory)
+    settings = Settings(
+        transport=options["--transport"],
+        directory=options["--directory"],
+        runtime=options["--runtime"],
+        cgroup=options["--cgroup"],
+    )
+    boot.prepare_directories(settings.directory)
     set_child_subreaper()
-    asyncio.run(_serve(transport_of(options["--transport"]), HOST_PORT, directory, began_ns))
+    asyncio.run(_serve(settings, began_ns))
     return 0

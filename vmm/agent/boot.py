@@ -11,11 +11,11 @@ from common.linux.flags import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_REC, MS_SHARED
 from common.linux.mounts import mount
 from common.linux.reboot import RESTART, reboot
 from common.log import get_logger
+from vmm.agent.kernel_files import read
 from vmm.protocol import HOST_PORT, HOST_PORT_PARAMETER, RUN_DIRECTORY, SHARES_DIRECTORY
 
 CGROUP_ROOT: Final = "/sys/fs/cgroup"
 POD_CGROUP: Final = "/pod"
-_CONTROLLERS: Final = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
 
 log = get_logger()
 
@@ -70,9 +70,9 @@ def prepare_directories(directory: str) -> None:
 
 
 def delegate_controllers(cgroup: str) -> None:
-    """Let the children of a cgroup have each controller that the kernel has; one that it refuses is left out."""
-    for controller in _CONTROLLERS:
-        _write(f"{cgroup}/cgroup.subtree_control", f"+{controller}")
+    """Let the children of a cgroup have each controller that the cgroup has (cgroups(7))."""
+    controllers = read(f"{cgroup}/cgroup.controllers").split()
+    _write(f"{cgroup}/cgroup.subtree_control", " ".join(f"+{controller}" for controller in controllers))
 
 
 def host_port(command_line: str) -> int:

@@ -17,6 +17,7 @@ from common.identifiers import check_identifier
 from common.linux.flags import MS_NODEV, MS_RDONLY
 from common.linux.mounts import mount, unmount_stack
 from common.readiness import wait_readable
+from vmm.agent.kernel_files import read
 from vmm.protocol import share_path
 
 _BLOCK: Final = "/sys/block"
@@ -82,8 +83,8 @@ async def find_disk(serial: str) -> Disk:
 def look_for_disk(serial: str, directory: str = _BLOCK) -> Disk | None:
     """Return the disk with this serial, or None. A device tells 20 characters of it."""
     for name in sorted(os.listdir(directory)):
-        if read(f"{directory}/{name}/serial").strip() == serial[:_SERIAL_LIMIT]:
-            major, _, minor = read(f"{directory}/{name}/dev").strip().partition(":")
+        if read(f"{directory}/{name}/serial") == serial[:_SERIAL_LIMIT]:
+            major, _, minor = read(f"{directory}/{name}/dev").partition(":")
             if major.isdigit() and minor.isdigit() and os.path.exists(f"/dev/{name}"):
                 return Disk(f"/dev/{name}", int(major), int(minor))
     return None
@@ -146,11 +147,11 @@ async def bring_online(cpus: int, memory_bytes: int) -> tuple[int, int]:
 
 def plugged_memory_bytes(directory: str = _MEMORY) -> int:
     """Return the memory that the kernel uses, its own included; 0 where it cannot be plugged."""
-    size = read(f"{directory}/block_size_bytes").strip()
+    size = read(f"{directory}/block_size_bytes")
     if not size:
         return 0
     blocks = [name for name in os.listdir(directory) if name.startswith("memory") and name[6:].isdigit()]
-    online = [name for name in blocks if read(f"{directory}/{name}/state").strip() == "online"]
+    online = [name for name in blocks if read(f"{directory}/{name}/state") == "online"]
     return len(online) * int(size, 16)
 
 
@@ -162,15 +163,6 @@ def _write_all(directory: str, kind: str, file: str, old: str, new: str) -> None
     for name in names:
         if name.startswith(kind) and name[len(kind) :].isdigit():
             path = f"{directory}/{name}/{file}"
-            if read(path).strip() == old:
+            if read(path) == old:
                 with open(path, "w", encoding="ascii") as attribute:
                     attribute.write(new)
-
-
-def read(path: str) -> str:
-    """Return the text of a file of the kernel's, or "" where it has none."""
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

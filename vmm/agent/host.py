@@ -14,7 +14,8 @@ from common.task.events import EventPublisher
 from common.transport import Transport
 from common.ttrpc import Client
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
-from vmm.agent import clock, devices
+from vmm.agent import clock
+from vmm.agent.kernel_files import read
 from vmm.protocol import HOST_SERVICE, PROTOCOL, STREAM_END_TOPIC
 
 VERSION: Final = "0.1.0"
@@ -85,7 +86,7 @@ class Host:
             protocol=PROTOCOL,
             agent_version=VERSION,
             kernel_release=os.uname().release,
-            boot_id=devices.read("/proc/sys/kernel/random/boot_id").strip(),
+            boot_id=read("/proc/sys/kernel/random/boot_id"),
             cpus=os.sysconf("SC_NPROCESSORS_ONLN"),
             memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
             clock_ns=time.time_ns(),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from common.cgroup import Hierarchies
 from common.errors import InvalidArgument
 from common.oci.spec import PodView, Spec
 from common.task.backend import ContainerRequest
 from common.task.host_preparer import HostPreparer
-from vmm.agent.boot import POD_CGROUP
 
 POD_FILES: Final = ("hostname", "hosts", "resolv.conf")
 
@@ -38,35 +37,39 @@ class SharedMemory:
         """It stays."""
 
 
+class Directories(NamedTuple):
+    """Where containers get a directory of their own, below which every bundle must lie, and their parent cgroup."""
+
+    tasks: str
+    shares: str
+    cgroup: str
+
+
 class GuestPreparer(HostPreparer):
     """Prepares the containers of the guest's pod (`ContainerPreparer`)."""
 
-    __slots__ = ("_shares",)
+    __slots__ = ("_directories",)
 
     def __init__(
         self,
         view: Callable[[], PodView],
         shm: SharedMemory,
-        directory: str,
-        shares: str,
+        directories: Directories,
         hierarchies: Hierarchies,
         may_raise_limits: bool,
     ) -> None:
-        """:param shares: the directory below which every bundle must lie; the others are those of `HostPreparer`."""
-        super().__init__(view, shm, directory, hierarchies, may_raise_limits)
-        self._shares = shares
+        """The arguments are those of `HostPreparer`."""
+        super().__init__(view, shm, directories.tasks, hierarchies, may_raise_limits)
+        self._directories = directories
 
     def check_request(self, request: ContainerRequest) -> None:
         """Refuse a bundle that is not in a share, however it is spelled, and mounts from elsewhere.
 
         :raise InvalidArgument: it is.
         """
-        if os.path.realpath(request.bundle) != request.bundle or not request.bundle.startswith(
-            f"{self._shares}/"
-        ):
-            raise InvalidArgument(
-                f"the bundle {request.bundle[:200]!r} is not in a share below {self._shares}"
-            )
+        shares = self._directories.shares
+        if os.path.realpath(request.bundle) != request.bundle or not request.bundle.startswith(f"{shares}/"):
+            raise InvalidArgument(f"the bundle {request.bundle[:200]!r} is not in a share below {shares}")
 
     def adjust(self, request: ContainerRequest, spec: Spec) -> None:
         """Take out of the spec what is about the host, in place.
@@ -82,7 +85,7 @@ class GuestPreparer(HostPreparer):
             process.pop(key, None)
         for key in _LINUX_KEYS:
             linux.pop(key, None)
-        linux["cgroupsPath"] = f"{POD_CGROUP}/{request.container_id}"
+        linux["cgroupsPath"] = f"{self._directories.cgroup}/{request.container_id}"
         resources = linux.get("resources")
         cpu = resources.get("cpu") if isinstance(resources, dict) else None
         if isinstance(cpu, dict):

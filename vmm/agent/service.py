@@ -9,16 +9,18 @@ from types import MappingProxyType
 
 from google.protobuf.empty_pb2 import Empty
 
-from common.errors import FailedPrecondition, InvalidArgument, SandboxdError, Unimplemented
+from common.errors import FailedPrecondition, InvalidArgument, SandboxdError
 from common.identifiers import check_identifier
 from common.linux.mounts import mount_tmpfs, unmount_stack
 from common.linux.sysctls import write_sysctls
 from common.log import get_logger
 from common.oci.spec import PodView
+from common.process.exits import ExitWatcher
 from common.task.service import TaskService
 from common.ttrpc import CallContext, Method
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
 from vmm.agent import clock, devices, identity, network
+from vmm.agent.kernel_files import read
 from vmm.agent.preparer import SharedMemory, pod_view
 from vmm.agent.streams import Streams
 
@@ -33,12 +35,13 @@ log = get_logger()
 class SandboxService:
     """The pod of this guest. Each method may be called again with the same request."""
 
-    __slots__ = ("_configured", "_directory", "_end", "_pid_namespace", "_streams", "shm", "tasks")
+    __slots__ = ("_configured", "_directory", "_end", "_exits", "_pid_namespace", "_streams", "shm", "tasks")
 
-    def __init__(self, directory: str, streams: Streams, end: Callable[[], None]) -> None:
+    def __init__(self, directory: str, streams: Streams, exits: ExitWatcher, end: Callable[[], None]) -> None:
         """:param end: resets the machine."""
         self._directory = directory
         self._streams = streams
+        self._exits = exits
         self._end = end
         self._configured: bytes | None = None
         self._pid_namespace: str | None = None
@@ -94,7 +97,9 @@ class SandboxService:
         for share in request.shares:
             await devices.mount_share(share.tag, read_only=share.read_only)
         if request.shared_pid_namespace and self._pid_namespace is None:
-            self._pid_namespace = await self._make_pid_namespace()
+            from vmm.agent.pid_namespace import make_pid_namespace  # late: few pods share one
+
+            self._pid_namespace = make_pid_namespace(self._exits)
 
     def _mount_shm(self, size_bytes: int) -> None:
         if not 0 < size_bytes <= _SHM_LIMIT_BYTES:
@@ -102,9 +107,6 @@ class SandboxService:
         os.makedirs(self.shm.path, 0o700, exist_ok=True)
         unmount_stack(self.shm.path)
         mount_tmpfs(self.shm.path, size_bytes, 0o1777)
-
-    async def _make_pid_namespace(self) -> str:
-        raise Unimplemented("a shared PID namespace is not supported in guests yet")
 
     async def set_clock(self, request: api.SetClockRequest, _: CallContext) -> api.SetClockResponse:
         """Set the clock."""
@@ -144,13 +146,13 @@ class SandboxService:
 
     async def stats(self, _request: Empty, _: CallContext) -> api.StatsResponse:
         """Tell the machine's own figures."""
-        memory = meminfo(devices.read("/proc/meminfo"))
-        resident_pages = int((devices.read("/proc/self/statm").split() or ["0", "0"])[1])
+        memory = meminfo(read("/proc/meminfo"))
+        resident_pages = int((read("/proc/self/statm").split() or ["0", "0"])[1])
         return api.StatsResponse(
             clock_ns=time.time_ns(),
             memory_total_bytes=memory.get("MemTotal", 0),
             memory_available_bytes=memory.get("MemAvailable", 0),
-            cpu_busy_ns=busy_ticks(devices.read("/proc/stat")) * 1_000_000_000 // _TICKS,
+            cpu_busy_ns=busy_ticks(read("/proc/stat")) * 1_000_000_000 // _TICKS,
             agent_memory_bytes=resident_pages * os.sysconf("SC_PAGE_SIZE"),
         )
 
