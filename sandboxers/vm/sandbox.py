@@ -151,6 +151,7 @@ class VmSandbox:
             settings.events,
             settings.store,
             settings.pids,
+            self._condemn,
         )
 
     async def start(self, on_exit: SandboxExit) -> Endpoint:

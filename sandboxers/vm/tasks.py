@@ -9,12 +9,13 @@ When the machine has ended every call is answered without it, so that an engine 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import os
 import signal as signals
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from common.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    SandboxdError,
     Unavailable,
     Unimplemented,
 )
@@ -60,6 +62,8 @@ from vmm.guest.client import GuestClient
 from vmm.guest.reception import GuestEvent
 
 _COLLECT_TIMEOUT_S: Final = 10.0
+_KILL_PATIENCE_S: Final = 5.0
+_PROBE_TIMEOUT_S: Final = 5.0
 _KILLED: Final = 128 + signals.SIGKILL
 _STATS_TYPES: Final = frozenset({"io.containerd.cgroups.v2.Metrics", "io.containerd.cgroups.v1.Metrics"})
 _STATUSES: Final = frozenset({types.CREATED, types.RUNNING, types.STOPPED, types.PAUSED, types.PAUSING})
@@ -74,8 +78,10 @@ class GuestTasks:
     __slots__ = (
         "_events",
         "_guest",
+        "_on_frozen",
         "_pids",
         "_preparer",
+        "_probe",
         "_store",
         "containers",
         "directory",
@@ -93,8 +99,11 @@ class GuestTasks:
         events: EventSink,
         store: DescriptorStore,
         pids: PidSource,
+        on_frozen: Callable[[str], None],
     ) -> None:
-        """:param directory: where each container gets a directory for its records."""
+        """:param directory: where each container gets a directory for its records.
+        :param on_frozen: told, with a reason, when a guest answers nothing in which something must be killed.
+        """
         self.sandbox_id = sandbox_id
         self.containers: dict[str, GuestContainer] = {}
         self.stopped = False
@@ -106,6 +115,8 @@ class GuestTasks:
         self._events = events
         self._store = store
         self._pids = pids
+        self._on_frozen = on_frozen
+        self._probe: asyncio.Task[None] | None = None
 
     def container(self, container_id: str) -> GuestContainer:
         """Return a container.
@@ -437,6 +448,21 @@ class GuestTasks:
             raise InvalidArgument(f"{request.signal} is not a signal")
         if process.exit is not None:
             raise NotFound(f"{process} has already finished")
+        if request.signal == signals.SIGKILL:
+            asyncio.get_running_loop().call_later(_KILL_PATIENCE_S, self._doubt, process)
+
+    def _doubt(self, process: GuestProcess) -> None:
+        """What was to be killed has not ended: that is the guest's fault, or the guest is not there any more."""
+        if process.exit is None and not self.ended and self._probe is None:
+            self._probe = asyncio.get_running_loop().create_task(self._ask())
+
+    async def _ask(self) -> None:
+        try:
+            await self._guest.stats(_PROBE_TIMEOUT_S)
+        except SandboxdError as error:
+            self._on_frozen(f"it does not answer ({error})")
+        finally:
+            self._probe = None
 
     def kill_without_guest(self, request: api.KillRequest) -> Message:
         """All have ended with the machine."""
