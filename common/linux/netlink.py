@@ -137,22 +137,22 @@ Answer = Link | LinkAddress | Route | Neighbour | Refusal | End
 
 def get_links(sequence: int) -> bytes:
     """Ask for all links."""
-    return _message(_RTM_GETLINK, _DUMP, sequence, _LINK.pack(0, 0, 0, 0, 0))
+    return message(_RTM_GETLINK, _DUMP, sequence, _LINK.pack(0, 0, 0, 0, 0))
 
 
 def get_addresses(sequence: int) -> bytes:
     """Ask for the addresses of all links."""
-    return _message(_RTM_GETADDR, _DUMP, sequence, _ADDRESS.pack(0, 0, 0, 0, 0))
+    return message(_RTM_GETADDR, _DUMP, sequence, _ADDRESS.pack(0, 0, 0, 0, 0))
 
 
 def get_routes(sequence: int) -> bytes:
     """Ask for all routes."""
-    return _message(_RTM_GETROUTE, _DUMP, sequence, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0))
+    return message(_RTM_GETROUTE, _DUMP, sequence, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0))
 
 
 def get_neighbours(sequence: int) -> bytes:
     """Ask for all neighbours."""
-    return _message(_RTM_GETNEIGH, _DUMP, sequence, _NEIGHBOUR.pack(0, 0, 0, 0, 0))
+    return message(_RTM_GETNEIGH, _DUMP, sequence, _NEIGHBOUR.pack(0, 0, 0, 0, 0))
 
 
 def set_link(
@@ -161,22 +161,22 @@ def set_link(
     """Change what is given of a link; it can be renamed only while it is down."""
     attributes = []
     if name is not None:
-        attributes.append(_attribute(_IFLA_IFNAME, name.encode() + b"\0"))
+        attributes.append(attribute(_IFLA_IFNAME, name.encode() + b"\0"))
     if mtu:
-        attributes.append(_attribute(_IFLA_MTU, struct.pack("=I", mtu)))
+        attributes.append(attribute(_IFLA_MTU, struct.pack("=I", mtu)))
     flags, change = (0, 0) if up is None else (_IFF_UP if up else 0, _IFF_UP)
-    return _message(_RTM_NEWLINK, _ACK, sequence, _LINK.pack(0, 0, index, flags, change), *attributes)
+    return message(_RTM_NEWLINK, _ACK, sequence, _LINK.pack(0, 0, index, flags, change), *attributes)
 
 
 def add_address(sequence: int, index: int, address: Address) -> bytes:
     """Give a link an address, or leave it as it has it. IPv6 skips duplicate detection: a pod's address is its own."""
     flags = _IFA_F_PERMANENT | (_IFA_F_NODAD if address.family == _AF_INET6 else 0)
-    attributes = [_attribute(_IFA_LOCAL, address.packed), _attribute(_IFA_ADDRESS, address.packed)]
-    attributes.append(_attribute(_IFA_FLAGS, struct.pack("=I", flags)))
+    attributes = [attribute(_IFA_LOCAL, address.packed), attribute(_IFA_ADDRESS, address.packed)]
+    attributes.append(attribute(_IFA_FLAGS, struct.pack("=I", flags)))
     if address.family == _AF_INET and address.prefix < 31:
-        attributes.append(_attribute(_IFA_BROADCAST, _broadcast(address)))
+        attributes.append(attribute(_IFA_BROADCAST, _broadcast(address)))
     body = _ADDRESS.pack(address.family, address.prefix, flags & 0xFF, _SCOPE_UNIVERSE, index)
-    return _message(_RTM_NEWADDR, _ACK | _CREATE | _REPLACE, sequence, body, *attributes)
+    return message(_RTM_NEWADDR, _ACK | _CREATE | _REPLACE, sequence, body, *attributes)
 
 
 def add_route(
@@ -191,62 +191,62 @@ def add_route(
     on_link: bool = False,
 ) -> bytes:
     """Add a route through a link, in place of one to the same destination."""
-    attributes = [_attribute(_RTA_OIF, struct.pack("=i", index))]
+    attributes = [attribute(_RTA_OIF, struct.pack("=i", index))]
     if destination.prefix:
-        attributes.append(_attribute(_RTA_DST, destination.packed))
+        attributes.append(attribute(_RTA_DST, destination.packed))
     if gateway:
-        attributes.append(_attribute(_RTA_GATEWAY, gateway))
+        attributes.append(attribute(_RTA_GATEWAY, gateway))
     if source:
-        attributes.append(_attribute(_RTA_PREFSRC, source))
+        attributes.append(attribute(_RTA_PREFSRC, source))
     if metric:
-        attributes.append(_attribute(_RTA_PRIORITY, struct.pack("=I", metric)))
+        attributes.append(attribute(_RTA_PRIORITY, struct.pack("=I", metric)))
     if not gateway and not scope and destination.family == _AF_INET:
         scope = _SCOPE_LINK
     body = _ROUTE.pack(
         destination.family, destination.prefix, 0, 0, _RT_TABLE_MAIN, _RTPROT_BOOT, scope, _RTN_UNICAST,
         _RTNH_F_ONLINK if on_link else 0,
     )  # fmt: skip
-    return _message(_RTM_NEWROUTE, _ACK | _CREATE | _REPLACE, sequence, body, *attributes)
+    return message(_RTM_NEWROUTE, _ACK | _CREATE | _REPLACE, sequence, body, *attributes)
 
 
 def add_neighbour(sequence: int, index: int, address: bytes, mac: bytes) -> bytes:
     """Tell the link-layer address of a neighbour for good."""
     body = _NEIGHBOUR.pack(_FAMILIES[len(address)], index, _NUD_PERMANENT, 0, 0)
-    attributes = [_attribute(_NDA_DST, address), _attribute(_NDA_LLADDR, mac)]
-    return _message(_RTM_NEWNEIGH, _ACK | _CREATE | _REPLACE, sequence, body, *attributes)
+    attributes = [attribute(_NDA_DST, address), attribute(_NDA_LLADDR, mac)]
+    return message(_RTM_NEWNEIGH, _ACK | _CREATE | _REPLACE, sequence, body, *attributes)
 
 
 def add_ingress(sequence: int, index: int) -> bytes:
     """Let what arrives at a link be looked at (tc-ingress); refused if it is already."""
     body = _TRAFFIC.pack(0, index, _INGRESS_HANDLE, _INGRESS, 0)
-    return _message(
-        _RTM_NEWQDISC, _ACK | _CREATE | _EXCLUSIVE, sequence, body, _attribute(_TCA_KIND, b"ingress\0")
+    return message(
+        _RTM_NEWQDISC, _ACK | _CREATE | _EXCLUSIVE, sequence, body, attribute(_TCA_KIND, b"ingress\0")
     )
 
 
 def delete_ingress(sequence: int, index: int) -> bytes:
     """Take back `add_ingress`, with all that was added to it."""
     body = _TRAFFIC.pack(0, index, _INGRESS_HANDLE, _INGRESS, 0)
-    return _message(_RTM_DELQDISC, _ACK, sequence, body)
+    return message(_RTM_DELQDISC, _ACK, sequence, body)
 
 
 def redirect(sequence: int, index: int, target: int) -> bytes:
     """Let everything that arrives at a link leave through another one (tc-u32, tc-mirred)."""
     mirred = _MIRRED.pack(0, 0, _ACT_STOLEN, 0, 0, _EGRESS_REDIRECT, target)
-    action = _attribute(_TCA_ACT_KIND, b"mirred\0") + _attribute(
-        _TCA_ACT_OPTIONS, _attribute(_TCA_MIRRED_PARMS, mirred)
+    action = attribute(_TCA_ACT_KIND, b"mirred\0") + attribute(
+        _TCA_ACT_OPTIONS, attribute(_TCA_MIRRED_PARMS, mirred)
     )
     # One key that is true of everything: zero bits of the first four bytes.
     selector = _SELECTOR.pack(_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + _KEY.pack(0, 0, 0, 0)
-    options = _attribute(_TCA_U32_SEL, selector) + _attribute(_TCA_U32_ACT, _attribute(1, action))
+    options = attribute(_TCA_U32_SEL, selector) + attribute(_TCA_U32_ACT, attribute(1, action))
     body = _TRAFFIC.pack(0, index, 0, _INGRESS_HANDLE, _ALL_PROTOCOLS_FIRST)
-    return _message(
+    return message(
         _RTM_NEWTFILTER,
         _ACK | _CREATE | _EXCLUSIVE,
         sequence,
         body,
-        _attribute(_TCA_KIND, b"u32\0"),
-        _attribute(_TCA_OPTIONS, options),
+        attribute(_TCA_KIND, b"u32\0"),
+        attribute(_TCA_OPTIONS, options),
     )
 
 
@@ -406,12 +406,14 @@ def _broadcast(address: Address) -> bytes:
     return number.to_bytes(len(address.packed), "big")
 
 
-def _message(kind: int, flags: int, sequence: int, *parts: bytes) -> bytes:
+def message(kind: int, flags: int, sequence: int, *parts: bytes) -> bytes:
+    """Return a request of this type: header, body and attributes."""
     body = b"".join(parts)
     return _HEADER.pack(_HEADER.size + len(body), kind, flags | _REQUEST, sequence, 0) + body
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """Return an attribute with its header and padding."""
     length = _ATTRIBUTE.size + len(value)
     return _ATTRIBUTE.pack(length, kind) + value + bytes(_aligned(length) - length)
 

@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TypeVar
 
@@ -48,22 +48,37 @@ def open_tap(name: str) -> int:
     return fd
 
 
-class Rtnetlink:
-    """A blocking rtnetlink socket of the namespace in which it was made; `with` it."""
+class Netlink:
+    """A blocking netlink socket of the namespace in which it was made; `with` it."""
 
     __slots__ = ("_sequences", "_sock")
 
-    def __init__(self) -> None:
-        self._sock = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._sequences = count(1)
 
-    def __enter__(self) -> Rtnetlink:
+    def __enter__(self) -> Netlink:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._sock.close()
+
+    def tell(self, messages: Sequence[Callable[[int], bytes]]) -> None:
+        """Send a batch whose messages are all to be acknowledged but the first and the last.
+
+        Raises OSError as the kernel refuses one.
+        """
+        first = next(self._sequences)
+        for _ in messages[1:]:
+            next(self._sequences)
+        self._sock.send(b"".join(message(first + n) for n, message in enumerate(messages)))
+        waiting = len(messages) - 2
+        while waiting > 0:
+            for answer in netlink.parse(self._sock.recv(_RECEIVE_BYTES)):
+                if isinstance(answer, Refusal):
+                    if answer.errno:
+                        raise OSError(answer.errno, os.strerror(answer.errno))
+                    waiting -= 1
 
     def ask(self, message: Callable[[int], bytes]) -> list[Answer]:
         """Send what `message` makes of a sequence number and return the answers.

@@ -22,7 +22,7 @@ from common.linux.netlink import (
     format_mac,
     format_network,
 )
-from common.linux.netns import Rtnetlink, in_netns, open_tap
+from common.linux.netns import Netlink, in_netns, open_tap
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as agent
 
 _VETH = "veth"
@@ -54,7 +54,7 @@ def detach_network(netns_path: str) -> None:
 
 def _attach_all() -> list[AttachedInterface]:
     attached: list[AttachedInterface] = []
-    with Rtnetlink() as kernel:
+    with Netlink() as kernel:
         links = _interfaces(kernel)
         for link in links:
             if link.kind != _VETH:
@@ -75,13 +75,13 @@ def _attach_all() -> list[AttachedInterface]:
 
 
 def _detach_all() -> None:
-    with Rtnetlink() as kernel:
+    with Netlink() as kernel:
         for link in _interfaces(kernel):
             if link.kind == _VETH:
                 _delete_ingress(kernel, link)
 
 
-def _delete_ingress(kernel: Rtnetlink, link: Link) -> None:
+def _delete_ingress(kernel: Netlink, link: Link) -> None:
     try:
         kernel.ask(lambda sequence: netlink.delete_ingress(sequence, link.ifindex))
     except OSError as error:
@@ -89,7 +89,7 @@ def _delete_ingress(kernel: Rtnetlink, link: Link) -> None:
             raise
 
 
-def _interfaces(kernel: Rtnetlink) -> list[Link]:
+def _interfaces(kernel: Netlink) -> list[Link]:
     links = kernel.ask(netlink.get_links)
     return [
         link
@@ -106,7 +106,7 @@ def _is_ours(link: Link) -> bool:
     return link.kind == "tun" and link.name.endswith("_vm")
 
 
-def _attach(kernel: Rtnetlink, link: Link) -> int:
+def _attach(kernel: Netlink, link: Link) -> int:
     name = _tap_name(link)
     try:
         tap_fd = open_tap(name)
@@ -128,7 +128,7 @@ def _attach(kernel: Rtnetlink, link: Link) -> int:
     return tap_fd
 
 
-def _describe(kernel: Rtnetlink, link: Link) -> agent.Interface:
+def _describe(kernel: Netlink, link: Link) -> agent.Interface:
     interface = agent.Interface(mac=format_mac(link.mac), name=link.name, mtu=link.mtu)
     for address in kernel.ask(netlink.get_addresses):
         # The guest makes link-local addresses by itself.

@@ -39,6 +39,7 @@ from sandboxers.vm.config import GuestConfig, SizeConfig
 from sandboxers.vm.containers import PidSource
 from sandboxers.vm.network import AttachedInterface, attach_network, detach_network
 from sandboxers.vm.overhead import MachineCgroup
+from sandboxers.vm.port_forward import PortForward
 from sandboxers.vm.preparer import GuestPreparer
 from sandboxers.vm.recovery import recover_containers
 from sandboxers.vm.share import SHARE_TAG, PodShare
@@ -113,6 +114,7 @@ class VmSandbox:
         "_machine",
         "_on_exit",
         "_pod",
+        "_ports",
         "_reception",
         "_server",
         "_settings",
@@ -142,6 +144,7 @@ class VmSandbox:
         self._on_exit: SandboxExit | None = None
         self._condemned = ""
         self._ending: asyncio.Task[None] | None = None
+        self._ports = PortForward(pod.netns_path, self._guest) if pod.netns_path else None
         preparer = GuestPreparer(self._share, self._guest, self._machine)
         self._tasks = GuestTasks(
             pod.sandbox_id,
@@ -189,6 +192,9 @@ class VmSandbox:
             failpoint(Failpoint.SANDBOX_GUEST_ANNOUNCED)
             await self._configure(interfaces)
             failpoint(Failpoint.SANDBOX_GUEST_CONFIGURED)
+            if self._ports is not None:
+                self._ports.listen()
+                undo.callback(self._ports.close)
             self._serve(listen_unix(f"{self._directory}/{TASK_SOCKET}"))
             undo.callback(self._close_server)
             failpoint(Failpoint.SANDBOX_LISTENING)
@@ -206,6 +212,8 @@ class VmSandbox:
         await self._machine.stop(0)
         failpoint(Failpoint.SANDBOX_CONTAINERS_KILLED)
         self._end("the pod was stopped")
+        if self._ports is not None:
+            self._ports.close()
         if self._pod.netns_path:
             detach_network(self._pod.netns_path)
         await self._cgroup.remove()
@@ -234,6 +242,8 @@ class VmSandbox:
         path = f"{self._directory}/{TASK_SOCKET}"
         if alive:
             self._receive(reception)
+            if self._ports is not None:
+                self._ports.listen()
         elif reception is not None:
             reception.close()
         self._serve(listener or listen_unix(path))

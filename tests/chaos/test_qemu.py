@@ -1,6 +1,5 @@
 """The daemon of VM pods dies and comes back; engine, machines and containers do not notice."""
 
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -12,10 +11,10 @@ from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.chaos.conftest import running
 from tests.chaos.streaming import Stream
 from tests.chaos.trial import Trial
-from tests.engine.cri import Cri, container_config, pod_config
+from tests.engine.cri import container_config, pod_config
 from tests.engine.engine import OURS_IN_QEMU
 from tests.engine.namespaces import wait_until
-from tests.engine.qemu import add_container, start_vm_container, write_config
+from tests.engine.qemu import add_container, information, start_vm_container, write_config
 from tests.engine.test_pods import ended, shell
 
 RUNNING = pb.ContainerState.CONTAINER_RUNNING
@@ -90,7 +89,7 @@ def test_a_machine_that_ends_while_the_daemon_is_away_ends_its_pod_alone(trial: 
     assert shell(cri, neighbour, "echo alive") == "alive"
     before = trial.remains()
     pod_id, container = start_vm_container(cri)
-    pid = machine_pids(cri, pod_id)[role]
+    pid = information(cri, pod_id)["machine"][role]
     trial.hold()
     trial.engine.kill_daemon()
     trial.engine.namespaces.run(["kill", "-9", str(pid)])
@@ -106,11 +105,3 @@ def test_a_machine_that_ends_while_the_daemon_is_away_ends_its_pod_alone(trial: 
     assert shell(cri, neighbour, "echo alive") == "alive"
     trial.expect_nothing_more_than(before)
     trial.remove_all_pods()
-
-
-def machine_pids(cri: Cri, pod_id: str) -> dict[str, int]:
-    """The pids of a pod's machine by role, inside of the engine's PID namespace."""
-    request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod_id, verbose=True)
-    answer: pb.PodSandboxStatusResponse = cri.runtime.PodSandboxStatus(request, timeout=20)
-    pids: dict[str, int] = json.loads(answer.info["info"])["machine"]
-    return pids

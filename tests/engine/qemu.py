@@ -1,9 +1,11 @@
 """What the tests of VM pods share: the guest image, the sandboxer's configuration, pods of the handler."""
 
 import functools
+import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -52,6 +54,14 @@ def write_config(directory: Path, changes: Mapping[str, Mapping[str, object]] | 
 def machine_directory(engine: Engine, pod: str) -> Path:
     """Where the sockets and logs of a pod's machine are."""
     return engine.namespaces.root / "run/sandboxd/qemu" / pod / "machine"
+
+
+def information(cri: Cri, pod: str) -> dict[str, Any]:
+    """What the sandboxer tells of a pod."""
+    request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
+    answer: pb.PodSandboxStatusResponse = cri.runtime.PodSandboxStatus(request, timeout=20)
+    told: dict[str, Any] = json.loads(answer.info["info"])
+    return told
 
 
 def start_vm_container(cri: Cri, *command: str, **options: object) -> tuple[str, str]:

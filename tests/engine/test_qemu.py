@@ -15,7 +15,7 @@ from tests.chaos.streaming import Stream
 from tests.engine.cri import CONTAINER, NODE, Cri, container_config, matching, pod_config
 from tests.engine.engine import OURS_IN_QEMU, Engine
 from tests.engine.namespaces import wait_until
-from tests.engine.qemu import add_container, start_vm_container
+from tests.engine.qemu import add_container, information, start_vm_container
 from tests.engine.test_pods import ended, remains, shell
 
 RUNNING = pb.ContainerState.CONTAINER_RUNNING
@@ -188,6 +188,11 @@ def test_a_port_of_the_guest_is_reached_from_the_pods_namespace(
 ) -> None:
     pod_id, container = vm
     shell(cri, container, "mkdir -p /tmp/www && echo served > /tmp/www/index.html; httpd -p 8080 -h /tmp/www")
+    # As the engine does for PortForward, which dials localhost there, and nobody listens there.
+    namespace = Path(information(cri, pod_id)["netNamespace"])
+    for address in ("127.0.0.1", "[::1]"):
+        request = ["nsenter", f"--net={namespace}", "busybox", "wget", "-qO-", f"http://{address}:8080/"]
+        assert engine.namespaces.run(request).stdout == "served\n"
     ip = cri.pod(pod_id).network.ip
     answer = engine.namespaces.run(["busybox", "wget", "-qO-", f"http://{ip}:8080/"]).stdout
     assert answer == "served\n"

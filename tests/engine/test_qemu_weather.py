@@ -1,6 +1,5 @@
 """What happens to a pod in a virtual machine when a part of it fails, and that no other pod notices."""
 
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -8,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from proto.gen.runtime.v1 import service_pb2 as pb
-from tests.engine.cri import Cri, container_config, matching, pod_config
+from tests.engine.cri import container_config, matching, pod_config
 from tests.engine.engine import OURS_IN_QEMU, Engine
 from tests.engine.namespaces import wait_until
-from tests.engine.qemu import machine_directory, start_vm_container
+from tests.engine.qemu import information, machine_directory, start_vm_container
 from tests.engine.test_pods import ended, remains, shell
 
 READY = pb.PodSandboxState.SANDBOX_READY
@@ -34,17 +33,9 @@ def neighbour(engine: Engine) -> Iterator[tuple[str, str]]:
     engine.cri.remove_pod(pod_id)
 
 
-def information(cri: Cri, pod_id: str) -> dict[str, object]:
-    request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod_id, verbose=True)
-    answer: pb.PodSandboxStatusResponse = cri.runtime.PodSandboxStatus(request, timeout=20)
-    told: dict[str, object] = json.loads(answer.info["info"])
-    return told
-
-
 def kill(engine: Engine, pod_id: str, role: str, number: signal.Signals = signal.SIGKILL) -> None:
-    machine = information(engine.cri, pod_id)["machine"]
-    assert isinstance(machine, dict)
-    engine.namespaces.run(["kill", f"-{number.value}", str(machine[role])])
+    pid = information(engine.cri, pod_id)["machine"][role]
+    engine.namespaces.run(["kill", f"-{number.value}", str(pid)])
 
 
 def expect_end(engine: Engine, pod_id: str, container: str, reason: str) -> None:
