@@ -9,7 +9,8 @@ import pytest
 from tests.engine.cri import Cri, container_config, pod_config
 from tests.engine.engine import OURS, Engine
 from tests.engine.parts import prepare
-from tests.engine.qemu import guest_image, write_config
+from tests.engine.qemu import write_config
+from tests.guest_image import guest_image
 
 EVIDENCE = pytest.StashKey[list[Callable[[], str]]]()
 

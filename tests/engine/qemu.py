@@ -1,8 +1,6 @@
 """What the tests of VM pods share: the guest image, the sandboxer's configuration, pods of the handler."""
 
-import functools
 import json
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,24 +9,11 @@ import yaml
 
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.engine.cri import Cri, container_config, pod_config
-from tests.engine.engine import OURS_IN_QEMU, PYTHON, Engine
+from tests.engine.engine import OURS_IN_QEMU, Engine
 from tests.engine.images import CHECKOUT
+from tests.guest_image import guest_image
 
 HELPERS = CHECKOUT / ".cache/vm"
-GUEST = CHECKOUT / ".cache/guest"
-
-
-@functools.cache
-def guest_image() -> Path:
-    """Build the guest image of this checkout, or find it built, and return its manifest.
-
-    Raises RuntimeError with the builder's words.
-    """
-    command = [str(PYTHON), "-m", "vmm.image", "build", "--directory", str(GUEST)]
-    ended = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-    if ended.returncode != 0:
-        raise RuntimeError(f"no guest image: {ended.stderr.strip()}")
-    return Path(ended.stdout.split()[-1])
 
 
 def write_config(directory: Path, changes: Mapping[str, Mapping[str, object]] | None = None) -> Path:
