@@ -42,7 +42,8 @@ class PidSource:
 
 @dataclass(frozen=True, slots=True)
 class ExecRecord:
-    """One exec. `streams` are names in the descriptor store; `exit_code` is -1 until it is known."""
+    """One exec. `streams` are names in the descriptor store; `made` tells that the guest has it; `exit_code` is -1
+    until it is known."""
 
     VERSION: ClassVar[int] = 1
 
@@ -53,6 +54,7 @@ class ExecRecord:
     stdout: str
     stderr: str
     streams: list[str]
+    made: bool = False
     started: bool = False
     stdin_closed: bool = False
     exit_code: int = -1
@@ -84,9 +86,10 @@ class ContainerRecord:
 
 
 class GuestProcess:
-    """A container's first process (`exec_id` is empty) or an exec."""
+    """A container's first process (`exec_id` is empty) or an exec. `lost_streams` are those of which an earlier daemon
+    has kept only a part."""
 
-    __slots__ = ("container_id", "end", "exec_id", "pid", "record", "stdio", "streams")
+    __slots__ = ("container_id", "end", "exec_id", "lost_streams", "pid", "record", "stdio", "streams")
 
     def __init__(self, container_id: str, exec_id: str, pid: int, stdio: StdioSpec) -> None:
         self.container_id = container_id
@@ -94,6 +97,7 @@ class GuestProcess:
         self.pid = pid
         self.stdio = stdio
         self.streams: Streams | None = None
+        self.lost_streams: Streams | None = None
         self.record: ExecRecord | ContainerRecord | None = None
         self.end: Completion[ExitStatus] = Completion()
 

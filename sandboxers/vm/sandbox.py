@@ -173,7 +173,8 @@ class VmSandbox:
             failpoint(Failpoint.SANDBOX_SHARE_MADE)
             interfaces = self._attach_network(undo)
             failpoint(Failpoint.SANDBOX_NETWORK_ATTACHED)
-            os.mkdir(f"{self._directory}/machine", 0o700)
+            for name in ("machine", "containers"):
+                os.makedirs(f"{self._directory}/{name}", 0o700, exist_ok=True)
             undo.callback(_remove_files, f"{self._directory}/machine")
             self._receive(None)
             undo.callback(self._close_reception)

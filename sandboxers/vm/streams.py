@@ -8,13 +8,12 @@ the carrying, and so the writer, but nobody else. A stream ends by a count of by
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from common.descriptors.kinds import is_readable
+from common.descriptors.kinds import is_readable, link_of
 from common.descriptors.store import DescriptorStore, all_sent
 from common.errors import InvalidArgument, SandboxdError
 from common.log import get_logger
@@ -66,11 +65,6 @@ class OutputStream:
         self._length = _UNKNOWN
         self._quiet: asyncio.TimerHandle | None = None
         self._loop.add_reader(sock, self._carry)
-
-    @property
-    def fds(self) -> list[int]:
-        """What a later daemon would need."""
-        return [self._sock.fileno(), self._hold, self._fifo]
 
     def forget_count(self) -> None:
         """Of a stream that an earlier daemon has carried nobody knows how far it came."""
@@ -152,11 +146,6 @@ class InputStream:
         self._loop.add_reader(fifo, self._carry)
         # The agent closes it when nobody reads it any more, and writes nothing.
         self._loop.add_reader(sock, self.close)
-
-    @property
-    def fds(self) -> list[int]:
-        """What a later daemon would need."""
-        return [fd for fd in (self._sock.fileno(), self._fifo, self._hold) if fd >= 0]
 
     def finish(self) -> None:
         """Let it end when the engine's writers have closed the FIFO and all is carried. Idempotent."""
@@ -241,13 +230,18 @@ class Streams:
             self.close()
             raise
 
-    def recover(self) -> None:
-        """Go on with what an earlier daemon has kept of them."""
-        for name in self._names:
-            kept = self._store.take(name) if name else []
-            sockets = [fd for fd in kept if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")]
+    def recover(self) -> bool:
+        """Go on with what an earlier daemon has kept of them; tell whether anything of them is there no more.
+
+        What is only half there stays kept, lest the engine sees an end of it, until `forget`.
+        """
+        complete = True
+        for name in filter(None, self._names):
+            kept = self._store.take(name)
+            sockets = [fd for fd in kept if link_of(fd).startswith("socket:")]
             fifos = [fd for fd in kept if fd not in sockets]
             if len(sockets) != 1 or not fifos:
+                complete = False
                 for fd in kept:
                     os.close(fd)
                 continue
@@ -256,6 +250,13 @@ class Streams:
             self._carry(name, socket.socket(fileno=sockets[0]), readers[0], writers[0] if writers else -1)
             if name in self._outputs:
                 self._outputs[name].forget_count()
+        return complete
+
+    def forget(self) -> None:
+        """Keep nothing of them any more."""
+        self.close()
+        for name in filter(None, self._names):
+            self._store.remove(name)
 
     def close_stdin(self) -> None:
         """Let the process read end-of-file after what the engine has written."""
@@ -290,16 +291,17 @@ class Streams:
                 f"streams of containers in a virtual machine must be FIFOs, not {path[:200]}"
             )
         reader, writer = open_fifo(path, None)
+        # At once: an engine that once saw the end of an output does not read on.
+        self._store.put(name, [reader, writer])
         try:
             sock = await self._guest.open_stream(name, _OPEN_TIMEOUT_S)
         except BaseException:
+            self._store.remove(name)
             os.close(reader)
             os.close(writer)
             raise
         self._carry(name, sock, reader, writer)
-        stream = self._stdin if name == self._names.stdin else self._outputs[name]
-        assert stream is not None
-        self._store.put(name, stream.fds)
+        self._store.put(name, [sock.fileno()])
 
     def _carry(self, name: str, sock: socket.socket, reader: int, writer: int) -> None:
         sock.setblocking(False)
@@ -317,12 +319,3 @@ class Streams:
             self._stdin = InputStream(sock, reader, writer, end, forget)
         else:
             self._outputs[name] = OutputStream(sock, reader, writer, forget)
-
-
-def discard(names: StreamNames, store: DescriptorStore) -> None:
-    """Let go of streams of which nothing came."""
-    for name in filter(None, names):
-        for fd in store.take(name):
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        store.remove(name)

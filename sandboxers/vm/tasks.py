@@ -141,10 +141,15 @@ class GuestTasks:
             record = process.record
             assert record is not None
             self._pids.reserve(process.pid)
-            process.streams = Streams(StreamNames(*record.streams), self._guest, self._store)
-            process.streams.recover()
+            streams = Streams(StreamNames(*record.streams), self._guest, self._store)
+            if not streams.recover() and not record.made:
+                # Whoever asks again for the process gets others; these stay kept until then.
+                streams.close()
+                process.lost_streams = streams
+                continue
+            process.streams = streams
             if record.stdin_closed:
-                process.streams.close_stdin()
+                streams.close_stdin()
 
     def abandoned(self) -> list[str]:
         """Return the containers of an earlier daemon whose bundle is gone, as engines leave what they give up."""
@@ -213,10 +218,8 @@ class GuestTasks:
                 await self._preparer.prepare(container.id, request.bundle, rootfs, self._note_disk(container))
                 self._save(init, prepared=True)
             failpoint(Failpoint.CONTAINER_SPEC_WRITTEN)
-            if init.streams is None:
-                init.streams = Streams(names, self._guest, self._store)
-                undo.callback(init.streams.close)
-                await init.streams.open(stdio)
+            await self._open_streams(init, names)
+            undo.callback(self._end_streams, init)
             failpoint(Failpoint.CONTAINER_STREAMS_OPENED)
             stdin, stdout, stderr = names.uris()
             await self._forward(
@@ -259,14 +262,13 @@ class GuestTasks:
             undo.callback(self._forget_exec, container, process)
             names = self._register_exec(process)
             failpoint(Failpoint.EXEC_RECORDED)
-            if process.streams is None:
-                process.streams = Streams(names, self._guest, self._store)
-                await process.streams.open(stdio)
+            await self._open_streams(process, names)
             failpoint(Failpoint.EXEC_STREAMS_OPENED)
             changed = api.ExecProcessRequest()
             changed.CopyFrom(request)
             changed.stdin, changed.stdout, changed.stderr = names.uris()
             await self._forward(context, changed)
+            self._save(process, made=True)
             undo.pop_all()
         self._events.publish(
             "/tasks/exec-added", events.TaskExecAdded(container_id=container.id, exec_id=exec_id)
@@ -300,6 +302,15 @@ class GuestTasks:
             event.exited_at.CopyFrom(response.exited_at)
             self._events.publish("/tasks/delete", event)
         return response
+
+    async def _open_streams(self, process: GuestProcess, names: StreamNames) -> None:
+        if process.streams is None:
+            streams = Streams(names, self._guest, self._store)
+            await streams.open(process.stdio)
+            process.streams = streams
+        if process.lost_streams is not None:
+            process.lost_streams.forget()
+            process.lost_streams = None
 
     async def release(self, container: GuestContainer) -> None:
         """Let go of all that the host holds for a container."""
@@ -550,7 +561,7 @@ class GuestTasks:
         """Write the record of a container of which nothing is made yet; return the names of its streams."""
         init = container.init
         if isinstance(init.record, ContainerRecord):
-            return StreamNames(*init.record.streams)
+            return self._names_of(init)
         names = StreamNames.new(init.stdio, self._store)
         init.record = ContainerRecord(
             container_id=container.id,
@@ -569,7 +580,7 @@ class GuestTasks:
 
     def _register_exec(self, process: GuestProcess) -> StreamNames:
         if isinstance(process.record, ExecRecord):
-            return StreamNames(*process.record.streams)
+            return self._names_of(process)
         names = StreamNames.new(process.stdio, self._store)
         process.record = ExecRecord(
             exec_id=process.exec_id,
@@ -583,6 +594,15 @@ class GuestTasks:
         os.makedirs(f"{self._record_directory(process.container_id)}/{EXECS}", 0o700, exist_ok=True)
         self._write(process)
         return names
+
+    def _names_of(self, process: GuestProcess) -> StreamNames:
+        """Return the names on record, or others if the streams of these were lost: the guest may have seen them."""
+        assert process.record is not None
+        if process.lost_streams is not None:
+            names = StreamNames.new(process.stdio, self._store)
+            process.record = dataclasses.replace(process.record, streams=list(names))
+            self._write(process)
+        return StreamNames(*process.record.streams)
 
     def _write(self, process: GuestProcess) -> None:
         assert process.record is not None
@@ -638,6 +658,8 @@ class GuestTasks:
     def _end_streams(process: GuestProcess) -> None:
         if process.streams is not None:
             process.streams.close()
+        if process.lost_streams is not None:
+            process.lost_streams.forget()
 
 
 def _files_below(directory: str) -> Iterator[str]:

@@ -1,0 +1,188 @@
+"""Streams between FIFOs and sockets, carried by the kernel and ended by counts."""
+
+import asyncio
+import hashlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from common.descriptors.store import NoStore
+from common.errors import InvalidArgument, NotFound, Unavailable
+from common.task.stdio import StdioSpec
+from sandboxers.vm.streams import StreamNames, Streams
+from tests.unit.common.ttrpc.peers import until
+
+
+class Guest:
+    """The guest's side of streams, in this process: what `Streams` asks of a `GuestClient`."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, socket.socket] = {}
+        self.ended: dict[str, int] = {}
+        self.refuses = False
+
+    async def open_stream(self, stream_id: str, timeout_s: float) -> socket.socket:
+        if self.refuses:
+            raise Unavailable("no")
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        self.streams[stream_id] = theirs
+        return ours
+
+    async def end_stream(self, stream_id: str, length: int, timeout_s: float) -> None:
+        self.ended[stream_id] = length
+
+
+class Ends:
+    """The engine's ends of three FIFOs, and the streams between."""
+
+    def __init__(self, directory: Path) -> None:
+        self.guest = Guest()
+        self.paths = [str(directory / name) for name in ("stdin", "stdout", "stderr")]
+        for path in self.paths:
+            os.mkfifo(path)
+        self.spec = StdioSpec(False, *self.paths)
+        self.names = StreamNames.new(self.spec, NoStore())
+        self.streams = Streams(self.names, self.guest, NoStore())  # type: ignore[arg-type]
+        self.fds: list[int] = []
+
+    async def open(self) -> None:
+        stdout = os.open(self.paths[1], os.O_RDONLY | os.O_NONBLOCK)
+        stderr = os.open(self.paths[2], os.O_RDONLY | os.O_NONBLOCK)
+        self.fds = [-1, stdout, stderr]
+        await self.streams.open(self.spec)
+        self.fds[0] = os.open(self.paths[0], os.O_WRONLY | os.O_NONBLOCK)
+
+    def guest_socket(self, name: str) -> socket.socket:
+        return self.guest.streams[name]
+
+    def close(self) -> None:
+        self.streams.close()
+        for sock in self.guest.streams.values():
+            sock.close()
+        for fd in self.fds:
+            if fd >= 0:
+                os.close(fd)
+
+
+@pytest.fixture
+async def ends(tmp_path: Path) -> AsyncIterator[Ends]:
+    ends = Ends(tmp_path)
+    yield ends
+    ends.close()
+
+
+async def read_all(fd: int) -> bytes:
+    """Read a FIFO to its end."""
+    data = b""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                chunk = os.read(fd, 65536)
+            except BlockingIOError:
+                await asyncio.sleep(0.001)
+                continue
+            if not chunk:
+                return data
+            data += chunk
+
+
+async def test_output_arrives_whole_and_ends_with_its_count_before_or_after(ends: Ends) -> None:
+    await ends.open()
+    data = os.urandom(3_000_000)
+    loop = asyncio.get_running_loop()
+    reading = asyncio.create_task(read_all(ends.fds[1]))
+    await loop.sock_sendall(ends.guest_socket(ends.names.stdout), data)
+    assert ends.streams.end_output(ends.names.stdout, len(data))
+    assert hashlib.sha256(await reading).digest() == hashlib.sha256(data).digest()
+    # The other way round: the count is there before the bytes are.
+    assert ends.streams.end_output(ends.names.stderr, 5)
+    await loop.sock_sendall(ends.guest_socket(ends.names.stderr), b"12345 and more")
+    assert (await read_all(ends.fds[2])).startswith(b"12345")
+
+
+async def test_an_empty_output_ends_at_once(ends: Ends) -> None:
+    await ends.open()
+    ends.streams.end_output(ends.names.stdout, 0)
+    assert await read_all(ends.fds[1]) == b""
+
+
+async def test_an_engine_that_does_not_read_stops_the_writer_and_loses_nothing(ends: Ends) -> None:
+    await ends.open()
+    sock = ends.guest_socket(ends.names.stdout)
+    sent = 0
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+        try:
+            while True:
+                sent += sock.send(b"x" * 10_000)
+        except BlockingIOError:
+            continue
+    assert sent < 2_000_000
+    ends.streams.end_output(ends.names.stdout, sent)
+    assert await read_all(ends.fds[1]) == b"x" * sent
+
+
+async def test_input_is_counted_and_ends_when_the_last_writer_has_gone(ends: Ends) -> None:
+    await ends.open()
+    os.write(ends.fds[0], b"typed ")
+    sock = ends.guest_socket(ends.names.stdin)
+    await until(lambda: sock.recv(100, socket.MSG_PEEK) == b"typed " if readable(sock) else False)
+    # A client that detaches is not the end.
+    os.close(ends.fds[0])
+    ends.fds[0] = os.open(ends.paths[0], os.O_WRONLY | os.O_NONBLOCK)
+    os.write(ends.fds[0], b"later")
+    ends.streams.close_stdin()
+    os.close(ends.fds[0])
+    ends.fds[0] = -1
+    await until(lambda: bool(ends.guest.ended))
+    assert ends.guest.ended == {ends.names.stdin: 11}
+    assert sock.recv(100) == b"typed later"
+
+
+async def test_a_guest_that_closes_its_input_ends_the_reading(ends: Ends) -> None:
+    await ends.open()
+    ends.guest_socket(ends.names.stdin).close()
+    await until(lambda: raises(BrokenPipeError, lambda: os.write(ends.fds[0], b"x")))
+
+
+async def test_what_a_dead_guest_has_sent_is_still_carried(ends: Ends) -> None:
+    await ends.open()
+    ends.guest_socket(ends.names.stdout).send(b"last words")
+    ends.streams.drain()
+    assert await read_all(ends.fds[1]) == b"last words"
+    assert await read_all(ends.fds[2]) == b""
+
+
+async def test_nothing_stays_open_when_a_stream_cannot_be_opened(ends: Ends) -> None:
+    ends.guest.refuses = True
+    with pytest.raises(Unavailable):
+        await ends.streams.open(ends.spec)
+    ends.guest.refuses = False
+    missing = StdioSpec(False, ends.paths[0], ends.paths[1], "/no/such/fifo")
+    with pytest.raises(NotFound):
+        await ends.streams.open(missing)
+    with pytest.raises(InvalidArgument, match="FIFO"):
+        await ends.streams.open(StdioSpec(False, ends.paths[0], f"file://{ends.paths[1]}.log", ""))
+    ends.streams.close()
+    with pytest.raises(OSError, match="No such device or address"):
+        os.open(ends.paths[0], os.O_WRONLY | os.O_NONBLOCK)
+
+
+def readable(sock: socket.socket) -> bool:
+    try:
+        sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def raises(kind: type[BaseException], action: Callable[[], object]) -> bool:
+    try:
+        action()
+    except kind:
+        return True
+    return False
