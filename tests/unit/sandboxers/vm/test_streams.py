@@ -14,26 +14,7 @@ from common.errors import InvalidArgument, NotFound, Unavailable
 from common.task.stdio import StdioSpec
 from sandboxers.vm.streams import StreamNames, Streams
 from tests.unit.common.ttrpc.peers import until
-
-
-class Guest:
-    """The guest's side of streams, in this process: what `Streams` asks of a `GuestClient`."""
-
-    def __init__(self) -> None:
-        self.streams: dict[str, socket.socket] = {}
-        self.ended: dict[str, int] = {}
-        self.refuses = False
-
-    async def open_stream(self, stream_id: str, timeout_s: float) -> socket.socket:
-        if self.refuses:
-            raise Unavailable("no")
-        ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
-        self.streams[stream_id] = theirs
-        return ours
-
-    async def end_stream(self, stream_id: str, length: int, timeout_s: float) -> None:
-        self.ended[stream_id] = length
+from tests.unit.sandboxers.vm.guest import Guest
 
 
 class Ends:

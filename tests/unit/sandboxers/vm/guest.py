@@ -1,0 +1,38 @@
+"""The guest's side of streams and calls, in this process."""
+
+from __future__ import annotations
+
+import socket
+
+from common.errors import Unavailable
+
+
+class Guest:
+    """The guest's side of streams, in this process: what `Streams` asks of a `GuestClient`."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, socket.socket] = {}
+        self.ended: dict[str, int] = {}
+        self.refuses = False
+
+    async def open_stream(self, stream_id: str, timeout_s: float) -> socket.socket:
+        if self.refuses:
+            raise Unavailable("no")
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        if stream_id in self.streams:
+            self.streams[stream_id].close()
+        self.streams[stream_id] = theirs
+        return ours
+
+    async def end_stream(self, stream_id: str, length: int, timeout_s: float) -> None:
+        self.ended[stream_id] = length
+
+    async def stats(self, timeout_s: float) -> None:
+        if self.refuses:
+            raise Unavailable("no")
+
+    def close(self) -> None:
+        """Close the guest's ends."""
+        for sock in self.streams.values():
+            sock.close()

@@ -1,0 +1,300 @@
+"""The Task service of a VM pod, in front of an agent that answers as it likes: here in the same process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from common.descriptors.store import NoStore
+from common.errors import status_of
+from common.journal import ConnectionJournal
+from common.task.events import NullSink
+from common.task.service import TASK_SERVICE_NAMES
+from common.ttrpc import CallContext, Client, Method, RelayServer, Server, Service, StatusCode, StatusError
+from proto.gen.containerd.events import task_pb2 as events
+from proto.gen.containerd.task.v3 import shim_pb2 as api
+from proto.gen.containerd.types import task_pb2 as types
+from sandboxers.vm.containers import HIGHEST_HOST_PID, PidSource
+from sandboxers.vm.recovery import recover_containers
+from sandboxers.vm.tasks import GUEST_TASK_METHODS, GuestTasks
+from tests.unit.common.ttrpc.mortal_relay import connect_to
+from tests.unit.sandboxers.vm.guest import Guest
+
+SERVICE = TASK_SERVICE_NAMES[0]
+TIMEOUT_S = 10.0
+LATER = 4_000_000_000  # a time that has not come
+
+
+class LyingAgent:
+    """Says of everything what no agent should, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Message]] = []
+        self.refusing = ""
+        self.ended = asyncio.Event()
+
+    async def answer(self, request: Message, context: CallContext) -> Message:
+        self.asked.append((context.method, request))
+        if context.method == self.refusing:
+            raise StatusError(StatusCode.FAILED_PRECONDITION, "refused by the guest")
+        answer: Message
+        if context.method == "State":
+            answer = api.StateResponse(
+                id="another", bundle="/etc", pid=1, status=types.RUNNING, stdin="/etc/passwd", stdout="/etc/shadow",
+                stderr="/etc/hosts", terminal=True, exec_id="another",
+            )  # fmt: skip
+        elif context.method == "Wait":
+            await self.ended.wait()
+            answer = api.WaitResponse(exit_status=0x100 + 7)
+            answer.exited_at.seconds = LATER
+        elif context.method in ("Create", "Start"):
+            answer = api.CreateTaskResponse(pid=1)
+        elif context.method == "Stats":
+            answer = api.StatsResponse()
+            getattr(answer, "stats").type_url = "google.protobuf.Any"  # noqa: B009 - the stub of Message has none
+        elif context.method == "Delete":
+            answer = api.DeleteResponse(pid=1, exit_status=0x100 + 7)
+            answer.exited_at.seconds = LATER
+        else:
+            answer = Empty()
+        return answer
+
+
+AGENT_METHODS = {
+    name: Method(method.request, LyingAgent.answer)
+    for name, method in GUEST_TASK_METHODS.items()
+}
+
+
+class Preparer:
+    """Prepares nothing, and remembers for whom."""
+
+    def __init__(self) -> None:
+        self.prepared: list[str] = []
+        self.released: list[str] = []
+
+    async def prepare(self, container_id: str, *_: object) -> None:
+        self.prepared.append(container_id)
+
+    async def release(self, container_id: str, disks: object) -> None:
+        self.released.append(container_id)
+
+
+class Pod:
+    """A pod's Task service, its agent, and a client in the engine's place."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.guest, self.preparer, self.agent = Guest(), Preparer(), LyingAgent()
+        self.frozen: list[str] = []
+        self.lost: list[str] = []
+        self.tasks = self.new_tasks()
+        self.far = Server({SERVICE: Service(AGENT_METHODS, self.agent)}, drops_repeats=True)
+        self.relay = RelayServer(
+            {SERVICE: Service(GUEST_TASK_METHODS, self.tasks)},
+            links=ConnectionJournal(f"{directory}/journal", NoStore()),
+            connect=lambda: connect_to(f"{directory}/far"),
+            on_lost=self.lost.append,
+            status_of=status_of,
+        )
+        for server, name in ((self.far, "far"), (self.relay, "near")):
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(f"{directory}/{name}")
+            listener.listen(8)
+            server.listen(listener)
+
+    def new_tasks(self) -> GuestTasks:
+        return GuestTasks(
+            "pod", f"{self.directory}/containers", self.guest, self.preparer, NullSink(), NoStore(), PidSource(),  # type: ignore[arg-type]
+            self.frozen.append,
+        )  # fmt: skip
+
+    async def connect(self) -> Client:
+        return await Client.connect(f"{self.directory}/near", timeout_s=1)
+
+    def end(self, reason: str = "the machine is gone") -> None:
+        self.tasks.end(reason, time.time_ns())
+        self.relay.bereave(reason)
+
+    async def close(self) -> None:
+        for server in (self.relay, self.far):
+            server.close()
+            await server.wait_closed()
+        for container in self.tasks.containers.values():
+            for process in container.processes():
+                if process.streams is not None:
+                    process.streams.close()
+        self.guest.close()
+
+
+@pytest.fixture
+async def pod(tmp_path: Path) -> AsyncIterator[Pod]:
+    pod = Pod(tmp_path)
+    yield pod
+    await pod.close()
+
+
+@pytest.fixture
+async def engine(pod: Pod) -> AsyncIterator[Client]:
+    async with await pod.connect() as client:
+        yield client
+
+
+async def call(engine: Client, method: str, request: Message, kind: type[Any] = Empty) -> Any:
+    return await engine.call(SERVICE, method, request, kind, TIMEOUT_S)
+
+
+async def create(pod: Pod, engine: Client, container_id: str = "one") -> int:
+    stdout = f"{pod.directory}/{container_id}.out"
+    os.mkfifo(stdout)
+    request = api.CreateTaskRequest(id=container_id, bundle=f"/bundles/{container_id}", stdout=stdout)
+    pid: int = (await call(engine, "Create", request, api.CreateTaskResponse)).pid
+    return pid
+
+
+async def test_nothing_that_names_something_comes_from_the_guest(pod: Pod, engine: Client) -> None:
+    pid = await create(pod, engine)
+    assert pid > HIGHEST_HOST_PID
+    assert (await call(engine, "Start", api.StartRequest(id="one"), api.StartResponse)).pid == pid
+    state = await call(engine, "State", api.StateRequest(id="one"), api.StateResponse)
+    stdout = f"{pod.directory}/one.out"
+    assert state == api.StateResponse(
+        id="one", bundle="/bundles/one", pid=pid, status=types.RUNNING, stdout=stdout
+    )
+    assert (await call(engine, "Connect", api.ConnectRequest(id="one"), api.ConnectResponse)).task_pid == pid
+    pids = await call(engine, "Pids", api.PidsRequest(id="one"), api.PidsResponse)
+    assert [process.pid for process in pids.processes] == [pid]
+    waiting = asyncio.create_task(call(engine, "Wait", api.WaitRequest(id="one"), api.WaitResponse))
+    pod.agent.ended.set()
+    ended = await waiting
+    assert ended.exit_status == 7
+    assert abs(ended.exited_at.seconds - time.time()) < 60
+    deleted = await call(engine, "Delete", api.DeleteRequest(id="one"), api.DeleteResponse)
+    assert (deleted.pid, deleted.exit_status, deleted.exited_at) == (pid, 7, ended.exited_at)
+    assert pod.lost == []
+
+
+async def test_the_guest_gets_a_bundle_and_streams_of_its_own(pod: Pod, engine: Client) -> None:
+    await create(pod, engine)
+    method, request = pod.agent.asked[0]
+    assert method == "Create"
+    assert isinstance(request, api.CreateTaskRequest)
+    (stream,) = pod.guest.streams
+    assert request == api.CreateTaskRequest(
+        id="one", bundle="/run/sandboxd/shares/pod/one", stdout=f"stream:{stream}"
+    )
+    assert pod.preparer.prepared == ["one"]
+
+
+async def test_figures_of_an_unknown_kind_are_a_lie(pod: Pod, engine: Client) -> None:
+    await create(pod, engine)
+    asked = asyncio.create_task(call(engine, "Stats", api.StatsRequest(id="one"), api.StatsResponse))
+    async with asyncio.timeout(TIMEOUT_S):
+        while not pod.lost:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    pod.end()
+    with pytest.raises(StatusError) as raised:
+        await asked
+    assert raised.value.code == StatusCode.NOT_FOUND
+
+
+async def test_a_create_that_the_guest_refuses_leaves_nothing(pod: Pod, engine: Client) -> None:
+    pod.agent.refusing = "Create"
+    with pytest.raises(StatusError, match="refused by the guest"):
+        await create(pod, engine)
+    assert pod.preparer.released == ["one"]
+    assert pod.tasks.containers == {}
+    assert os.listdir(pod.tasks.directory) == []
+
+
+async def test_an_ended_machine_answers_as_if_all_had_been_killed(pod: Pod, engine: Client) -> None:
+    pid = await create(pod, engine)
+    await call(engine, "Start", api.StartRequest(id="one"), api.StartResponse)
+    waiting = asyncio.create_task(call(engine, "Wait", api.WaitRequest(id="one"), api.WaitResponse))
+    await call(engine, "State", api.StateRequest(id="one"), api.StateResponse)
+    pod.end()
+    assert (await waiting).exit_status == 137
+    state = await call(engine, "State", api.StateRequest(id="one"), api.StateResponse)
+    assert (state.pid, state.status, state.exit_status) == (pid, types.STOPPED, 137)
+    assert (await call(engine, "Wait", api.WaitRequest(id="one"), api.WaitResponse)).exit_status == 137
+    with pytest.raises(StatusError) as raised:
+        await call(engine, "Kill", api.KillRequest(id="one", signal=signal.SIGKILL))
+    assert raised.value.code == StatusCode.NOT_FOUND
+    for method, request in (("Start", api.StartRequest(id="one")), ("Pause", api.PauseRequest(id="one"))):
+        with pytest.raises(StatusError, match="the machine is gone"):
+            await call(engine, method, request, api.StartResponse)
+    await call(engine, "CloseIO", api.CloseIORequest(id="one", stdin=True))
+    with pytest.raises(StatusError, match="the machine is gone"):
+        await create(pod, engine, "two")
+    deleted = await call(engine, "Delete", api.DeleteRequest(id="one"), api.DeleteResponse)
+    assert (deleted.pid, deleted.exit_status) == (pid, 137)
+    assert pod.preparer.released == ["one"]
+
+
+async def test_an_exit_that_the_guest_has_told_is_told_by_the_host_from_then_on(
+    pod: Pod, engine: Client
+) -> None:
+    await create(pod, engine)
+    await pod.tasks.on_event(events.TaskExit(container_id="one", id="one", exit_status=3))
+    await pod.tasks.on_event(events.TaskExit(container_id="stranger", id="x", exit_status=4))
+    await pod.tasks.on_event(events.TaskExit(container_id="one", id="one", exit_status=5))
+    assert (await call(engine, "Wait", api.WaitRequest(id="one"), api.WaitResponse)).exit_status == 3
+    pod.end()
+    state = await call(engine, "State", api.StateRequest(id="one"), api.StateResponse)
+    assert (state.status, state.exit_status) == (types.STOPPED, 3)
+
+
+async def test_a_later_daemon_knows_containers_pids_and_exits(pod: Pod, engine: Client) -> None:
+    pid = await create(pod, engine)
+    other = await create(pod, engine, "two")
+    await pod.tasks.on_event(events.TaskExit(container_id="two", id="two", exit_status=3))
+    later = pod.new_tasks()
+    recover_containers(later)
+    assert {c.id: (c.init.pid, c.made, c.bundle) for c in later.containers.values()} == {
+        "one": (pid, True, "/bundles/one"),
+        "two": (other, True, "/bundles/two"),
+    }
+    assert later.containers["one"].init.exit is None
+    ended = later.containers["two"].init.exit
+    assert ended is not None
+    assert ended.code == 3
+    assert later.abandoned() == ["one", "two"]
+
+
+async def test_a_frozen_guest_is_found_out_when_something_must_be_killed(
+    pod: Pod, engine: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sandboxers.vm.tasks._KILL_PATIENCE_S", 0.05)
+    await create(pod, engine)
+    await call(engine, "Kill", api.KillRequest(id="one", signal=signal.SIGKILL))
+    await asyncio.sleep(0.2)
+    assert pod.frozen == []
+    pod.guest.refuses = True
+    await call(engine, "Kill", api.KillRequest(id="one", signal=signal.SIGKILL))
+    await asyncio.sleep(0.2)
+    assert len(pod.frozen) == 1
+
+
+async def test_unknown_containers_and_signals_are_refused_here(pod: Pod, engine: Client) -> None:
+    await create(pod, engine)
+    pod.agent.asked.clear()
+    for request, code in (
+        (api.KillRequest(id="one", signal=65), StatusCode.INVALID_ARGUMENT),
+        (api.KillRequest(id="two", signal=9), StatusCode.NOT_FOUND),
+        (api.KillRequest(id="one", exec_id="no", signal=9), StatusCode.NOT_FOUND),
+    ):
+        with pytest.raises(StatusError) as raised:
+            await call(engine, "Kill", request)
+        assert raised.value.code == code
+    assert (await call(engine, "Connect", api.ConnectRequest(id="two"), api.ConnectResponse)).task_pid == 0
+    assert pod.agent.asked == []
