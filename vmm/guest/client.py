@@ -57,10 +57,10 @@ class ClockReading(NamedTuple):
 class GuestClient:
     """One guest's agent. Connects when it is first needed, and again when the connection was lost."""
 
-    __slots__ = ("_connecting", "_control", "_lost", "_opening", "_transport")
+    __slots__ = ("_connecting", "_control", "_lost", "_opening", "transport")
 
     def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+        self.transport = transport
         self._control: Client | None = None
         self._connecting: asyncio.Lock | None = None
         self._lost: SandboxdError | None = None
@@ -86,7 +86,7 @@ class GuestClient:
 
     async def open_tasks(self, timeout_s: float) -> socket.socket:
         """Return a new connection to the guest's Task service, for frames that are passed on as they are."""
-        return await self._race(self._transport.connect(TASK_PORT, timeout_s), timeout_s)
+        return await self._race(self.transport.connect(TASK_PORT, timeout_s), timeout_s)
 
     async def open_stream(self, stream_id: str, timeout_s: float) -> socket.socket:
         """Return the connection of a stream that a Create or Exec will name (`stream_uri`)."""
@@ -97,7 +97,7 @@ class GuestClient:
         return await self._race(self._open(open_port_line(port), timeout_s), timeout_s)
 
     async def _open(self, line: bytes, timeout_s: float) -> socket.socket:
-        sock = await self._transport.connect(STREAM_PORT, timeout_s)
+        sock = await self.transport.connect(STREAM_PORT, timeout_s)
         try:
             sock.send(line)
             answer = await receive_line(sock, OPENING_LIMIT_BYTES)

@@ -1,0 +1,591 @@
+"""What an agent must do, whether it is PID 1 of a guest or a plain process: a suite, and the host's part in it.
+
+A subclass of `AgentContract` brings a fixture `guest`, one for all of its tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from common.errors import FailedPrecondition, InvalidArgument, NotFound
+from common.readiness import wait_readable
+from common.transport import Transport
+from common.ttrpc import Client, StatusCode, StatusError
+from proto.gen.cgroups.v1 import metrics_pb2 as metrics_v1
+from proto.gen.cgroups.v2 import metrics_pb2 as metrics_v2
+from proto.gen.containerd.events import task_pb2 as events
+from proto.gen.containerd.task.v3 import shim_pb2 as task
+from proto.gen.containerd.types.task_pb2 import PAUSED, RUNNING, STOPPED
+from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
+from vmm.guest.client import GuestClient
+from vmm.guest.reception import GuestEvent, Reception
+from vmm.protocol import share_path, stream_uri
+
+TIMEOUT_S = 60.0
+TASK = "containerd.task.v3.Task"
+TAG = "pod"
+HOSTNAME = "a-pod"
+
+Answer = TypeVar("Answer", bound=Message)
+
+_serial = count(1)
+
+_FIELDS = ("stdin", "stdout", "stderr")
+
+
+def configuration(**changes: Any) -> api.ConfigureRequest:
+    """What a host says first."""
+    request = api.ConfigureRequest(
+        sandbox_id="sandbox",
+        hostname=HOSTNAME,
+        hosts="127.0.0.1 localhost\n",
+        resolv_conf="nameserver 192.0.2.1\n",
+        shm_size_bytes=16 << 20,
+        entropy=os.urandom(64),
+    )
+    for name, value in changes.items():
+        if isinstance(value, list):
+            getattr(request, name).extend(value)
+        else:
+            setattr(request, name, value)
+    return request
+
+
+class Guest:
+    """One agent as its host sees it: the connections, the share, and the events in their order.
+
+    `share` is the directory of the host that the guest has as the share `TAG`, `bundles` its path in the guest.
+    """
+
+    def __init__(self, transport: Transport, share: Path, bundles: str = share_path(TAG)) -> None:
+        self.client = GuestClient(transport)
+        self.reception = Reception(transport, self._on_event)
+        self.share = share
+        self.bundles = bundles
+        self.events: list[GuestEvent] = []
+        self._tasks: Client | None = None
+
+    async def _on_event(self, event: GuestEvent) -> None:
+        self.events.append(event)
+
+    async def tasks(self) -> Client:
+        """The connection for calls that a relay would pass on."""
+        if self._tasks is None:
+            self._tasks = Client(await self.client.open_tasks(TIMEOUT_S))
+        return self._tasks
+
+    async def call(self, method: str, request: Message, answer: type[Answer]) -> Answer:
+        """Call the Task service."""
+        return await (await self.tasks()).call(TASK, method, request, answer, timeout_s=TIMEOUT_S)
+
+    async def event(self, kind: type[Message], **fields: Any) -> int:
+        """Return the place in `events` of one with these fields, as soon as it is there."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while True:
+                for index, event in enumerate(self.events):
+                    if type(event) is kind and all(getattr(event, n) == v for n, v in fields.items()):
+                        return index
+                await asyncio.sleep(0.005)
+
+    def bundle(self, container_id: str, args: Sequence[str], **linux: Any) -> str:
+        """Make a bundle in the share, as the host's preparer does, and return its path in the guest."""
+        directory = self.share / container_id
+        root = directory / "rootfs"
+        for name in ("bin", "proc", "dev", "etc", "tmp", "sys"):
+            (root / name).mkdir(parents=True)
+        shutil.copy2("/bin/busybox", root / "bin/busybox")
+        for applet in (
+            "sh",
+            "cat",
+            "echo",
+            "sleep",
+            "head",
+            "tail",
+            "hostname",
+            "stty",
+            "nc",
+            "test",
+            "dd",
+            "yes",
+            "ps",
+        ):
+            (root / "bin" / applet).symlink_to("busybox")
+        spec = {
+            "ociVersion": "1.0.2",
+            "process": process(args),
+            "root": {"path": "rootfs"},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
+                {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                 "options": ["newinstance", "ptmxmode=0666", "mode=0620"]},
+                {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"},
+            ],
+            "linux": {
+                "namespaces": [
+                    {"type": "mount"},
+                    {"type": "pid"},
+                    *({"type": kind, "path": f"/proc/4711/ns/{name}"}
+                      for kind, name in (("network", "net"), ("ipc", "ipc"), ("uts", "uts"))),
+                ],
+                "cgroupsPath": "/the/hosts/own",
+                "resources": {"memory": {"limit": 64 << 20}, "cpu": {"shares": 100, "cpus": "900-901"}},
+                **linux,
+            },
+        }  # fmt: skip
+        (directory / "config.json").write_text(json.dumps(spec))
+        return f"{self.bundles}/{container_id}"
+
+    async def container(
+        self, *args: str, streams: Sequence[str] = ("stdout", "stderr"), terminal: bool = False, **linux: Any
+    ) -> Container:
+        """Create a container that runs a command of its busybox."""
+        container_id = f"c{next(_serial)}"
+        made = Container(self, container_id)
+        if terminal:
+            linux["terminal"] = True
+        is_terminal = linux.pop("terminal", False)
+        bundle = self.bundle(container_id, args, **linux)
+        if is_terminal:
+            config = self.share / container_id / "config.json"
+            spec = json.loads(config.read_text())
+            spec["process"]["terminal"] = True
+            config.write_text(json.dumps(spec))
+        request = task.CreateTaskRequest(id=container_id, bundle=bundle, terminal=is_terminal)
+        await made.open(streams, request)
+        made.pid = (await self.call("Create", request, task.CreateTaskResponse)).pid
+        return made
+
+    async def output(self, *args: str, **linux: Any) -> tuple[int, bytes]:
+        """Run a container to its end and return its exit code and what it wrote."""
+        async with await self.container(*args, **linux) as container:
+            await container.start()
+            status = await container.wait()
+            return status, await container.read_all("stdout")
+
+    def close(self) -> None:
+        """Drop the connections."""
+        if self._tasks is not None:
+            self._tasks.close()
+        self.client.close()
+        self.reception.close()
+
+
+class Container:
+    """A process of a container as a relay has it: its streams, and calls about it. `async with` deletes it."""
+
+    def __init__(self, guest: Guest, container_id: str, exec_id: str = "") -> None:
+        self.guest = guest
+        self.id = container_id
+        self.exec_id = exec_id
+        self.pid = 0
+        self.streams: dict[str, socket.socket] = {}
+
+    def stream_id(self, name: str) -> str:
+        """The id of one of its streams."""
+        return f"{self.id}-{self.exec_id or 'init'}-{name}"
+
+    async def open(
+        self, names: Sequence[str], request: task.CreateTaskRequest | task.ExecProcessRequest
+    ) -> None:
+        """Open streams and name them in the request for the process."""
+        for name in names:
+            self.streams[name] = await self.guest.client.open_stream(self.stream_id(name), TIMEOUT_S)
+            setattr(request, name, stream_uri(self.stream_id(name)))
+
+    async def start(self) -> None:
+        await self.guest.call(
+            "Start", task.StartRequest(id=self.id, exec_id=self.exec_id), task.StartResponse
+        )
+
+    async def wait(self) -> int:
+        request = task.WaitRequest(id=self.id, exec_id=self.exec_id)
+        return (await self.guest.call("Wait", request, task.WaitResponse)).exit_status
+
+    async def state(self) -> task.StateResponse:
+        request = task.StateRequest(id=self.id, exec_id=self.exec_id)
+        return await self.guest.call("State", request, task.StateResponse)
+
+    async def kill(self, number: int = signal.SIGKILL) -> None:
+        request = task.KillRequest(id=self.id, exec_id=self.exec_id, signal=number)
+        await self.guest.call("Kill", request, Empty)
+
+    async def delete(self) -> None:
+        request = task.DeleteRequest(id=self.id, exec_id=self.exec_id)
+        await self.guest.call("Delete", request, task.DeleteResponse)
+
+    async def exec(
+        self, *args: str, streams: Sequence[str] = ("stdout",), terminal: bool = False
+    ) -> Container:
+        """Register and start one more process."""
+        added = Container(self.guest, self.id, f"e{next(_serial)}")
+        request = task.ExecProcessRequest(id=self.id, exec_id=added.exec_id, terminal=terminal)
+        await added.open(streams, request)
+        request.spec.CopyFrom(AnyMessage(value=json.dumps({**process(args), "terminal": terminal}).encode()))
+        await self.guest.call("Exec", request, Empty)
+        await added.start()
+        return added
+
+    async def write(self, data: bytes, *, end: bool = True) -> None:
+        """Write to its input; with `end` say that this was all."""
+        await asyncio.get_running_loop().sock_sendall(self.streams["stdin"], data)
+        if end:
+            await self.guest.client.end_stream(self.stream_id("stdin"), len(data), TIMEOUT_S)
+
+    async def read(self, name: str, size: int) -> bytes:
+        """Read so many bytes of an output."""
+        data = b""
+        async with asyncio.timeout(TIMEOUT_S):
+            while len(data) < size:
+                await wait_readable(self.streams[name])
+                chunk = self.streams[name].recv(min(65536, size - len(data)))
+                assert chunk, f"{name} ended after {len(data)} of {size} bytes"
+                data += chunk
+        return data
+
+    async def read_all(self, name: str) -> bytes:
+        """Read an output up to the end that the guest tells."""
+        place = await self.guest.event(api.StreamEnd, id=self.stream_id(name))
+        end = self.guest.events[place]
+        assert isinstance(end, api.StreamEnd)
+        return await self.read(name, end.length)
+
+    def close(self) -> None:
+        """Close the streams, as the one who has read them does."""
+        for stream in self.streams.values():
+            stream.close()
+
+    async def __aenter__(self) -> Container:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with contextlib.suppress(StatusError):
+            await self.kill()
+        with contextlib.suppress(StatusError):
+            await self.wait()
+            await self.delete()
+        self.close()
+        shutil.rmtree(self.guest.share / self.id, ignore_errors=True)
+
+
+def process(args: Sequence[str]) -> dict[str, Any]:
+    """An OCI process."""
+    return {"args": list(args), "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}}
+
+
+def shell(script: str) -> tuple[str, ...]:
+    """The arguments that run a script."""
+    return ("sh", "-c", script)
+
+
+@contextlib.asynccontextmanager
+async def refused(code: StatusCode, words: str) -> AsyncIterator[None]:
+    """The call in here is answered with this code and these words."""
+    with pytest.raises(StatusError, match=words) as raised:
+        yield
+    assert raised.value.code == code
+
+
+@pytest.mark.asyncio(loop_scope="module")
+class AgentContract:
+    """The suite."""
+
+    async def test_a_container_runs_writes_and_ends(self, guest: Guest) -> None:
+        async with await guest.container(*shell("echo out; echo err >&2; exit 7")) as container:
+            await container.start()
+            assert await container.wait() == 7
+            assert await container.read_all("stdout") == b"out\n"
+            assert await container.read_all("stderr") == b"err\n"
+            assert (await container.state()).status == STOPPED
+
+    async def test_an_exit_is_told_after_the_ends_of_its_output(self, guest: Guest) -> None:
+        async with await guest.container("echo", "out") as container:
+            await container.start()
+            exit_at = await guest.event(events.TaskExit, id=container.id)
+            ends = [await guest.event(api.StreamEnd, id=container.stream_id(n)) for n in ("stdout", "stderr")]
+            assert max(ends) < exit_at
+
+    async def test_output_that_was_written_before_the_end_is_there_when_wait_answers(
+        self, guest: Guest
+    ) -> None:
+        async with await guest.container(*shell("head -c 60000 /dev/zero")) as container:
+            await container.start()
+            await container.wait()
+            await asyncio.sleep(0.05)
+            assert len(container.streams["stdout"].recv(1 << 20, socket.MSG_PEEK)) > 0
+            assert await container.read("stdout", 60000) == bytes(60000)
+
+    async def test_much_output_arrives_whole(self, guest: Guest) -> None:
+        async with await guest.container(*shell("yes 0123456 | head -c 4000000")) as container:
+            await container.start()
+            reading = asyncio.ensure_future(container.read("stdout", 4_000_000))
+            assert await reading == b"0123456\n" * 500_000
+            assert await container.wait() == 0
+
+    async def test_a_reader_that_does_not_read_stops_the_process_and_nothing_else(self, guest: Guest) -> None:
+        async with (
+            await guest.container(*shell("yes | head -c 30000000; echo done >&2")) as flooding,
+            await guest.container("cat", streams=("stdin", "stdout")) as other,
+        ):
+            await flooding.start()
+            await other.start()
+            await other.write(b"still here", end=False)
+            assert await other.read("stdout", 10) == b"still here"
+            assert (await flooding.state()).status == RUNNING
+            assert await flooding.read("stdout", 30_000_000) == b"y\n" * 15_000_000
+            assert await flooding.wait() == 0
+
+    async def test_an_exit_does_not_wait_for_a_reader_for_long(self, guest: Guest) -> None:
+        async with await guest.container(*shell("cat /dev/zero & sleep 0.5; exit 5")) as container:
+            await container.start()
+            assert await container.wait() == 5
+
+    async def test_closing_an_output_early_does_not_disturb_the_process(self, guest: Guest) -> None:
+        async with await guest.container(
+            *shell("sleep 0.3; yes | head -c 1000000; echo fine >&2")
+        ) as container:
+            container.streams["stdout"].close()
+            await container.start()
+            assert await container.wait() == 0
+            assert await container.read_all("stderr") == b"fine\n"
+
+    async def test_input_ends_after_the_bytes_that_were_counted(self, guest: Guest) -> None:
+        async with await guest.container("cat", streams=("stdin", "stdout")) as container:
+            await container.start()
+            writing = asyncio.ensure_future(container.write(b"x" * 300_000))
+            assert await container.read("stdout", 300_000) == b"x" * 300_000
+            await writing
+            assert await container.wait() == 0
+            end = guest.events[await guest.event(api.StreamEnd, id=container.stream_id("stdout"))]
+            assert isinstance(end, api.StreamEnd)
+            assert end.length == 300_000
+
+    async def test_the_end_of_input_may_be_told_first(self, guest: Guest) -> None:
+        async with await guest.container("cat", streams=("stdin", "stdout")) as container:
+            await guest.client.end_stream(container.stream_id("stdin"), 5, TIMEOUT_S)
+            await container.start()
+            await container.write(b"early", end=False)
+            assert await container.wait() == 0
+            assert await container.read_all("stdout") == b"early"
+
+    async def test_an_input_that_ends_before_its_exec_starts_is_empty(self, guest: Guest) -> None:
+        async with await guest.container("sleep", "1000") as container:
+            await container.start()
+            added = Container(guest, container.id, "late")
+            request = task.ExecProcessRequest(id=container.id, exec_id="late")
+            await added.open(("stdin", "stdout"), request)
+            await guest.client.end_stream(added.stream_id("stdin"), 0, TIMEOUT_S)
+            request.spec.value = json.dumps(process(["cat"])).encode()
+            await guest.call("Exec", request, Empty)
+            await added.start()
+            assert await added.wait() == 0
+            assert await added.read_all("stdout") == b""
+            added.close()
+
+    async def test_an_input_cannot_end_before_what_has_come(self, guest: Guest) -> None:
+        async with await guest.container("cat", streams=("stdin", "stdout")) as container:
+            await container.start()
+            await container.write(b"seen", end=False)
+            assert await container.read("stdout", 4) == b"seen"
+            with pytest.raises(InvalidArgument, match="cannot end after 2 bytes"):
+                await guest.client.end_stream(container.stream_id("stdin"), 2, TIMEOUT_S)
+
+    async def test_execs_have_streams_and_exits_of_their_own(self, guest: Guest) -> None:
+        async with await guest.container("sleep", "1000") as container:
+            await container.start()
+            added = await container.exec(*shell("cat; exit 3"), streams=("stdin", "stdout"))
+            await added.write(b"to the exec")
+            assert await added.wait() == 3
+            assert await added.read_all("stdout") == b"to the exec"
+            await added.delete()
+            added.close()
+            assert (await container.state()).status == RUNNING
+
+    async def test_a_terminal_has_a_size_and_hangs_up(self, guest: Guest) -> None:
+        streams = ("stdin", "stdout")
+        async with await guest.container(
+            *shell("read line; stty size; echo got $line"), streams=streams, terminal=True
+        ) as container:
+            await guest.call("ResizePty", task.ResizePtyRequest(id=container.id, width=91, height=17), Empty)
+            await container.start()
+            await container.write(b"a line\n", end=False)
+            assert await container.wait() == 0
+            assert await container.read_all("stdout") == b"a line\r\n17 91\r\ngot a line\r\n"
+
+    async def test_an_exec_may_have_a_terminal(self, guest: Guest) -> None:
+        async with await guest.container("sleep", "1000") as container:
+            await container.start()
+            added = await container.exec(*shell("test -t 0 && echo a terminal"), terminal=True)
+            assert await added.wait() == 0
+            assert await added.read_all("stdout") == b"a terminal\r\n"
+            added.close()
+
+    async def test_containers_share_the_pods_name_files_and_memory(self, guest: Guest) -> None:
+        status, output = await guest.output(*shell("echo shared >/dev/shm/file; hostname; cat /etc/hostname"))
+        assert (status, output) == (0, f"{HOSTNAME}\n{HOSTNAME}\n".encode())
+        assert await guest.output("cat", "/dev/shm/file") == (0, b"shared\n")
+        assert await guest.output("cat", "/etc/resolv.conf") == (0, b"nameserver 192.0.2.1\n")
+
+    async def test_signals_reach_processes(self, guest: Guest) -> None:
+        script = "trap 'echo caught; exit 4' TERM; echo ready; while :; do sleep 0.05; done"
+        async with await guest.container(*shell(script)) as container:
+            await container.start()
+            assert await container.read("stdout", 6) == b"ready\n"
+            await container.kill(signal.SIGTERM)
+            assert await container.wait() == 4
+
+    async def test_a_container_can_be_measured_paused_and_limited(self, guest: Guest) -> None:
+        async with await guest.container("sleep", "1000") as container:
+            await container.start()
+            pids = await guest.call("Pids", task.PidsRequest(id=container.id), task.PidsResponse)
+            assert [found.pid for found in pids.processes] == [container.pid]
+            stats = await guest.call("Stats", task.StatsRequest(id=container.id), task.StatsResponse)
+            kinds = (metrics_v1.Metrics, metrics_v2.Metrics)
+            kind = next(kind for kind in kinds if kind.DESCRIPTOR.full_name == stats.stats.type_url)
+            assert kind.FromString(stats.stats.value).memory.ByteSize() > 0
+            await guest.call("Pause", task.PauseRequest(id=container.id), Empty)
+            assert (await container.state()).status == PAUSED
+            await guest.call("Resume", task.ResumeRequest(id=container.id), Empty)
+            resources = AnyMessage(value=json.dumps({"memory": {"limit": 48 << 20}}).encode())
+            await guest.call("Update", task.UpdateTaskRequest(id=container.id, resources=resources), Empty)
+
+    async def test_a_container_that_has_no_memory_left_says_so_first(self, guest: Guest) -> None:
+        limit = {"memory": {"limit": 16 << 20, "swap": 16 << 20}}
+        async with await guest.container("tail", "/dev/zero", resources=limit) as container:
+            await container.start()
+            assert await container.wait() == 137
+            oom_at = await guest.event(events.TaskOOM, container_id=container.id)
+            assert oom_at < await guest.event(events.TaskExit, id=container.id)
+
+    async def test_a_port_of_the_pod_can_be_reached(self, guest: Guest) -> None:
+        async with await guest.container("nc", "-l", "-p", "8080", "-e", "cat") as container:
+            await container.start()
+            for _ in range(100):
+                try:
+                    port = await guest.client.open_port(8080, TIMEOUT_S)
+                    break
+                except Exception:
+                    await asyncio.sleep(0.05)
+            with port:
+                await asyncio.get_running_loop().sock_sendall(port, b"echo")
+                async with asyncio.timeout(TIMEOUT_S):
+                    assert await asyncio.get_running_loop().sock_recv(port, 100) == b"echo"
+
+    async def test_a_port_where_nobody_listens_is_refused(self, guest: Guest) -> None:
+        with pytest.raises(Exception, match="port 8081"):
+            await guest.client.open_port(8081, TIMEOUT_S)
+
+    async def test_bundles_elsewhere_are_refused(self, guest: Guest) -> None:
+        for bundle in (
+            "/etc",
+            f"{guest.bundles}/../x",
+            f"{guest.bundles}/none",
+            "",
+            "relative",
+            "/proc/self/root",
+        ):
+            with pytest.raises(StatusError) as raised:
+                await guest.call(
+                    "Create", task.CreateTaskRequest(id="bad", bundle=bundle), task.CreateTaskResponse
+                )
+            assert raised.value.code in (StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND)
+
+    async def test_a_bundle_that_is_a_link_is_refused(self, guest: Guest) -> None:
+        (guest.share / "link").symlink_to("/")
+        async with refused(StatusCode.INVALID_ARGUMENT, "not in a share"):
+            request = task.CreateTaskRequest(id="bad", bundle=f"{guest.bundles}/link")
+            await guest.call("Create", request, task.CreateTaskResponse)
+        (guest.share / "link").unlink()
+
+    async def test_ids_that_are_paths_are_refused(self, guest: Guest) -> None:
+        for container_id in ("../x", "a/b", "", "x" * 77, "é"):
+            async with refused(StatusCode.INVALID_ARGUMENT, "not allowed"):
+                request = task.CreateTaskRequest(id=container_id, bundle=f"{guest.bundles}/x")
+                await guest.call("Create", request, task.CreateTaskResponse)
+        with pytest.raises(InvalidArgument):
+            await guest.client.find_disk("../sda", TIMEOUT_S)
+
+    async def test_streams_that_nobody_has_opened_are_refused_and_nothing_is_left(self, guest: Guest) -> None:
+        bundle = guest.bundle("unopened", ["echo"])
+        for uri in ("stream:never", "/dev/null", "file:///tmp/x", "stream:../x"):
+            with pytest.raises(StatusError) as raised:
+                request = task.CreateTaskRequest(id="unopened", bundle=bundle, stdin=uri)
+                await guest.call("Create", request, task.CreateTaskResponse)
+            assert raised.value.code in (StatusCode.NOT_FOUND, StatusCode.INVALID_ARGUMENT)
+        async with refused(StatusCode.NOT_FOUND, "no container"):
+            await guest.call("State", task.StateRequest(id="unopened"), task.StateResponse)
+        shutil.rmtree(guest.share / "unopened")
+
+    async def test_hooks_are_refused(self, guest: Guest) -> None:
+        bundle = guest.bundle("hooked", ["echo"])
+        config = guest.share / "hooked/config.json"
+        spec = json.loads(config.read_text())
+        config.write_text(json.dumps({**spec, "hooks": {"prestart": [{"path": "/bin/true"}]}}))
+        async with refused(StatusCode.INVALID_ARGUMENT, "hooks"):
+            await guest.call(
+                "Create", task.CreateTaskRequest(id="hooked", bundle=bundle), task.CreateTaskResponse
+            )
+        shutil.rmtree(guest.share / "hooked")
+
+    async def test_another_configuration_is_refused_the_same_is_not(self, guest: Guest) -> None:
+        with pytest.raises(FailedPrecondition, match="configured already"):
+            await guest.client.configure(configuration(hostname="another"), TIMEOUT_S)
+
+    async def test_a_stream_is_opened_by_a_line_and_by_nothing_else(self, guest: Guest) -> None:
+        transport = guest.client.transport
+        for line in (b"STREAM ../x\n", b"HELLO\n", b"PORT 70000\n", b"PORT -1\n", b"x" * 200, b"\n"):
+            with await transport.connect(1026, TIMEOUT_S) as sock:
+                await asyncio.get_running_loop().sock_sendall(sock, line)
+                answer = b""
+                # A connection that is closed with something unread in it is reset.
+                with contextlib.suppress(ConnectionResetError):
+                    async with asyncio.timeout(TIMEOUT_S):
+                        answer = await asyncio.get_running_loop().sock_recv(sock, 1000)
+                assert answer == b"" or answer.startswith(b"ERROR ")
+                assert len(answer) <= 128
+
+    async def test_a_stream_id_is_taken_once(self, guest: Guest) -> None:
+        with (
+            await guest.client.open_stream("once", TIMEOUT_S),
+            pytest.raises(Exception, match="open already"),
+        ):
+            await guest.client.open_stream("once", TIMEOUT_S)
+
+    async def test_unknown_interfaces_and_malformed_addresses_are_refused(self, guest: Guest) -> None:
+        bad = (
+            api.Interface(mac="52:54:00", name="eth0"),
+            api.Interface(mac="52:54:00:12:34:56", name="../eth0"),
+            api.Interface(mac="52:54:00:12:34:56", name="eth0", addresses=["10.0.0.300/8"]),
+            api.Interface(mac="52:54:00:12:34:56", name="eth0", addresses=["10.0.0.3/64"]),
+        )
+        for interface in bad:
+            with pytest.raises(InvalidArgument):
+                await guest.client.add_interface(interface, TIMEOUT_S)
+        await guest.client.remove_interface("52:54:00:12:34:56", TIMEOUT_S)
+
+    async def test_the_guest_tells_its_own_figures(self, guest: Guest) -> None:
+        stats = await guest.client.stats(TIMEOUT_S)
+        assert 0 < stats.memory_available_bytes < stats.memory_total_bytes
+        assert stats.cpu_busy_ns > 0
+        assert 0 < stats.agent_memory_bytes < 64 << 20
+
+    async def test_a_container_that_does_not_exist_is_not_found(self, guest: Guest) -> None:
+        async with refused(StatusCode.NOT_FOUND, "no container 'nobody'"):
+            await guest.call("Kill", task.KillRequest(id="nobody", signal=9), Empty)
+        with pytest.raises(NotFound):
+            await guest.client.end_stream("nobody", 0, TIMEOUT_S)
