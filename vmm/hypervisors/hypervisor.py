@@ -110,7 +110,10 @@ class VirtualMachine(Protocol):
         ...
 
     async def pause(self) -> None:
-        """Stop the guest's processors; harmless when they are. Raises FailedPrecondition when it has ended."""
+        """Stop the guest's processors; harmless when they are stopped. Raises FailedPrecondition when it has ended.
+
+        Until `resume` nobody may send anything to its vsock: some daemons lose the connection with it.
+        """
         ...
 
     async def resume(self) -> None:

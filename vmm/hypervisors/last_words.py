@@ -6,28 +6,37 @@ import os
 
 from common.process.exits import ExitStatus
 
-_BYTES = 2048
+_WORDS_BYTES = 2048
+# The registers and the stack come after the reason.
+_PANIC_BYTES = 16 * 1024
 _PANIC = "Kernel panic - not syncing: "
 _PANIC_CHARACTERS = 160
 
 
 def last_words(path: str) -> str:
-    """Return the end of a log as one printable line, empty if there is none: what it holds may come from a guest."""
+    """Return the end of a log as one printable line, empty if there is none."""
+    return "; ".join(_last_lines(path, _WORDS_BYTES))
+
+
+def panic_on(path: str) -> str:
+    """Return what a kernel says of its panic at the end of its console, empty if it has not panicked."""
+    lines = reversed(_last_lines(path, _PANIC_BYTES))
+    reasons = (line.partition(_PANIC)[2] for line in lines if _PANIC in line)
+    return next(reasons, "")[:_PANIC_CHARACTERS]
+
+
+def _last_lines(path: str, count_bytes: int) -> list[str]:
+    """Return the last lines without what a terminal would obey: they may come from a guest."""
     try:
         with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _BYTES))
-            text = file.read(_BYTES).decode(errors="replace")
+            file.seek(max(0, os.fstat(file.fileno()).st_size - count_bytes))
+            text = file.read(count_bytes).decode(errors="replace")
     except FileNotFoundError:
-        return ""
-    lines = [" ".join(line.split()) for line in text.splitlines()]
-    joined = "; ".join(line for line in lines if line)
-    return "".join(character if character.isprintable() else "?" for character in joined)
-
-
-def panic_of(words: str) -> str:
-    """Return what a kernel says of its panic in the end of its console, empty if it has not panicked."""
-    _, found, rest = words.partition(_PANIC)
-    return rest.partition(";")[0][:_PANIC_CHARACTERS] if found else ""
+        return []
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return [
+        "".join(character if character.isprintable() else "?" for character in line) for line in lines if line
+    ]
 
 
 def described(status: ExitStatus | None) -> str:

@@ -52,7 +52,7 @@ class MachineProcesses:
         self._on_gone = on_gone
         self._children: dict[str, Child] = {}
         self._held: dict[str, Held] = {}
-        self._dismissed: set[str] = set()
+        self._dismissed: set[Child] = set()
         self._start_times: dict[str, int] = {}
 
     def pids(self) -> dict[str, int]:
@@ -118,32 +118,35 @@ class MachineProcesses:
         return await child.wait() if child is not None else None
 
     def dismiss(self, role: str) -> None:
-        """Kill it; its end is nobody's concern."""
-        if role in self._children:
-            self._dismissed.add(role)
-            self._signal(role, signal.SIGKILL)
+        """Kill the process of a role; its end is nobody's concern, and another may have the role at once."""
+        if (child := self._children.pop(role, None)) is not None:
+            self._dismissed.add(child)
+            self._release_rest(role)
+            _kill(child)
 
     def kill(self) -> None:
         """Send SIGKILL to all."""
-        for role in list(self._children):
-            self._signal(role, signal.SIGKILL)
+        for child in self._all():
+            _kill(child)
 
     async def gone(self, timeout_s: float) -> None:
         """Wait until all have ended. Raises DeadlineExceeded naming those that have not."""
         try:
             async with asyncio.timeout(timeout_s):
-                for child in list(self._children.values()):
+                for child in self._all():
                     await child.wait()
         except TimeoutError:
-            names = ", ".join(f"{role} ({pid})" for role, pid in self.pids().items())
-            raise DeadlineExceeded(f"still there {timeout_s:g} s after SIGKILL: {names}") from None
+            pids = ", ".join(str(child.pid) for child in self._all())
+            raise DeadlineExceeded(f"still there {timeout_s:g} s after SIGKILL: {pids}") from None
 
     def forget(self) -> None:
         """Watch them no more; they run on."""
-        for role, child in self._children.items():
-            child.forget()
+        for role in self._children:
             self._parts.logs.forget(self.log_path(role))
+        for child in self._all():
+            child.forget()
         self._children.clear()
+        self._dismissed.clear()
         for held in self._held.values():
             held.close()
         self._held.clear()
@@ -159,20 +162,27 @@ class MachineProcesses:
     def _watch(self, role: str, child: Child) -> None:
         self._children[role] = child
         self._parts.logs.watch(self.log_path(role))
-        child.on_exit = partial(self._on_exit, role)
+        child.on_exit = partial(self._on_exit, role, child)
 
-    def _on_exit(self, role: str, status: ExitStatus) -> None:
-        del self._children[role]
+    def _on_exit(self, role: str, child: Child, status: ExitStatus) -> None:
+        if child in self._dismissed:
+            self._dismissed.remove(child)
+        else:
+            del self._children[role]
+            self._release_rest(role)
+            self._on_end(role, status)
+        if not self._all():
+            self._on_gone()
+
+    def _release_rest(self, role: str) -> None:
         self._parts.logs.forget(self.log_path(role))
         if (held := self._held.pop(role, None)) is not None:
             held.close()
-        if role in self._dismissed:
-            self._dismissed.discard(role)
-        else:
-            self._on_end(role, status)
-        if not self._children:
-            self._on_gone()
 
-    def _signal(self, role: str, signum: int) -> None:
-        with contextlib.suppress(NotFound):
-            self._children[role].signal(signum)
+    def _all(self) -> list[Child]:
+        return [*self._children.values(), *self._dismissed]
+
+
+def _kill(child: Child) -> None:
+    with contextlib.suppress(NotFound):
+        child.signal(signal.SIGKILL)

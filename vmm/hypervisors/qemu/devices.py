@@ -24,10 +24,14 @@ class Part(NamedTuple):
 
 
 class Wiring(NamedTuple):
-    """All of a late device: its backend, if it has one, and the arguments of `device_add`."""
+    """All of a late device: its slot, its backend, if it has one, the arguments of `device_add`, and the role of the
+    process that serves it ("" if there is none).
+    """
 
+    slot: int
     backend: Part | None
     device: dict[str, Any]
+    role: str = ""
 
     @property
     def qdev_id(self) -> str:
@@ -56,6 +60,7 @@ def wire_disk(disk: Disk, slot: int, *, is_block_device: bool) -> Wiring:
     node = block_node(f"disk-{disk.device_id}", disk.path, disk.read_only, is_block_device=is_block_device)
     # By default a full file system of the host stops the whole machine: the guest shall get an I/O error instead.
     return Wiring(
+        slot,
         node,
         _pci(
             "virtio-blk-pci",
@@ -69,12 +74,12 @@ def wire_disk(disk: Disk, slot: int, *, is_block_device: bool) -> Wiring:
     )
 
 
-def wire_share(share: Share, slot: int, socket_path: str) -> Wiring:
+def wire_share(share: Share, slot: int, socket_path: str, role: str) -> Wiring:
     """Wire a share whose virtiofsd listens at a socket."""
     chardev = _socket(f"share-{share.device_id}", socket_path)
     # As many requests in flight as virtiofsd allows; the default of 128 halves the throughput of small reads.
     arguments = {"chardev": chardev.key["id"], "tag": share.device_id, "queue-size": 1024}
-    return Wiring(chardev, _pci("vhost-user-fs-pci", share.device_id, slot, **arguments))
+    return Wiring(slot, chardev, _pci("vhost-user-fs-pci", share.device_id, slot, **arguments), role)
 
 
 def wire_network(interface: NetworkInterface, slot: int, fd_name: str, *, vhost: bool) -> Wiring:
@@ -86,18 +91,19 @@ def wire_network(interface: NetworkInterface, slot: int, fd_name: str, *, vhost:
     arguments: dict[str, Any] = {"netdev": name, "mac": interface.mac, "romfile": ""}
     if interface.mtu:
         arguments["host_mtu"] = interface.mtu
-    return Wiring(tap, _pci("virtio-net-pci", interface.device_id, slot, **arguments))
+    return Wiring(slot, tap, _pci("virtio-net-pci", interface.device_id, slot, **arguments))
 
 
 def wire_kernel_vsock(vsock: Vsock, slot: int, cid: int) -> Wiring:
     """Wire vsock to the host's own kernel."""
-    return Wiring(None, _pci("vhost-vsock-pci", vsock.device_id, slot, **{"guest-cid": cid}))
+    return Wiring(slot, None, _pci("vhost-vsock-pci", vsock.device_id, slot, **{"guest-cid": cid}))
 
 
-def wire_user_vsock(vsock: Vsock, slot: int, socket_path: str) -> Wiring:
+def wire_user_vsock(vsock: Vsock, slot: int, socket_path: str, role: str) -> Wiring:
     """Wire vsock to a daemon that listens at a socket; the daemon knows the cid."""
     chardev = _socket(f"vsock-{vsock.device_id}", socket_path)
-    return Wiring(chardev, _pci("vhost-user-vsock-pci", vsock.device_id, slot, chardev=chardev.key["id"]))
+    arguments = {"chardev": chardev.key["id"]}
+    return Wiring(slot, chardev, _pci("vhost-user-vsock-pci", vsock.device_id, slot, **arguments), role)
 
 
 def block_node(name: str, path: str, read_only: bool, *, is_block_device: bool) -> Part:

@@ -10,6 +10,7 @@ from common.process.exits import ExitWatcher
 from vmm.hypervisors.hypervisor import Accelerator, Capabilities
 from vmm.hypervisors.machine import BootConfig, Disk, NetworkInterface, Place, Share, Vsock
 from vmm.hypervisors.processes import DriverParts
+from vmm.hypervisors.qemu.backends import Equipment
 from vmm.hypervisors.qemu.kvm_probe import probe_kvm
 from vmm.hypervisors.qemu.prerequisites import (
     KVM,
@@ -21,7 +22,7 @@ from vmm.hypervisors.qemu.prerequisites import (
     find_program,
     version_of,
 )
-from vmm.hypervisors.qemu.virtual_machine import Equipment, QemuMachine
+from vmm.hypervisors.qemu.virtual_machine import QemuMachine
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +63,15 @@ class Qemu:
         if self._settings.accelerator is not Accelerator.AUTO or not program or not os.path.isfile(kernel):
             return
         version = ".".join(map(str, await version_of(program, self._parts.exits)))
-        probe = await probe_kvm(self._equipment(), version, kernel, self._settings.cache_dir, self._parts)
+        probe = await probe_kvm(
+            self._equipment(Accelerator.KVM), version, kernel, self._settings.cache_dir, self._parts
+        )
         self._accelerator = Accelerator.TCG if probe.reason else Accelerator.KVM
         self._reason = probe.reason or "a guest was booted under it"
 
     def machine(self, place: Place) -> QemuMachine:
         """Return a machine that is not started yet."""
-        return QemuMachine(self._equipment(), place, self._parts)
+        return QemuMachine(self._equipment(self._accelerator), place, self._parts)
 
     async def prerequisites(self, boot: BootConfig) -> list[Prerequisite]:
         """Return what this host needs for such machines and what of it is there, for people; call `prepare` before."""
@@ -86,7 +89,7 @@ class Qemu:
         """Let go of what belongs to no machine."""
         self._parts.logs.close()
 
-    def _equipment(self) -> Equipment:
+    def _equipment(self, accelerator: Accelerator) -> Equipment:
         return Equipment(
-            self._settings.programs, self._accelerator, os.path.exists(VHOST_VSOCK), os.path.exists(VHOST_NET)
+            self._settings.programs, accelerator, os.path.exists(VHOST_VSOCK), os.path.exists(VHOST_NET)
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ from common.errors import SandboxdError
 from common.linux import elf
 from common.log import get_logger
 from common.records import read_record, write_record
-from vmm.hypervisors.hypervisor import Accelerator, ExitReason
+from vmm.hypervisors.hypervisor import ExitReason
 from vmm.hypervisors.machine import BootConfig, Place
 from vmm.hypervisors.processes import DriverParts
-from vmm.hypervisors.qemu.virtual_machine import Equipment, QemuMachine
+from vmm.hypervisors.qemu.backends import Equipment
+from vmm.hypervisors.qemu.virtual_machine import QemuMachine
 from vmm.image import cpio
 
 LIMIT_S = 30.0
@@ -59,7 +59,10 @@ class KvmProbe:
 async def probe_kvm(
     equipment: Equipment, version: str, kernel: str, cache_dir: str, parts: DriverParts
 ) -> KvmProbe:
-    """Return what is known of this boot, QEMU and kernel, or find out, which takes seconds, and remember."""
+    """Return what is known of this boot, QEMU and kernel, or find out, which takes seconds, and remember.
+
+    `equipment` is with the accelerator that is to be tried.
+    """
     path = f"{cache_dir}/{_FILE}"
     with contextlib.suppress(FileNotFoundError, SandboxdError):
         known, is_of_this_boot = read_record(path, KvmProbe)
@@ -73,10 +76,8 @@ async def probe_kvm(
 
 
 async def _boot(equipment: Equipment, kernel: str, cache_dir: str, parts: DriverParts) -> str:
-    if not os.path.exists("/dev/kvm"):
-        return "there is no /dev/kvm"
     directory = tempfile.mkdtemp(prefix="kvm-probe-", dir=cache_dir)
-    machine = QemuMachine(equipment._replace(accelerator=Accelerator.KVM), Place(directory), parts)
+    machine = QemuMachine(equipment, Place(directory), parts)
     try:
         initrd = f"{directory}/initrd"
         with open(initrd, "wb") as file:

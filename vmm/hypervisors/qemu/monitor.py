@@ -118,6 +118,8 @@ class Monitor:
         for reply in self._replies.values():
             if not reply.done():
                 reply.set_exception(_gone())
+                # Looked at: nobody may be waiting for it (yet).
+                reply.exception()
         self._replies.clear()
 
     def _expect(self, number: int) -> asyncio.Future[Any]:

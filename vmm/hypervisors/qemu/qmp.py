@@ -83,7 +83,7 @@ class Decoder:
         self._greeted = True
         try:
             return _message_of(fields)
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, ValueError):
             raise ProtocolError(f"neither greeting, reply nor event: {line[:80]!r}") from None
 
 

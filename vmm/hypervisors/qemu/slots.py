@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from common.errors import AlreadyExists, NotFound, ResourceExhausted
+from vmm.hypervisors.qemu.devices import Wiring
 
 
 class Occupant(NamedTuple):
@@ -36,6 +37,13 @@ class Slots:
         """How many there are."""
         return self._count
 
+    def occupy(self, device_id: str, wiring: Wiring) -> None:
+        """Put a device into its slot; it is not settled yet."""
+        backend = wiring.backend
+        self.occupants[device_id] = Occupant(
+            wiring.slot, backend.remove if backend else "", backend.key if backend else {}, wiring.role
+        )
+
     def free(self, device_id: str) -> int:
         """Return a free slot for a new device. Raises AlreadyExists, ResourceExhausted."""
         if device_id in self.occupants:
@@ -62,6 +70,10 @@ class Slots:
     def unsettled(self) -> dict[str, Occupant]:
         """Return those that were just being attached or detached."""
         return {device_id: o for device_id, o in self.occupants.items() if not o.settled}
+
+    def unsettled_roles(self) -> set[str]:
+        """Return the processes whose end is no end of the machine."""
+        return {occupant.role for occupant in self.unsettled().values() if occupant.role}
 
     def as_record(self) -> dict[str, dict[str, Any]]:
         """Return what `from_record` takes."""

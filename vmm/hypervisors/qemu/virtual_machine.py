@@ -14,77 +14,55 @@ import asyncio
 import contextlib
 import os
 import secrets
-import stat
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 from common.completion import Completion
-from common.errors import DeadlineExceeded, Internal, InvalidArgument, SandboxdError, Unavailable
+from common.errors import DeadlineExceeded, Internal, SandboxdError, Unavailable
 from common.failpoints import Failpoint, failpoint
 from common.log import get_logger
 from common.process.exits import ExitStatus
 from common.records import read_record, write_record
 from common.states import advance
 from common.transport.streams import listen_unix
-from vmm.hypervisors.hypervisor import Accelerator, ExitReason, GuestExit, OnExit
-from vmm.hypervisors.last_words import described, last_words, panic_of
-from vmm.hypervisors.machine import BootConfig, Device, Disk, NetworkInterface, Place, Share
+from vmm.hypervisors.hypervisor import ExitReason, GuestExit, OnExit
+from vmm.hypervisors.last_words import described, panic_on
+from vmm.hypervisors.machine import BootConfig, Device, NetworkInterface, Place
 from vmm.hypervisors.processes import DriverParts, MachineProcesses
+from vmm.hypervisors.qemu.backends import VSOCK, Backends, Equipment, name_of, tap_name
 from vmm.hypervisors.qemu.command_line import Files, command_line
-from vmm.hypervisors.qemu.devices import (
-    Wiring,
-    qdev_id_of,
-    wire_disk,
-    wire_kernel_vsock,
-    wire_network,
-    wire_share,
-    wire_user_vsock,
-)
+from vmm.hypervisors.qemu.devices import Wiring, qdev_id_of
 from vmm.hypervisors.qemu.monitor import COMMAND_LIMIT_S, Monitor
-from vmm.hypervisors.qemu.prerequisites import Programs, check_installed, find_program
+from vmm.hypervisors.qemu.prerequisites import check_installed, find_program
 from vmm.hypervisors.qemu.qmp import Event
-from vmm.hypervisors.qemu.slots import Occupant, Slots
+from vmm.hypervisors.qemu.slots import Slots
 from vmm.hypervisors.record import RECORD_FILE, MachineRecord
 from vmm.hypervisors.states import TRANSITIONS, MachineState, Trigger
-from vmm.hypervisors.virtiofsd import virtiofsd_command
-from vmm.hypervisors.vsock_daemon import vsock_daemon_command
 
 QEMU = "qemu"
-VSOCK = "vsock"
 
 _MONITOR_SOCKET = "monitor.sock"
-_VSOCK_SOCKET = "vsock"
-_VSOCK_BACKEND = "vsock.backend"
-_KERNEL_VSOCK = "vsock://"
 
 # The kernel refuses one that another machine of this host has (vhost_vsock: EADDRINUSE); among so many none does.
 _FIRST_CID = 1 << 16
 _CID_END = (1 << 32) - 1
 
 _START_LIMIT_S = 30.0
-_KILL_LIMIT_S = 5.0
+# A killed process is gone in milliseconds, unless it gets no time to be.
+_KILL_LIMIT_S = 30.0
 _RECOVER_LIMIT_S = 2.0
 _DETACH_LIMIT_S = 10.0
-_PAUSE_S = 0.002
 
 log = get_logger()
-
-
-class Equipment(NamedTuple):
-    """What this host has for machines: programs, what executes guests, and what the kernel does for them."""
-
-    programs: Programs
-    accelerator: Accelerator
-    vhost_vsock: bool
-    vhost_net: bool
 
 
 class QemuMachine:
     """One machine (`VirtualMachine`)."""
 
     __slots__ = (
+        "_backends",
         "_completion",
         "_equipment",
         "_first_end",
@@ -122,8 +100,8 @@ class QemuMachine:
         self._is_stuck = False
         self._stopping = False
         self._unplugged: dict[str, asyncio.Future[None]] = {}
-        cid = secrets.randbelow(_CID_END - _FIRST_CID) + _FIRST_CID
-        self._vsock = f"vsock://{cid}" if equipment.vhost_vsock else f"hvsock://{place.directory}/vsock"
+        self._backends = Backends(equipment, place, self._processes)
+        self._vsock = self._backends.vsock_address(secrets.randbelow(_CID_END - _FIRST_CID) + _FIRST_CID)
 
     @property
     def vsock(self) -> str:
@@ -161,15 +139,19 @@ class QemuMachine:
             failpoint(Failpoint.MACHINE_RECORDED)
             try:
                 await self._launch(boot, devices)
-            except Unavailable:
-                # The monitor is closed: QEMU has ended, or is about to.
+                if self._first_end is not None:
+                    raise Unavailable("it has ended already")
+            except (Unavailable, Internal) as error:
+                # A closed monitor: QEMU has ended, or is about to.
+                if self._first_end is None and not isinstance(error, Unavailable):
+                    raise
                 raise Internal(f"the machine did not start: {await self._story()}") from None
             self._advance(Trigger.COME_UP)
             for device in devices:
                 self._slots.settle(device.device_id)
-            self._on_exit = on_exit
             self._record()
             failpoint(Failpoint.MACHINE_STARTED)
+            self._on_exit = on_exit
             undo.pop_all()
 
     async def stop(self, timeout_s: float) -> None:
@@ -235,19 +217,21 @@ class QemuMachine:
         """Attach a device to the running machine, or leave nothing behind."""
         self._check(Trigger.USE)
         check_installed(self._equipment.programs, None, [device], vhost_vsock=self._equipment.vhost_vsock)
+        slot = self._slots.free(device.device_id)
+        wiring = self._backends.wire(device, slot, self._vsock, running=True)
         async with AsyncExitStack() as undo:
             undo.callback(self._vacate, device.device_id)
-            wiring = self._occupy(device)
+            self._slots.occupy(device.device_id, wiring)
+            self._backends.hold(device, wiring)
             self._record()
             failpoint(Failpoint.DEVICE_RECORDED)
-            await self._serve(device.device_id)
-            if isinstance(device, NetworkInterface):
-                await self._execute("getfd", {"fdname": _tap_name(device)}, fds=[device.tap_fd])
-            if (backend := wiring.backend) is not None:
-                undo.push_async_callback(self._try, backend.remove, backend.key)
-                await self._execute(backend.add, backend.arguments)
-            failpoint(Failpoint.DEVICE_BACKED)
-            await self._execute("device_add", wiring.device)
+            try:
+                await self._backends.serve(wiring.role)
+                await self._plug(device, wiring, undo)
+            except Internal:
+                if wiring.role and not self._processes.lives(wiring.role):
+                    raise self._backends.failure(wiring.role) from None
+                raise
             failpoint(Failpoint.DEVICE_ATTACHED)
             self._slots.settle(device.device_id)
             self._record()
@@ -256,16 +240,26 @@ class QemuMachine:
     async def detach(self, device_id: str) -> None:
         """Detach a device and wait until the guest has let go of it."""
         self._check(Trigger.USE)
-        self._slots.occupant(device_id)
+        occupant = self._slots.occupant(device_id)
         self._slots.settle(device_id, False)
         self._record()
         failpoint(Failpoint.DEVICE_DETACHING)
-        await self._unplug(device_id)
-        await self._remove_backend(device_id)
+        try:
+            await self._unplug(device_id)
+        except DeadlineExceeded:
+            self._slots.settle(device_id)
+            raise
+        if occupant.remove:
+            await self._execute(occupant.remove, occupant.key)
+        self._vacate(device_id)
+        self._record()
         failpoint(Failpoint.DEVICE_DETACHED)
 
     async def pause(self) -> None:
-        """Stop the guest's processors."""
+        """Stop the guest's processors.
+
+        vhost-device-vsock 0.3.0 is told that its queues are gone, and does not recover from data that comes meanwhile.
+        """
         # Before it is done: a guest that is stopped and was not to be has come to its end.
         self._advance(Trigger.PAUSE)
         await self._execute("stop")
@@ -279,7 +273,13 @@ class QemuMachine:
     # -- making --------------------------------------------------------------------------------------
 
     async def _launch(self, boot: BootConfig, devices: Sequence[Device]) -> None:
-        wirings = [self._occupy(device) for device in devices]
+        wirings = []
+        for device in devices:
+            slot = self._slots.free(device.device_id)
+            wiring = self._backends.wire(device, slot, self._vsock, running=False)
+            self._slots.occupy(device.device_id, wiring)
+            self._backends.hold(device, wiring)
+            wirings.append(wiring)
         with listen_unix(self._path(_MONITOR_SOCKET)) as monitor:
             taps = [device.tap_fd for device in devices if isinstance(device, NetworkInterface)]
             files = Files(self.console_path, monitor.fileno())
@@ -291,59 +291,23 @@ class QemuMachine:
         self._logs.watch(self.console_path)
         self._record()
         failpoint(Failpoint.MACHINE_HELD)
-        for device in devices:
-            await self._serve(device.device_id)
+        for wiring in wirings:
+            await self._backends.serve(wiring.role)
         failpoint(Failpoint.MACHINE_BACKED)
         self._processes.release(QEMU)
         failpoint(Failpoint.MACHINE_RUNNING)
         self._monitor = await Monitor.connect(self._path(_MONITOR_SOCKET), self._on_event, _START_LIMIT_S)
 
-    def _occupy(self, device: Device) -> Wiring:
-        """Give a device a slot, make the process that will serve it, and say how QEMU gets it."""
-        slot = self._slots.free(device.device_id)
-        role = ""
-        if isinstance(device, Disk):
-            wiring = wire_disk(device, slot, is_block_device=_is_block_device(device.path))
-        elif isinstance(device, NetworkInterface):
-            fd_name = str(device.tap_fd) if self._state is MachineState.STARTING else _tap_name(device)
-            wiring = wire_network(device, slot, fd_name, vhost=self._equipment.vhost_net)
-        elif isinstance(device, Share):
-            role, path = f"share-{device.device_id}", self._path(_share_socket(slot))
-            wiring = wire_share(device, slot, path)
-            with listen_unix(path) as listener:
-                argv = virtiofsd_command(
-                    find_program(self._equipment.programs.virtiofsd), device.directory, listener.fileno()
-                )
-                self._processes.hold(role, argv, capabilities=True, pass_fds=[listener.fileno()])
-        elif self._vsock.startswith(_KERNEL_VSOCK):
-            wiring = wire_kernel_vsock(device, slot, int(self._vsock.removeprefix(_KERNEL_VSOCK)))
-        else:
-            role, path = VSOCK, self._path(_VSOCK_BACKEND)
-            wiring = wire_user_vsock(device, slot, path)
-            argv = vsock_daemon_command(
-                find_program(self._equipment.programs.vsock_daemon), path, self._path(_VSOCK_SOCKET)
-            )
-            self._processes.hold(role, argv)
-        backend = wiring.backend
-        occupant = Occupant(slot, backend.remove if backend else "", backend.key if backend else {}, role)
-        self._slots.occupants[device.device_id] = occupant
-        return wiring
-
-    async def _serve(self, device_id: str) -> None:
-        """Let the process run that serves a device, and wait until it can be connected to."""
-        role = self._slots.occupant(device_id).role
-        if not role:
-            return
-        self._processes.release(role)
-        if role != VSOCK:
-            return  # its socket listens already
-        for _ in range(int(_START_LIMIT_S / _PAUSE_S)):
-            if os.path.exists(self._path(_VSOCK_BACKEND)):
-                return
-            if not self._processes.lives(role):
-                raise Internal(f"the vsock daemon did not start: {self._processes.words(role)}")
-            await asyncio.sleep(_PAUSE_S)
-        raise DeadlineExceeded(f"the vsock daemon did not come up within {_START_LIMIT_S:g} s")
+    async def _plug(self, device: Device, wiring: Wiring, undo: AsyncExitStack) -> None:
+        if isinstance(device, NetworkInterface):
+            name = {"fdname": tap_name(device)}
+            undo.push_async_callback(self._try, "closefd", name)
+            await self._execute("getfd", name, fds=[device.tap_fd])
+        if (backend := wiring.backend) is not None:
+            undo.push_async_callback(self._try, backend.remove, backend.key)
+            await self._execute(backend.add, backend.arguments)
+        failpoint(Failpoint.DEVICE_BACKED)
+        await self._execute("device_add", wiring.device)
 
     # -- unmaking ------------------------------------------------------------------------------------
 
@@ -361,19 +325,10 @@ class QemuMachine:
         finally:
             del self._unplugged[qdev_id]
 
-    async def _remove_backend(self, device_id: str) -> None:
-        occupant = self._slots.occupant(device_id)
-        if occupant.remove:
-            await self._execute(occupant.remove, occupant.key)
-        self._vacate(device_id)
-        self._record()
-
     def _vacate(self, device_id: str) -> None:
         """Free the slot of a device that QEMU does not have any more, or never had; harmless when it has none."""
-        occupant = self._slots.occupants.pop(device_id, None)
-        if occupant is not None and occupant.role:
-            self._processes.dismiss(occupant.role)
-            self._remove_files(_share_socket(occupant.slot))
+        if (occupant := self._slots.occupants.pop(device_id, None)) is not None:
+            self._backends.dismiss(occupant.role, occupant.slot)
 
     async def _try(self, command: str, arguments: Mapping[str, Any]) -> None:
         with contextlib.suppress(SandboxdError):
@@ -387,7 +342,8 @@ class QemuMachine:
         self._logs.forget(self.console_path)
         self._close_monitor()
         logs = [name for name in os.listdir(self._place.directory) if name.endswith(".log")]
-        self._remove_files(*self._sockets(), *logs, RECORD_FILE)
+        self._remove_files(*logs, RECORD_FILE)
+        self._remove_sockets()
 
     async def _reconcile(self) -> None:
         """Compare what is on record with what QEMU has: an earlier daemon may have died between the two."""
@@ -409,6 +365,9 @@ class QemuMachine:
     # -- its end -------------------------------------------------------------------------------------
 
     def _on_end(self, role: str, status: ExitStatus) -> None:
+        is_attached = self._state is MachineState.STARTING or role not in self._slots.unsettled_roles()
+        if not is_attached:
+            return  # who attaches the device learns it from QEMU, and who detaches it has expected it
         if role == QEMU:
             self._qemu_status = status
         if self._first_end is None:
@@ -425,7 +384,7 @@ class QemuMachine:
         self._advance(Trigger.END)
         self._logs.forget(self.console_path)
         self._close_monitor()
-        self._remove_files(*self._sockets())
+        self._remove_sockets()
         reason, message = self._explain()
         exit = GuestExit(
             reason, message, self._first_end[1].exited_at_ns if self._first_end else time.time_ns()
@@ -437,7 +396,7 @@ class QemuMachine:
     def _explain(self) -> tuple[ExitReason, str]:
         if self._stopping:
             return ExitReason.STOPPED, "it was stopped"
-        panic = panic_of(last_words(self.console_path))
+        panic = panic_on(self.console_path)
         if self._shutdown.startswith("guest") and panic:
             return ExitReason.GUEST_PANICKED, f"the guest's kernel panicked: {panic}"
         if self._shutdown.startswith("guest"):
@@ -452,8 +411,10 @@ class QemuMachine:
                 f"QEMU {how}: {self._processes.words(QEMU) or 'it said nothing'}",
             )
         reason = ExitReason.VSOCK_DAEMON_ENDED if role == VSOCK else ExitReason.SHARE_DAEMON_ENDED
-        name = "the vsock daemon" if role == VSOCK else f"the virtiofsd of {role.removeprefix('share-')!r}"
-        return reason, f"{name} {described(status)}: {self._processes.words(role) or 'it said nothing'}"
+        return (
+            reason,
+            f"{name_of(role)} {described(status)}: {self._processes.words(role) or 'it said nothing'}",
+        )
 
     async def _story(self) -> str:
         """Tell why it did not start, as soon as that can be told."""
@@ -509,9 +470,9 @@ class QemuMachine:
     def _path(self, name: str) -> str:
         return f"{self._place.directory}/{name}"
 
-    def _sockets(self) -> list[str]:
-        shares = [_share_socket(slot) for slot in range(self._slots.count)]
-        return [_MONITOR_SOCKET, _VSOCK_SOCKET, _VSOCK_BACKEND, *shares]
+    def _remove_sockets(self) -> None:
+        self._remove_files(_MONITOR_SOCKET)
+        self._backends.remove_sockets(self._slots.count)
 
     def _remove_files(self, *names: str) -> None:
         for name in names:
@@ -525,21 +486,3 @@ class QemuMachine:
 
     def _check(self, trigger: Trigger) -> None:
         advance(TRANSITIONS, self._state, trigger, "the machine")
-
-
-def _share_socket(slot: int) -> str:
-    return f"share{slot}.sock"
-
-
-def _tap_name(interface: NetworkInterface) -> str:
-    return f"tap-{interface.device_id}"
-
-
-def _is_block_device(path: str) -> bool:
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        raise InvalidArgument(f"cannot attach disk {path}: {error.strerror}") from None
-    if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
-        raise InvalidArgument(f"cannot attach disk {path}: neither a file nor a block device")
-    return stat.S_ISBLK(mode)

@@ -1,0 +1,53 @@
+"""What is quoted of logs, which may come from a guest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.process.exits import ExitStatus
+from vmm.hypervisors.last_words import described, last_words, panic_on
+
+
+def test_the_end_of_a_log_is_one_printable_line(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"first\n\n  \x1b[2Jsecond\tline \xff\n\x07\n")
+    assert last_words(str(log)) == "first; ?[2Jsecond line \ufffd; ?"
+
+
+def test_of_a_long_log_the_end_is_quoted(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("x" * 100_000 + "\nthe end\n")
+    words = last_words(str(log))
+    assert words.endswith("; the end")
+    assert len(words) < 3000
+
+
+def test_where_there_is_no_log_there_are_no_words(tmp_path: Path) -> None:
+    assert last_words(str(tmp_path / "log")) == ""
+    assert panic_on(str(tmp_path / "log")) == ""
+
+
+def test_the_last_panic_is_found_before_its_registers(tmp_path: Path) -> None:
+    console = tmp_path / "console"
+    trace = "[    1.0] RIP: 0010:x+0x1/0x2\n" * 100
+    console.write_text(
+        f"[1.0] Kernel panic - not syncing: older\n[    2.0] Kernel panic - not syncing: {'y' * 500}\n{trace}"
+    )
+    assert panic_on(str(console)) == "y" * 160
+    console.write_text("all is well\n")
+    assert panic_on(str(console)) == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (None, "has ended"),
+        (ExitStatus(255, 0, known=False), "has ended"),
+        (ExitStatus(0, 0), "ended with code 0"),
+        (ExitStatus(137, 0), "was killed by signal 9"),
+    ],
+)
+def test_an_exit_in_words(status: ExitStatus | None, words: str) -> None:
+    assert described(status) == words
