@@ -1,0 +1,670 @@
+"""What every driver of a hypervisor must do: real machines, whose guest does what a test asks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from common.cgroup import Hierarchies
+from common.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+from common.failpoints import VARIABLE, Failpoint, arm
+from common.log_files import LIMIT_BYTES
+from common.process.exits import ExitWatcher
+from common.transport import transport_of
+from vmm.hypervisors.hypervisor import ExitReason, GuestExit, Hypervisor, VirtualMachine
+from vmm.hypervisors.machine import BootConfig, Device, Disk, NetworkInterface, Place, Share, Vsock
+
+PORT = 1025
+CHECKOUT = Path(__file__).parents[2]
+# Emulated, on a machine that does something else as well.
+BOOT_LIMIT_S = 120
+LIMIT_S = 30
+SEEN_SOON_S = 10
+MAC = "52:54:00:12:34:56"
+
+STARTING = [point for point in Failpoint if point.value.startswith("machine.") and "stop" not in point.value]
+ATTACHING = [Failpoint.DEVICE_RECORDED, Failpoint.DEVICE_BACKED, Failpoint.DEVICE_ATTACHED]
+
+
+class Driver(Protocol):
+    """A module that makes hypervisors of one kind, for tests here and for daemons of theirs that are killed."""
+
+    def new_hypervisor(self, exits: ExitWatcher) -> Hypervisor: ...
+
+    def boot_config(self) -> BootConfig: ...
+
+
+class Guest:
+    """The guest's side of a machine: asked over the connection that it has made."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def accept(cls, listener: socket.socket) -> Guest:
+        async with asyncio.timeout(BOOT_LIMIT_S):
+            sock, _ = await asyncio.get_running_loop().sock_accept(listener)
+        return cls(*await asyncio.open_connection(sock=sock))
+
+    async def ask(self, do: str, **arguments: Any) -> Any:
+        """Return the guest's answer; RuntimeError with its words if it could not do that."""
+        self.tell(do, **arguments)
+        async with asyncio.timeout(LIMIT_S):
+            answer = json.loads(await self._reader.readline())
+        if "error" in answer:
+            raise RuntimeError(f"{do}: {answer['error']}")
+        return answer["value"]
+
+    def tell(self, do: str, **arguments: Any) -> None:
+        """Ask for something after which there may be nobody to answer."""
+        self._writer.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+
+    async def until(self, do: str, is_so: Callable[[Any], bool], **arguments: Any) -> Any:
+        """Ask until the answer is as it should be: a guest sees what is attached a moment later."""
+        answer: Any = None
+        for _ in range(SEEN_SOON_S * 20):
+            with contextlib.suppress(RuntimeError):
+                answer = await self.ask(do, **arguments)
+                if is_so(answer):
+                    return answer
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{do} {arguments} is still {answer!r}")
+
+    async def close(self) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+
+class Bench:
+    """A daemon's view of a host: a hypervisor, and machines that are gone when the test ends."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.exits = ExitWatcher()
+        self.hypervisor = driver.new_hypervisor(self.exits)
+        self.boot = driver.boot_config()
+        # Short: sockets are in there.
+        self.root = Path(tempfile.mkdtemp(prefix="vm-"))
+        self.machines: list[VirtualMachine] = []
+        self.ends: list[GuestExit] = []
+        self._closing = contextlib.AsyncExitStack()
+
+    def directory(self, name: str, **files: str) -> Path:
+        """Make a directory with these files in it."""
+        path = self.root / name
+        path.mkdir(mode=0o700)
+        for file, text in files.items():
+            (path / file).write_text(text)
+        return path
+
+    def disk(self, name: str) -> Path:
+        path = self.root / name
+        path.write_bytes(b"".ljust(1 << 20, b"."))
+        return path
+
+    def tap(self) -> tuple[str, int]:
+        """Make a tap device, which is gone when nobody has it open; return its name and a descriptor."""
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        self._closing.callback(os.close, fd)
+        # TUNSETIFF with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+        answer = fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", b"vmtest%d", 0x0002 | 0x1000 | 0x4000))
+        name = answer[:16].rstrip(b"\0").decode()
+        _run("ip", "link", "set", name, "up")
+        return name, fd
+
+    def machine(self, name: str = "m", **place: Any) -> VirtualMachine:
+        """Return a new machine with a directory of its own."""
+        if not (self.root / name).exists():
+            self.directory(name)
+        machine = self.hypervisor.machine(Place(str(self.root / name), **place))
+        self.machines.append(machine)
+        return machine
+
+    async def start(self, machine: VirtualMachine, *devices: Device, **boot: Any) -> None:
+        await machine.start(replace(self.boot, **boot), devices, self.ends.append)
+
+    def listen(self, machine: VirtualMachine) -> socket.socket:
+        listener = transport_of(machine.vsock).listen(PORT)
+        self._closing.callback(listener.close)
+        return listener
+
+    async def accept(self, listener: socket.socket) -> Guest:
+        guest = await Guest.accept(listener)
+        self._closing.push_async_callback(guest.close)
+        return guest
+
+    async def booted(self, *devices: Device, **boot: Any) -> tuple[VirtualMachine, Guest]:
+        """Start a machine with vsock and these devices, and wait until its guest answers."""
+        machine = self.machine()
+        listener = self.listen(machine)
+        await self.start(machine, Vsock(), *devices, **boot)
+        return machine, await self.accept(listener)
+
+    def processes(self) -> list[str]:
+        """The command lines that name something of the bench, whoever started them."""
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if str(self.root) in line and int(pid) != os.getpid():
+                    found.append(f"{pid} {line[:120]}")
+        return found
+
+    def left(self, name: str = "m") -> list[str]:
+        """What is in a machine's directory."""
+        return sorted(os.listdir(self.root / name))
+
+    async def close(self) -> None:
+        for machine in self.machines:
+            await machine.stop(0)
+            machine.close()
+        await self._closing.aclose()
+        self.hypervisor.close()
+        # What was a child of a child is reaped by our own watcher, as a daemon's is.
+        for _ in range(100):
+            if not self.processes() and not _children():
+                break
+            await asyncio.sleep(0.05)
+        left = self.processes()
+        self.exits.close()
+        shutil.rmtree(self.root)
+        assert left == []
+
+
+class HypervisorContract:
+    """The suite. A subclass brings the fixture `driver`: a module (`Driver`)."""
+
+    @pytest.fixture
+    async def bench(self, driver: Driver, subreaper: None) -> AsyncIterator[Bench]:
+        bench = Bench(driver)
+        yield bench
+        await bench.close()
+
+    # -- devices ---------------------------------------------------------------------------------------
+
+    async def test_a_machine_has_the_devices_that_it_is_started_with(self, bench: Bench) -> None:
+        share, disk, (tap, tap_fd) = bench.directory("share", hello="hi"), bench.disk("disk"), bench.tap()
+        machine, guest = await bench.booted(
+            Share("files", str(share)),
+            Disk("vol1", str(disk), read_only=True),
+            NetworkInterface("net0", MAC, tap_fd, mtu=1400),
+        )
+        seen = await guest.ask("see")
+        assert seen["disks"] == ["vol1"]
+        assert seen["interfaces"] == {MAC: 1400}
+        assert seen["root_is_read_only"]
+        await guest.ask("mount_share", tag="files", target="/tmp/files")
+        assert await guest.ask("read_file", path="/tmp/files/hello") == "hi"
+        await guest.ask("write_file", path="/tmp/files/answer", text="ho")
+        assert (share / "answer").read_text() == "ho"
+        with pytest.raises(RuntimeError, match=r"PermissionError|OSError"):
+            await guest.ask("write_disk", serial="vol1", text="x")
+        await guest.ask("bring_up", mac=MAC)
+        received = Path(f"/sys/class/net/{tap}/statistics/rx_packets")
+        await _until(lambda: int(received.read_text()) > 0)
+        assert machine.devices() == {"vsock", "files", "vol1", "net0"}
+        assert "guest: running" in Path(machine.console_path).read_text()
+
+    async def test_devices_come_and_go_while_it_runs(self, bench: Bench) -> None:
+        machine, guest = await bench.booted()
+        disk, (tap, tap_fd) = bench.disk("disk"), bench.tap()
+        for round_ in range(2):
+            share = bench.directory(f"share{round_}", hello=f"hi {round_}")
+            await machine.attach(Disk("vol1", str(disk)))
+            await machine.attach(Share("files", str(share)))
+            await machine.attach(NetworkInterface("net0", MAC, tap_fd))
+            await guest.until("see", lambda seen: seen["disks"] == ["vol1"] and MAC in seen["interfaces"])
+            await guest.ask("write_disk", serial="vol1", text=f"written {round_}")
+            assert disk.read_bytes().startswith(f"written {round_}".encode())
+            await guest.until("mount_share", lambda _: True, tag="files", target="/tmp/files")
+            assert await guest.ask("read_file", path="/tmp/files/hello") == f"hi {round_}"
+            await guest.ask("unmount", target="/tmp/files")
+            assert machine.devices() == {"vsock", "vol1", "files", "net0"}
+            for device_id in ("vol1", "files", "net0"):
+                await machine.detach(device_id)
+            await guest.until("see", lambda seen: not seen["disks"] and not seen["interfaces"])
+            assert machine.devices() == {"vsock"}
+            await _until(lambda: not [role for role in machine.pids() if "files" in role])
+        assert Path(f"/sys/class/net/{tap}").exists(), "the tap is its owner's"
+        assert bench.ends == []
+
+    async def test_vsock_may_come_later(self, bench: Bench) -> None:
+        machine = bench.machine()
+        await bench.start(machine)
+        listener = bench.listen(machine)
+        # Into a kernel that runs, as into one that was restored from a template.
+        await _until(lambda: "guest: running" in Path(machine.console_path).read_text(), BOOT_LIMIT_S)
+        await machine.attach(Vsock())
+        guest = await bench.accept(listener)
+        assert (await guest.ask("see"))["disks"] == []
+
+    async def test_a_mount_below_a_share_appears_in_the_guest(self, bench: Bench) -> None:
+        share = bench.directory("share")
+        (share / "volume").mkdir()
+        _run("mount", "--bind", str(share), str(share))
+        try:
+            _run("mount", "--make-shared", str(share))
+            _, guest = await bench.booted(Share("files", str(share)))
+            await guest.ask("mount_share", tag="files", target="/tmp/files")
+            assert await guest.ask("list_directory", path="/tmp/files/volume") == []
+            _run("mount", "-t", "tmpfs", "tmpfs", str(share / "volume"))
+            (share / "volume/late").write_text("seen")
+            await guest.until("list_directory", lambda names: names == ["late"], path="/tmp/files/volume")
+            own, other = [
+                await guest.ask("device_of", path=path) for path in ("/tmp/files", "/tmp/files/volume")
+            ]
+            assert own != other, "two file systems, or two files could have one inode number"
+        finally:
+            # Lazily: virtiofsd holds what the guest has looked at, in a mount that hangs on this one.
+            for point in (share / "volume", share):
+                subprocess.run(["umount", "--lazy", str(point)], stderr=subprocess.DEVNULL, check=False)
+
+    async def test_what_cannot_be_attached_changes_nothing(self, bench: Bench) -> None:
+        machine = bench.machine()
+        await bench.start(machine, slots=1)
+        disk = Disk("vol1", str(bench.disk("disk")))
+        with pytest.raises(InvalidArgument, match="nonesuch"):
+            await machine.attach(Disk("vol1", f"{bench.root}/nonesuch"))
+        with pytest.raises(Internal, match="virtiofsd of 'files' has ended"):
+            await machine.attach(Share("files", f"{bench.root}/nonesuch"))
+        assert bench.ends == [], "it goes on"
+        await machine.attach(disk)
+        with pytest.raises(AlreadyExists, match="vol1"):
+            await machine.attach(disk)
+        with pytest.raises(ResourceExhausted, match="slot"):
+            await machine.attach(Disk("vol2", disk.path))
+        with pytest.raises(NotFound, match="vol3"):
+            await machine.detach("vol3")
+        assert machine.devices() == {"vol1"}
+        await machine.stop(0)
+        for refused in (machine.attach(Disk("vol2", disk.path)), machine.detach("vol1"), machine.pause()):
+            with pytest.raises(FailedPrecondition):
+                await refused
+
+    # -- a life ----------------------------------------------------------------------------------------
+
+    async def test_pause_stops_the_guest_and_resume_lets_it_go_on(self, bench: Bench) -> None:
+        if not bench.hypervisor.capabilities.pausable:
+            pytest.skip("it says that it cannot")
+        machine, guest = await bench.booted()
+        console = Path(machine.console_path)
+        await guest.ask("tick")
+        await _until(lambda: "tick" in console.read_text())
+        # Not while it is paused: what is sent to a guest then may be lost together with its connection.
+        await machine.pause()
+        await machine.pause()
+        before = console.stat().st_size
+        await asyncio.sleep(0.5)
+        assert console.stat().st_size == before
+        await machine.resume()
+        await machine.resume()
+        await _until(lambda: console.stat().st_size > before)
+        assert (await guest.ask("see"))["root_is_read_only"]
+        assert bench.ends == []
+
+    @pytest.mark.parametrize(
+        ("how", "reason"),
+        [
+            ("off", ExitReason.GUEST_ENDED),
+            ("reset", ExitReason.GUEST_ENDED),
+            ("panic", ExitReason.GUEST_PANICKED),
+        ],
+    )
+    async def test_a_guest_that_ends_ends_its_machine(
+        self, bench: Bench, how: str, reason: ExitReason
+    ) -> None:
+        machine, guest = await bench.booted(Share("files", str(bench.directory("share"))))
+        guest.tell("end", how=how)
+        async with asyncio.timeout(LIMIT_S):
+            end = await machine.wait()
+        assert end.reason is reason
+        assert bench.ends == [end]
+        assert machine.exit == end
+        assert machine.pids() == {}
+        if how == "panic":
+            assert "sysrq" in end.message
+        assert all(name.endswith((".log", ".json")) for name in bench.left() if name != f"vsock_{PORT}")
+
+    async def test_whichever_process_dies_the_machine_ends_and_says_so(self, bench: Bench) -> None:
+        share = str(bench.directory("share"))
+        first = bench.machine("roles")
+        await bench.start(first, Vsock(), Share("files", share))
+        roles = set(first.pids())
+        await first.stop(0)
+        for role in sorted(roles):
+            bench.ends.clear()
+            machine = bench.machine(role)
+            await bench.start(machine, Vsock(), Share("files", share))
+            os.kill(machine.pids()[role], signal.SIGKILL)
+            async with asyncio.timeout(LIMIT_S):
+                end = await machine.wait()
+            expected = {"vsock": ExitReason.VSOCK_DAEMON_ENDED, "share-files": ExitReason.SHARE_DAEMON_ENDED}
+            assert end.reason is expected.get(role, ExitReason.HYPERVISOR_ENDED)
+            assert "signal 9" in end.message
+            assert bench.ends == [end]
+            assert machine.pids() == {}
+
+    async def test_stop_waits_for_a_guest_that_ends_by_itself(self, bench: Bench) -> None:
+        machine, guest = await bench.booted()
+        guest.tell("end", how="off", after_s=0.3)
+        await machine.stop(LIMIT_S)
+        assert machine.exit is not None
+        assert machine.exit.reason is ExitReason.STOPPED
+        assert "Power down" in Path(machine.console_path).read_text(), "it was not killed"
+
+    async def test_stop_ends_a_frozen_machine_within_its_limit(self, bench: Bench) -> None:
+        machine = bench.machine()
+        await bench.start(machine, Vsock())
+        for pid in machine.pids().values():
+            os.kill(pid, signal.SIGSTOP)
+        started = asyncio.get_running_loop().time()
+        await machine.stop(0.5)
+        assert asyncio.get_running_loop().time() - started < LIMIT_S
+        assert machine.pids() == {}
+
+    async def test_stop_may_be_repeated_and_come_early(self, bench: Bench) -> None:
+        machine = bench.machine()
+        await machine.stop(0)
+        assert bench.left() == []
+        other = bench.machine("other")
+        await bench.start(other, Vsock())
+        for _ in range(3):
+            await other.stop(0)
+        assert [end.reason for end in bench.ends] == [ExitReason.STOPPED]
+        with pytest.raises(FailedPrecondition):
+            await bench.start(other)
+
+    async def test_machines_are_told_apart(self, bench: Bench) -> None:
+        first, second = bench.machine("first"), bench.machine("second")
+        assert first.vsock != second.vsock
+        await bench.start(first, Vsock())
+        await bench.start(second, Vsock())
+        await first.stop(0)
+        assert second.exit is None
+        assert bench.hypervisor.capabilities.attachable
+
+    async def test_the_console_cannot_fill_the_host(self, bench: Bench) -> None:
+        machine, guest = await bench.booted()
+        for part in range(4):
+            await guest.ask("write_console", text=f"{part}" * 1023 + "\n", times=LIMIT_BYTES // 2048)
+        await guest.ask("write_console", text="the last words\n", times=1)
+        console = Path(machine.console_path)
+        await _until(lambda: console.stat().st_size <= LIMIT_BYTES)
+        await _until(lambda: "the last words" in console.read_text())
+
+    # -- failures --------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("part", ["kernel", "root_image"])
+    async def test_a_missing_file_is_named_with_what_to_do(self, bench: Bench, part: str) -> None:
+        machine = bench.machine()
+        with pytest.raises(FailedPrecondition, match=r"/nonesuch is missing: .*make guest"):
+            await bench.start(machine, **{part: "/nonesuch"})
+        assert bench.left() == []
+
+    async def test_a_program_that_fails_is_quoted_and_nothing_is_left(self, bench: Bench) -> None:
+        kernel = bench.root / "kernel"
+        kernel.write_bytes(b"not a kernel" * 1000)
+        machine = bench.machine()
+        with pytest.raises(Internal, match=r"ended with code 1: .*kernel"):
+            await bench.start(
+                machine, Vsock(), Share("files", str(bench.directory("share"))), kernel=str(kernel)
+            )
+        assert bench.left() == []
+        assert machine.pids() == {}
+        assert bench.ends == []
+
+    async def test_a_share_that_cannot_be_served_fails_the_start(self, bench: Bench) -> None:
+        machine = bench.machine()
+        with pytest.raises(Internal, match="virtiofsd of 'files'"):
+            await bench.start(machine, Vsock(), Share("files", f"{bench.root}/nonesuch"))
+        assert bench.left() == []
+
+    @pytest.mark.parametrize("point", STARTING, ids=str)
+    async def test_a_start_that_fails_at_any_step_leaves_nothing(
+        self, bench: Bench, point: Failpoint
+    ) -> None:
+        machine = bench.machine()
+        with _armed(f"{point}=raise"), pytest.raises(Internal, match="failpoint"):
+            await bench.start(machine, Vsock(), Share("files", str(bench.directory("share"))))
+        assert bench.left() == []
+        await _until(lambda: bench.processes() == [])
+        assert bench.ends == []
+
+    async def test_an_attachment_that_fails_at_any_step_leaves_nothing(self, bench: Bench) -> None:
+        share = Share("files", str(bench.directory("share")))
+        machine = bench.machine()
+        await bench.start(machine)
+        pids, files = machine.pids(), bench.left()
+        for point in ATTACHING[:-1]:
+            with _armed(f"{point}=raise"), pytest.raises(Internal, match="failpoint"):
+                await machine.attach(share)
+            assert machine.devices() == set()
+            await _until(lambda: machine.pids() == pids)
+            assert [name for name in bench.left() if name not in files and not name.endswith(".log")] == []
+        await machine.attach(share)
+        assert bench.ends == []
+
+    # -- restarts --------------------------------------------------------------------------------------
+
+    async def test_a_new_daemon_takes_a_machine_up(self, bench: Bench) -> None:
+        share = bench.directory("share", hello="hi")
+        await self.die(bench, f"{Failpoint.MACHINE_STARTED}=kill", Vsock(), Share("files", str(share)))
+        machine = bench.machine()
+        assert await machine.recover(bench.ends.append)
+        listener = bench.listen(machine)
+        guest = await bench.accept(listener)
+        assert machine.devices() == {"vsock", "files"}
+        await machine.attach(Disk("vol1", str(bench.disk("disk"))))
+        await guest.until("see", lambda seen: seen["disks"] == ["vol1"])
+        await guest.ask("mount_share", tag="files", target="/tmp/files")
+        await guest.ask("unmount", target="/tmp/files")
+        await machine.detach("files")
+        os.kill(machine.pids()["vsock" if "vsock" in machine.pids() else "qemu"], signal.SIGKILL)
+        async with asyncio.timeout(LIMIT_S):
+            end = await machine.wait()
+        assert end.reason in (ExitReason.VSOCK_DAEMON_ENDED, ExitReason.HYPERVISOR_ENDED)
+        assert bench.ends == [end]
+
+    @pytest.mark.parametrize("point", STARTING, ids=str)
+    async def test_a_daemon_may_die_at_any_step_of_a_start(self, bench: Bench, point: Failpoint) -> None:
+        await self.die(bench, f"{point}=kill", Vsock(), Share("files", str(bench.directory("share"))))
+        machine = bench.machine()
+        taken_up = await machine.recover(bench.ends.append)
+        assert taken_up == (point is Failpoint.MACHINE_STARTED)
+        if not taken_up:
+            await _until(lambda: bench.processes() == [])
+            assert bench.left() == []
+            assert machine.exit is not None
+
+    @pytest.mark.parametrize("point", ATTACHING, ids=str)
+    async def test_a_daemon_may_die_at_any_step_of_an_attachment(
+        self, bench: Bench, point: Failpoint
+    ) -> None:
+        share = Share("files", str(bench.directory("share")))
+        await self.die(bench, f"{point}=kill", attached=[share])
+        machine = bench.machine()
+        assert await machine.recover(bench.ends.append)
+        assert machine.devices() == ({"files"} if point is Failpoint.DEVICE_ATTACHED else set())
+        if point is not Failpoint.DEVICE_ATTACHED:
+            await machine.attach(share)
+        assert set(machine.pids()) >= {"share-files"}
+        assert bench.ends == []
+
+    async def test_a_machine_that_ended_meanwhile_is_not_taken_up(self, bench: Bench) -> None:
+        await self.die(bench, f"{Failpoint.MACHINE_STARTED}=kill", Vsock())
+        for line in bench.processes():
+            if "console" in line or "qemu" in line.split()[1]:
+                os.kill(int(line.split()[0]), signal.SIGKILL)
+        await asyncio.sleep(0.2)
+        machine = bench.machine()
+        assert not await machine.recover(bench.ends.append)
+        assert machine.exit is not None
+        assert machine.exit.reason is ExitReason.HYPERVISOR_ENDED
+        assert machine.pids() == {}
+        assert bench.ends == []
+
+    async def test_a_paused_machine_is_taken_up_paused(self, bench: Bench) -> None:
+        machine = bench.machine()
+        await bench.start(machine)
+        await machine.pause()
+        machine.close()
+        again = bench.machine()
+        assert await again.recover(bench.ends.append)
+        with pytest.raises(FailedPrecondition, match="paused"):
+            await again.attach(Disk("vol1", str(bench.disk("disk"))))
+        await again.resume()
+
+    async def test_a_frozen_machine_does_not_delay_a_new_daemon(self, bench: Bench) -> None:
+        machine = bench.machine()
+        await bench.start(machine)
+        hypervisor = next(pid for role, pid in machine.pids().items() if role not in ("vsock", "share-files"))
+        machine.close()
+        os.kill(hypervisor, signal.SIGSTOP)
+        again = bench.machine()
+        async with asyncio.timeout(LIMIT_S):
+            assert await again.recover(bench.ends.append)
+        os.kill(hypervisor, signal.SIGCONT)
+        await again.pause()
+        await again.resume()
+
+    async def die(
+        self, bench: Bench, failpoints: str, *devices: Device, attached: Sequence[Device] = ()
+    ) -> None:
+        """Let another daemon start a machine and attach devices, and die of it."""
+        bench.directory("m")
+        request = {
+            "driver": bench.driver.__name__,  # type: ignore[attr-defined]
+            "directory": str(bench.root / "m"),
+            "devices": [_plain(device) for device in devices],
+            "attached": [_plain(device) for device in attached],
+        }
+        daemon = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.contract.mortal_hypervisor_daemon", json.dumps(request),
+            cwd=CHECKOUT, env={**os.environ, VARIABLE: failpoints},
+        )  # fmt: skip
+        assert await asyncio.wait_for(daemon.wait(), BOOT_LIMIT_S) == -signal.SIGKILL
+
+    # -- confinement -----------------------------------------------------------------------------------
+
+    async def test_its_processes_are_confined(self, bench: Bench) -> None:
+        with _namespace() as netns, _cgroups("vmtest") as cgroups:
+            machine = bench.machine(netns_path=netns, cgroups=cgroups)
+            await bench.start(machine, Vsock(), Share("files", str(bench.directory("share"))))
+            for role, pid in machine.pids().items():
+                proc = Path(f"/proc/{pid}")
+                assert os.readlink(proc / "cwd") == "/"
+                environment = (proc / "environ").read_bytes()
+                assert {line.split(b"=")[0] for line in environment.split(b"\0") if line} <= {
+                    b"PATH", b"LANG", b"PWD", b"_",
+                }  # fmt: skip
+                members = [Path(f"{cgroup}/cgroup.procs").read_text().split() for cgroup in cgroups]
+                assert all(str(pid) in pids for pids in members), role
+                opened = [os.readlink(link) for link in (proc / "fd").iterdir()]
+                assert not [path for path in opened if "pytest" in path], opened
+                status = (proc / "status").read_text()
+                if role not in ("share-files", "vsock"):
+                    assert os.readlink(proc / "ns/net") == os.readlink(netns)
+                    assert "Seccomp:\t2" in status
+                if role != "share-files":
+                    assert "CapEff:\t0000000000000000" in status
+                    assert "CapBnd:\t0000000000000000" in status
+                    assert "NoNewPrivs:\t1" in status
+            await machine.stop(0)
+
+    async def test_nothing_on_the_command_line_tells_one_guest_from_another(self, bench: Bench) -> None:
+        arguments = []
+        for name in ("first", "second"):
+            machine = bench.machine(name)
+            listener = bench.listen(machine)
+            await bench.start(machine, Vsock())
+            guest = await bench.accept(listener)
+            arguments.append((await guest.ask("see"))["arguments"])
+            await machine.stop(0)
+        assert arguments[0] == arguments[1]
+
+
+def _children() -> list[str]:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True)
+
+
+def _plain(device: Device) -> dict[str, Any]:
+    fields = {name: getattr(device, name) for name in device.__dataclass_fields__}
+    return {"kind": type(device).__name__, **fields}
+
+
+@contextlib.contextmanager
+def _armed(failpoints: str) -> Iterator[None]:
+    arm({VARIABLE: failpoints})
+    try:
+        yield
+    finally:
+        arm({})
+
+
+@contextlib.contextmanager
+def _namespace() -> Iterator[str]:
+    with subprocess.Popen(["unshare", "--net", "sleep", "600"]) as holder:
+        try:
+            own = os.readlink("/proc/self/ns/net")
+            while os.readlink(path := f"/proc/{holder.pid}/ns/net") == own:
+                pass
+            yield path
+        finally:
+            holder.kill()
+
+
+@contextlib.contextmanager
+def _cgroups(name: str) -> Iterator[tuple[str, ...]]:
+    hierarchies = Hierarchies.read()
+    names = [""] if hierarchies.unified else ["memory", "pids"]
+    found = [hierarchies.directory(controller, f"/{name}-{os.getpid()}") for controller in names]
+    directories = [directory for directory in found if directory]
+    for directory in directories:
+        os.mkdir(directory)
+    try:
+        yield tuple(directories)
+    finally:
+        for directory in directories:
+            for _ in range(100):
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+                    break
+                time.sleep(0.02)  # until its last process is reaped
+
+
+async def _until(is_so: Callable[[], bool], limit_s: float = SEEN_SOON_S) -> None:
+    for _ in range(int(limit_s * 50)):
+        if is_so():
+            return
+        await asyncio.sleep(0.02)
+    assert is_so()
