@@ -8,7 +8,7 @@ PYTEST := $(PYTHON) -m pytest
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-integration test-engine chaos lint type guest guest-kernel guest-debug proto configs bench critest clean
+.PHONY: help setup demo demo-qemu test test-unit test-integration test-engine chaos lint type guest guest-kernel guest-debug proto configs bench critest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ setup: .venv/.ready-test ## install everything that the other targets need (root
 
 demo: .venv/.ready-demo ## run a pod with two containers under a private containerd, show it, clean up (root)
 	$(PYTHON) scripts/demo
+
+demo-qemu: .venv/.ready-demo .venv/.ready-guest ## the same pod in a virtual machine, emulated if need be (root)
+	$(PYTHON) scripts/demo sandboxd-qemu
 
 test: .venv/.ready-test ## run every test: linters, unit, integration, engine with critest, chaos, node (root)
 	$(PYTEST)

@@ -2,6 +2,7 @@
 
 sandboxctl list                  the pods of a type, from its records
 sandboxctl inspect SANDBOX_ID    all that the daemon knows of a pod, as JSON
+sandboxctl console SANDBOX_ID    what the guest of a VM pod has written to its console
 sandboxctl gc [--dry-run]        show and remove what belongs to nobody any more
 sandboxctl doctor                what this node has and lacks for the type
 """
@@ -18,7 +19,8 @@ import sys
 import grpc
 
 from common.descriptors.store import NoStore
-from common.errors import FailedPrecondition, SandboxdError
+from common.errors import FailedPrecondition, NotFound, SandboxdError
+from common.identifiers import check_identifier
 from common.journal import ConnectionJournal
 from common.log import Format, Level
 from common.log import configure as configure_log
@@ -33,7 +35,8 @@ from sandboxers.isolation import DaemonConfig, Daemonised, Isolation, load_isola
 from sandboxers.leftovers import Action, Leftover, Survey, remove_unserved
 from sandboxers.lock import owning
 from sandboxers.outlasting import Outlasting
-from sandboxers.registry import RECORD_FILE, SandboxRecord
+from sandboxers.registry import RECORD_FILE, SandboxRecord, pod_directory_name
+from sandboxers.sandbox import CONSOLE_FILE
 
 _CALL_TIMEOUT_S = 10.0
 _REMOVAL_TIMEOUT_S = 60.0
@@ -59,6 +62,10 @@ def main() -> int:
     commands.add_parser("list", help="list the pods")
     inspect = commands.add_parser("inspect", help="show a pod")
     inspect.add_argument("sandbox_id", metavar="SANDBOX_ID")
+    console = commands.add_parser(
+        "console", help="show what the guest of a VM pod has written to its console"
+    )
+    console.add_argument("sandbox_id", metavar="SANDBOX_ID")
     gc = commands.add_parser(
         "gc",
         help="remove what belongs to nobody any more",
@@ -77,6 +84,8 @@ def main() -> int:
         isolation, config = load_isolation(arguments.config)
         if arguments.command == "list":
             _list(config.state_dir)
+        elif arguments.command == "console":
+            _show_console(config.state_dir, arguments.sandbox_id)
         elif arguments.command == "gc":
             return asyncio.run(_collect_garbage(isolation, config, dry_run=arguments.dry_run))
         elif arguments.command == "doctor":
@@ -110,6 +119,19 @@ def _inspect(socket_path: str, sandbox_id: str) -> None:
         request = api.ControllerStatusRequest(sandbox_id=sandbox_id, verbose=True)
         status = api_grpc.ControllerStub(channel).Status(request, timeout=_CALL_TIMEOUT_S)
     print(json.dumps(json.loads(status.info["info"]), indent=2))
+
+
+def _show_console(state_dir: str, sandbox_id: str) -> None:
+    # From the file, not from the daemon: it is wanted most where that is in trouble.
+    path = (
+        f"{state_dir}/{pod_directory_name(state_dir, check_identifier('sandbox', sandbox_id))}/{CONSOLE_FILE}"
+    )
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                print("".join(c if c.isprintable() or c == "\t" else "?" for c in line.rstrip("\r\n")))
+    except FileNotFoundError:
+        raise NotFound(f"there is no console of a pod {sandbox_id}: {path} does not exist") from None
 
 
 async def _examine(isolation: Isolation, config: DaemonConfig) -> int:

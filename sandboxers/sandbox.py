@@ -14,6 +14,9 @@ from google.protobuf.message import Message
 
 from sandboxers.pod_config import PodConfig
 
+CONSOLE_FILE = "machine/console.log"
+"""Where in its directory a pod has the console of its guest, if it has one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from common.errors import SandboxdError
 from sandboxers.doctor import Finding, Severity
+from sandboxers.vm.sandbox import image_boot
+from vmm.hypervisors.hypervisor import Hypervisor
 from vmm.hypervisors.machine import BootConfig
-from vmm.hypervisors.qemu.driver import Qemu
 from vmm.image.manifest import load
 
 
-async def examine_machines(image_path: str, hypervisor: Qemu) -> list[Finding]:
+async def examine_machines(image_path: str, hypervisor: Hypervisor) -> list[Finding]:
     """Look for what the hypervisor needs on this host, and for the guest image, whose files are read and compared."""
     boot = BootConfig(kernel="", root_image="")
     try:
         image = load(image_path)
         image.verify()
-        boot = BootConfig(str(image.kernel), str(image.root), initrd=str(image.ramdisk or ""))
+        boot = image_boot(image)
         await hypervisor.prepare(boot.kernel)
         findings = [Finding(Severity.OK, "guest image", image_path)]
     except SandboxdError as error:

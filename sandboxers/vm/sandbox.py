@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple
 
@@ -185,9 +187,13 @@ class VmSandbox:
             ]
             undo.callback(self._guest.close)
             undo.push_async_callback(self._machine.stop, 0)
-            await self._machine.start(
-                self._boot(image, size.vcpus, size.memory_mib), devices, self._on_machine_exit
+            boot = dataclasses.replace(
+                image_boot(image, self._settings.guest.kernel_arguments.split()),
+                vcpus=size.vcpus,
+                memory_mib=size.memory_mib,
+                slots=self._settings.size.slots,
             )
+            await self._machine.start(boot, devices, self._on_machine_exit)
             failpoint(Failpoint.SANDBOX_MACHINE_STARTED)
             await self._announced()
             failpoint(Failpoint.SANDBOX_GUEST_ANNOUNCED)
@@ -300,18 +306,6 @@ class VmSandbox:
             # The hypervisor has its own copy as soon as it runs.
             undo.callback(os.close, each.tap_fd)
         return interfaces
-
-    def _boot(self, image: GuestImage, vcpus: int, memory_mib: int) -> BootConfig:
-        arguments = self._settings.guest.kernel_arguments.split()
-        return BootConfig(
-            kernel=str(image.kernel),
-            root_image=str(image.root),
-            kernel_arguments=image.command_line(arguments),
-            initrd=str(image.ramdisk or ""),
-            vcpus=vcpus,
-            memory_mib=memory_mib,
-            slots=self._settings.size.slots,
-        )
 
     async def _announced(self) -> None:
         assert self._reception is not None
@@ -441,6 +435,16 @@ class VmSandbox:
             fds = self._settings.store.take(name)
             kept.append(socket.socket(fileno=fds[0]) if fds else None)
         return kept[0], kept[1]
+
+
+def image_boot(image: GuestImage, arguments: Sequence[str] = ()) -> BootConfig:
+    """Return what boots an image, with additions to the kernel's command line."""
+    return BootConfig(
+        kernel=str(image.kernel),
+        root_image=str(image.root),
+        kernel_arguments=image.command_line(arguments),
+        initrd=str(image.ramdisk or ""),
+    )
 
 
 def _remove_files(directory: str) -> None:

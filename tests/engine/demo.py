@@ -1,5 +1,9 @@
-"""`make demo`: one pod with two containers under a private containerd, without a shim or a pause process."""
+"""`make demo`: one pod with two containers under a private containerd, without a shim or a pause process.
 
+`make demo-qemu`: the same in a virtual machine.
+"""
+
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -7,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.engine.cri import container_config, pod_config
-from tests.engine.engine import OURS, Engine
+from tests.engine.engine import OURS, OURS_IN_QEMU, Engine
 from tests.engine.namespaces import wait_until
 from tests.engine.parts import prepare
+from tests.engine.qemu import write_config
+from tests.guest_image import guest_image
 
 PAGE = "echo 'hello from the other container' > /www/index.html"
 SERVE = f"mkdir -p /www && {PAGE} && exec httpd -f -v -p 8080 -h /www"
@@ -40,15 +46,19 @@ class Narrator:
         print()
 
 
-def main() -> int:
+def main(handler: str = OURS) -> int:
     narrator = Narrator()
     print("A pod of sandboxd under a real containerd\n")
     with narrator.step("get containerd, build the image"):
         prepare("demo", ["fetch-engine"], ["build-images"])
+    if handler == OURS_IN_QEMU:
+        with narrator.step("get virtiofsd and a vsock daemon, build the guest image"):
+            prepare("guest", ["fetch-vm-helpers"])
+            guest_image()
     with narrator.step("private namespaces"):
-        engine = Engine(runtimes="system", default_handler=OURS)
+        engine = Engine(runtimes="system", default_handler=handler)
     try:
-        show_pod(engine, narrator)
+        show_pod(engine, narrator, handler)
     except BaseException:
         print(engine.evidence(), file=sys.stderr)
         raise
@@ -58,11 +68,14 @@ def main() -> int:
     return 0
 
 
-def show_pod(engine: Engine, narrator: Narrator) -> None:
+def show_pod(engine: Engine, narrator: Narrator, handler: str) -> None:
     with narrator.step("containerd"):
         engine.start()
     with narrator.step("sandboxer (one process for all pods)"):
-        engine.start_sandboxer()
+        if handler == OURS_IN_QEMU:
+            engine.start_sandboxer(write_config(engine.directory))
+        else:
+            engine.start_sandboxer()
 
     logs = engine.directory / "pod-logs"
     pod = pod_config(
@@ -71,8 +84,8 @@ def show_pod(engine: Engine, narrator: Narrator) -> None:
     web = container_config(["sh", "-c", SERVE], name="web", log_path="web.log")
     client = container_config(["sleep", "3600"], name="client", log_path="client.log")
     cri = engine.cri
-    with narrator.step("RunPodSandbox: network, hostname, shared namespaces"):
-        pod_id = cri.run_pod(pod, OURS)
+    with narrator.step("RunPodSandbox: network, hostname, all that the pod shares"):
+        pod_id = cri.run_pod(pod, handler)
     containers = []
     for config in (web, client):
         with narrator.step(f"create and start the container {config.metadata.name}"):
@@ -87,6 +100,12 @@ def show_pod(engine: Engine, narrator: Narrator) -> None:
     narrator.show(f"client asks web on the pod's localhost ({ASK}):", answer.stdout.decode())
     wait_until(lambda: "response" in (logs / "web.log").read_text(), timeout_s=10, what="web's log")
     narrator.show("the log of web:", "\n".join((logs / "web.log").read_text().splitlines()[-3:]))
+
+    if handler == OURS_IN_QEMU:
+        guest = cri.exec(containers[1], ["uname", "-srv"]).stdout.decode()
+        narrator.show(
+            "the kernels, of this machine and of the pod:", f"{' '.join(os.uname()[0:4:2])}\n{guest}"
+        )
 
     usages = []
     for container in containers:
@@ -135,4 +154,4 @@ def process_tree(proc: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

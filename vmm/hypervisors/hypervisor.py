@@ -53,6 +53,23 @@ class Capabilities:
     pausable: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Prerequisite:
+    """One thing. `found` says what is there, "" if nothing is; `remedy` how to get it. It is `optional` where there
+    is another way.
+    """
+
+    name: str
+    found: str
+    remedy: str
+    optional: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        """Whether machines can be started as far as this is concerned."""
+        return bool(self.found) or self.optional
+
+
 class VirtualMachine(Protocol):
     """One machine, from its start to its end; not started again after that.
 
@@ -159,6 +176,10 @@ class Hypervisor(Protocol):
 
         Never fails because something is missing: `start` then says what.
         """
+        ...
+
+    async def prerequisites(self, boot: BootConfig) -> list[Prerequisite]:
+        """Return what this host needs for such machines and what of it is there, for people; call `prepare` before."""
         ...
 
     def machine(self, place: Place) -> VirtualMachine:

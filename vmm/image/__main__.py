@@ -47,10 +47,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     builder = commands.add_parser("build", help="build an image and print its manifest's path")
-    builder.add_argument("--kernel", choices=build.KERNELS, default="cloud", help="which kernel (default: cloud)")
+    builder.add_argument(
+        "--kernel", choices=build.KERNELS, default="cloud", help="which kernel (default: cloud)"
+    )
     builder.add_argument("--agent", type=Path, help="run this Python file in place of the agent")
     builder.add_argument("--debug", action="store_true", help="with a shell on the console")
-    builder.add_argument("--refresh", action="store_true", help="fetch packages again, in their newest versions")
+    builder.add_argument(
+        "--refresh", action="store_true", help="fetch packages again, in their newest versions"
+    )
     verifier = commands.add_parser("verify", help="compare an image's files with its manifest")
     verifier.add_argument("manifest", type=Path)
     pruner = commands.add_parser("prune", help="remove what no newest image needs, and print it")

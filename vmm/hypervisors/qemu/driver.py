@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from common.log_files import LogFiles
 from common.process.exits import ExitWatcher
-from vmm.hypervisors.hypervisor import Accelerator, Capabilities
+from vmm.hypervisors.hypervisor import Accelerator, Capabilities, Prerequisite
 from vmm.hypervisors.machine import BootConfig, Disk, NetworkInterface, Place, Share, Vsock
 from vmm.hypervisors.processes import DriverParts
 from vmm.hypervisors.qemu.backends import Equipment
@@ -16,7 +16,6 @@ from vmm.hypervisors.qemu.prerequisites import (
     KVM,
     VHOST_NET,
     VHOST_VSOCK,
-    Prerequisite,
     Programs,
     check_all,
     find_program,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from common.errors import FailedPrecondition, SandboxdError
 from common.process.exits import ExitWatcher
 from common.process.spawn import CAPTURE, CLEAN_ENVIRONMENT, run
+from vmm.hypervisors.hypervisor import Prerequisite
 from vmm.hypervisors.machine import BootConfig, Device, Share, Vsock
 
 OLDEST_QEMU = (7, 2)
@@ -31,23 +32,6 @@ GET_IMAGE = "build the guest image: make guest"
 _SEARCH_PATH = CLEAN_ENVIRONMENT["PATH"] + ":/usr/libexec"
 _VERSION_LIMIT_S = 10.0
 _VERSION = re.compile(r"\d+(\.\d+)+")
-
-
-@dataclass(frozen=True, slots=True)
-class Prerequisite:
-    """One thing. `found` says what is there, "" if nothing is; `remedy` how to get it. It is `optional` where there
-    is another way.
-    """
-
-    name: str
-    found: str
-    remedy: str
-    optional: bool = False
-
-    @property
-    def is_met(self) -> bool:
-        """Whether machines can be started as far as this is concerned."""
-        return bool(self.found) or self.optional
 
 
 @dataclass(frozen=True, slots=True)

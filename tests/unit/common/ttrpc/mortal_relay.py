@@ -71,7 +71,7 @@ async def connect_to(path: str) -> socket.socket:
 async def serve(directory: str) -> None:
     """Take over what an earlier one has left, and serve until killed."""
     handed = json.loads(os.environ["STORE_HANDED"])
-    store = StoreOfTest(socket.socket(fileno=int(os.environ["STORE_FD"])), handed)
+    store = StoreOfTest(socket.socket(fileno=int(os.environ["STORE_FD"])), handed, f"{directory}/serials")
     journal = ConnectionJournal(f"{directory}/journal", store)
     server = RelayServer(
         {NAME: Service(METHODS, Relay())},
