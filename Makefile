@@ -8,7 +8,7 @@ PYTEST := $(PYTHON) -m pytest
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-qemu test test-unit test-integration test-engine chaos lint type guest guest-kernel guest-debug proto configs bench critest clean
+.PHONY: help setup demo demo-qemu test test-unit test-integration test-engine chaos lint type guest guest-kernel guest-debug proto configs bench bench-qemu critest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ configs: .venv/.ready-venv ## rewrite configs/*.yaml from the dataclasses that t
 
 bench: .venv/.ready-test ## measure against stock shims in one run: results/*.json and a table (root)
 	$(PYTHON) tests/bench/run.py
+
+bench-qemu: .venv/.ready-test .venv/.ready-guest ## measure pods in virtual machines against their parts: results/*.json and a table (root)
+	$(PYTHON) tests/bench/qemu.py
 
 clean: ## remove what was built, fetched, measured and cached here
 	rm -rf .venv .cache build dist results *.egg-info .*_cache .hypothesis
