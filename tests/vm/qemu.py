@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
-from functools import cache
 from pathlib import Path
 
 from common.process.exits import ExitWatcher
+from tests.guest_image import guest_image
 from vmm.hypervisors.hypervisor import Accelerator
 from vmm.hypervisors.machine import BootConfig
 from vmm.hypervisors.qemu.driver import Qemu, QemuSettings
 from vmm.hypervisors.qemu.prerequisites import Programs
-from vmm.image import manifest
+from vmm.image.manifest import GuestImage, load
 
 CHECKOUT = Path(__file__).parents[2]
 HELPERS = CHECKOUT / ".cache/vm"
-IMAGES = CHECKOUT / ".cache/guest-tests"
-# Shared with the real image.
-DOWNLOADS = CHECKOUT / ".cache/guest/downloads"
 PROGRAMS = Programs(virtiofsd=str(HELPERS / "virtiofsd"), vsock_daemon=str(HELPERS / "vhost-device-vsock"))
 ANSWERING_GUEST = CHECKOUT / "tests/vm/answering_guest.py"
 
 
-@cache
-def image(agent: Path = ANSWERING_GUEST) -> manifest.GuestImage:
+def image(agent: Path = ANSWERING_GUEST) -> GuestImage:
     """Return the guest image with a program in place of the agent; it is built if it has changed."""
-    command = ["build", "--directory", str(IMAGES), "--downloads", str(DOWNLOADS), "--agent", str(agent)]
-    done = subprocess.run(
-        [sys.executable, "-m", "vmm.image", *command],
-        cwd=CHECKOUT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return manifest.load(done.stdout.strip())
+    return load(guest_image("--agent", str(agent)))
 
 
 def boot_config() -> BootConfig:

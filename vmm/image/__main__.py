@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         plan = build.Plan(options.directory.resolve(), kernel, agent, options.debug, options.refresh)
         print(asyncio.run(build.build(plan)))
         return 0
+    except KeyboardInterrupt:
+        return 130
     except SandboxdError as error:
         print(f"guest image: {error}", file=sys.stderr)
         return 1

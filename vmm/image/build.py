@@ -49,7 +49,12 @@ class Plan:
     @property
     def flavour(self) -> str:
         """The kind of image, for people: the beginning of its manifest's name."""
-        return f"{self.kernel.name}-debug" if self.debug else self.kernel.name
+        parts = [self.kernel.name]
+        if self.agent != AGENT:
+            parts.append(self.agent.module)
+        if self.debug:
+            parts.append("debug")
+        return "-".join(parts)
 
     def key(self, ingredients: Sequence[Ingredient]) -> str:
         """Return what tells an image made of these ingredients from any other."""

@@ -24,6 +24,7 @@ _ENVIRONMENT: Final = {
     "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
     "KBUILD_BUILD_USER": "sandboxd",
     "KBUILD_BUILD_HOST": "sandboxd",
+    "KBUILD_BUILD_VERSION": "1",
 }
 
 

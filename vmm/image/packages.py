@@ -50,7 +50,8 @@ class Archive:
         key = hashlib.sha256("\0".join([SUITE, *wanted]).encode()).hexdigest()[:_DIGEST_CHARACTERS]
         directory = self.directory / key
         if self._refresh or not directory.exists():
-            self._tools.say(f"fetching {len(wanted)} packages of Debian {SUITE}")
+            others = f" and {len(wanted) - 1} others" if len(wanted) > 1 else ""
+            self._tools.say(f"fetching {wanted[0]}{others} from Debian {SUITE}")
             new = self.directory / f"{key}.new"
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(parents=True)
