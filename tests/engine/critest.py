@@ -7,15 +7,16 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.engine.engine import OURS, Engine
+from tests.engine.engine import OURS, OURS_IN_QEMU, Engine
 from tests.engine.images import CHECKOUT, CRITEST_LAYOUT, DEMO_LAYOUT
 from tests.engine.parts import prepare
+from tests.engine.qemu import write_config
 
 CRITEST = CHECKOUT / ".cache/bin/critest"
 RESULTS = CHECKOUT / "results"
 # It pulls content of a given digest, which exists only online.
 LEFT_OUT = "image with digest"
-TIMEOUT_S = 900
+TIMEOUT_S = 2400
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,8 @@ def conformance_engine(handler: str) -> Engine:
         engine.start([DEMO_LAYOUT])
         if handler == OURS:
             engine.start_sandboxer()
+        elif handler == OURS_IN_QEMU:
+            engine.start_sandboxer(write_config(engine.directory))
     except BaseException:
         engine.close()
         raise
