@@ -24,15 +24,19 @@ def image(agent: Path = ANSWERING_GUEST) -> GuestImage:
     return load(guest_image("--agent", str(agent)))
 
 
+def boot_config_of(image: GuestImage) -> BootConfig:
+    """Return what an image boots with."""
+    return BootConfig(
+        kernel=str(image.kernel),
+        root_image=str(image.root),
+        initrd=str(image.ramdisk or ""),
+        kernel_arguments=image.command_line(["quiet"]),
+    )
+
+
 def boot_config() -> BootConfig:
     """Return what the guest that answers boots with."""
-    guest = image()
-    return BootConfig(
-        kernel=str(guest.kernel),
-        root_image=str(guest.root),
-        initrd=str(guest.ramdisk or ""),
-        kernel_arguments=guest.command_line(["quiet"]),
-    )
+    return boot_config_of(image())
 
 
 def new_hypervisor(exits: ExitWatcher, accelerator: Accelerator = Accelerator.TCG) -> Qemu:

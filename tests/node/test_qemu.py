@@ -1,0 +1,34 @@
+"""QEMU machines under KVM: the node's processor is emulated, and virtualizes nonetheless."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import pytest
+
+from tests.node.conftest import Inside
+from tests.node.template import Node
+from tests.vm.qemu import image
+from vmm.image.manifest import GuestImage
+
+TEST = "tests/node/inside/test_qemu.py"
+# The rest, failures of a start and restarts, does not depend on what executes the guest.
+BOOTED = (
+    "vsock or kvm or devices or mount_below or pause or guest_that_ends or process_dies or takes_a_machine_up"
+)
+
+
+@pytest.mark.timeout(1800)
+def test_machines_run_under_kvm_with_vsock_by_the_kernel(node: Node, inside: Inside) -> None:
+    node.upload(_archive(image()), "/opt/node/guest")
+    assert inside(TEST, "-k", BOOTED) >= 12
+
+
+def _archive(guest: GuestImage) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        files = [guest.kernel, guest.root, *([guest.ramdisk] if guest.ramdisk else [])]
+        for path in (guest.directory / f"{guest.manifest.name}.json", *files):
+            archive.add(path, path.name)
+    return buffer.getvalue()
