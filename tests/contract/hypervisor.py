@@ -527,7 +527,18 @@ class HypervisorContract:
         assert machine.exit is not None
         assert machine.exit.reason is ExitReason.HYPERVISOR_ENDED
         assert machine.pids() == {}
+        assert "console.log" in bench.left(), "people may want to know why"
         assert bench.ends == []
+
+    async def test_an_end_that_was_seen_is_told_to_a_new_daemon(self, bench: Bench) -> None:
+        machine = bench.machine()
+        await bench.start(machine)
+        await machine.stop(0)
+        machine.close()
+        again = bench.machine()
+        assert not await again.recover(bench.ends.append)
+        assert again.exit == machine.exit
+        assert bench.ends == [machine.exit]
 
     async def test_a_paused_machine_is_taken_up_paused(self, bench: Bench) -> None:
         machine = bench.machine()

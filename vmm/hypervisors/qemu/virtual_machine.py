@@ -28,20 +28,18 @@ from common.records import read_record, write_record
 from common.states import advance
 from common.transport.streams import listen_unix
 from vmm.hypervisors.hypervisor import ExitReason, GuestExit, OnExit
-from vmm.hypervisors.last_words import described, panic_on
 from vmm.hypervisors.machine import BootConfig, Device, NetworkInterface, Place
 from vmm.hypervisors.processes import DriverParts, MachineProcesses
-from vmm.hypervisors.qemu.backends import VSOCK, Backends, Equipment, name_of, tap_name
+from vmm.hypervisors.qemu.backends import Backends, Equipment, tap_name
 from vmm.hypervisors.qemu.command_line import Files, command_line
 from vmm.hypervisors.qemu.devices import Wiring, qdev_id_of
+from vmm.hypervisors.qemu.ending import QEMU, Ending
 from vmm.hypervisors.qemu.monitor import COMMAND_LIMIT_S, Monitor
 from vmm.hypervisors.qemu.prerequisites import check_installed, find_program
 from vmm.hypervisors.qemu.qmp import Event
 from vmm.hypervisors.qemu.slots import Slots
 from vmm.hypervisors.record import RECORD_FILE, MachineRecord
 from vmm.hypervisors.states import TRANSITIONS, MachineState, Trigger
-
-QEMU = "qemu"
 
 _MONITOR_SOCKET = "monitor.sock"
 
@@ -64,20 +62,15 @@ class QemuMachine:
     __slots__ = (
         "_backends",
         "_completion",
+        "_ending",
         "_equipment",
-        "_first_end",
-        "_hypervisor_leaves",
-        "_is_stuck",
         "_logs",
         "_monitor",
         "_on_exit",
         "_place",
         "_processes",
-        "_qemu_status",
-        "_shutdown",
         "_slots",
         "_state",
-        "_stopping",
         "_unplugged",
         "_vsock",
     )
@@ -92,13 +85,7 @@ class QemuMachine:
         self._slots = Slots(0)
         self._on_exit: OnExit | None = None
         self._completion: Completion[GuestExit] = Completion()
-        # How it ends: who was first, whether QEMU was about to end then, with what status it has, what the guest did.
-        self._first_end: tuple[str, ExitStatus] | None = None
-        self._hypervisor_leaves = False
-        self._qemu_status: ExitStatus | None = None
-        self._shutdown = ""
-        self._is_stuck = False
-        self._stopping = False
+        self._ending = Ending()
         self._unplugged: dict[str, asyncio.Future[None]] = {}
         self._backends = Backends(equipment, place, self._processes)
         self._vsock = self._backends.vsock_address(secrets.randbelow(_CID_END - _FIRST_CID) + _FIRST_CID)
@@ -139,11 +126,11 @@ class QemuMachine:
             failpoint(Failpoint.MACHINE_RECORDED)
             try:
                 await self._launch(boot, devices)
-                if self._first_end is not None:
+                if self._ending.first_role:
                     raise Unavailable("it has ended already")
             except (Unavailable, Internal) as error:
                 # A closed monitor: QEMU has ended, or is about to.
-                if self._first_end is None and not isinstance(error, Unavailable):
+                if not self._ending.first_role and not isinstance(error, Unavailable):
                     raise
                 raise Internal(f"the machine did not start: {await self._story()}") from None
             self._advance(Trigger.COME_UP)
@@ -158,7 +145,7 @@ class QemuMachine:
         """Press the power button and give the guest `timeout_s`; then end it by force."""
         if self._state in (MachineState.NEW, MachineState.ENDED):
             return
-        self._stopping = True
+        self._ending.is_stopping = True
         failpoint(Failpoint.MACHINE_STOPPING)
         if timeout_s > 0:
             with contextlib.suppress(SandboxdError, TimeoutError):
@@ -185,15 +172,17 @@ class QemuMachine:
         self._slots = Slots.from_record(record.slots, record.devices)
         self._advance(Trigger.START)
         missing = set(self._processes.adopt(record.processes) if is_of_this_boot else record.processes)
-        # A process that was not released has died with the daemon; a device that is gone has taken its own along.
-        missing -= (
-            {occupant.role for occupant in self._slots.unsettled().values()} if record.started else set()
-        )
-        if missing or not record.started:
+        if not record.started:
             await self._abandon()
-            what = f"{', '.join(sorted(missing))} ended" if missing else "it was not started to the end"
-            message = f"{what} while no sandboxd watched"
-            self._completion.set(GuestExit(ExitReason.HYPERVISOR_ENDED, message, time.time_ns()))
+            self._end(
+                GuestExit(ExitReason.HYPERVISOR_ENDED, "sandboxd died while it started", time.time_ns())
+            )
+            return False
+        # A process that was not released has died with the daemon; a device that is gone has taken its own along.
+        if record.reason or missing - self._slots.unsettled_roles():
+            await self._end_processes()
+            self._remove_sockets()
+            self._end(self._end_on_record(record, missing))
             return False
         self._advance(Trigger.COME_UP)
         self._on_exit = on_exit
@@ -204,6 +193,15 @@ class QemuMachine:
             # Frozen, perhaps: whoever needs its monitor later tries again.
             log.warning("machine.not_answering", directory=self._place.directory, error=error)
         return True
+
+    def _end_on_record(self, record: MachineRecord, missing: set[str]) -> GuestExit:
+        if record.reason:
+            return GuestExit(ExitReason(record.reason), record.message, record.exited_at_ns)
+        words = self._processes.words(QEMU)
+        message = f"{', '.join(sorted(missing))} ended while no sandboxd watched" + (
+            f": {words}" if words else ""
+        )
+        return GuestExit(ExitReason.HYPERVISOR_ENDED, message, time.time_ns())
 
     def close(self) -> None:
         """Let go of it without ending it."""
@@ -307,6 +305,7 @@ class QemuMachine:
             undo.push_async_callback(self._try, backend.remove, backend.key)
             await self._execute(backend.add, backend.arguments)
         failpoint(Failpoint.DEVICE_BACKED)
+        undo.push_async_callback(self._try, "device_del", {"id": wiring.qdev_id})
         await self._execute("device_add", wiring.device)
 
     # -- unmaking ------------------------------------------------------------------------------------
@@ -336,20 +335,26 @@ class QemuMachine:
 
     async def _abandon(self) -> None:
         """End all that was made, and remove all files."""
+        await self._end_processes()
+        logs = [name for name in os.listdir(self._place.directory) if name.endswith(".log")]
+        self._remove_files(*logs, RECORD_FILE)
+        self._remove_sockets()
+
+    async def _end_processes(self) -> None:
         self._processes.kill()
         await self._processes.gone(_KILL_LIMIT_S)
         self._advance(Trigger.END)
         self._logs.forget(self.console_path)
         self._close_monitor()
-        logs = [name for name in os.listdir(self._place.directory) if name.endswith(".log")]
-        self._remove_files(*logs, RECORD_FILE)
-        self._remove_sockets()
 
     async def _reconcile(self) -> None:
         """Compare what is on record with what QEMU has: an earlier daemon may have died between the two."""
         status = await self._execute("query-status", timeout_s=_RECOVER_LIMIT_S)
         if status["status"] == "paused":
             self._advance(Trigger.PAUSE)
+        elif not status["running"]:
+            self._give_up()
+            return
         peripherals = await self._execute(
             "qom-list", {"path": "/machine/peripheral"}, timeout_s=_RECOVER_LIMIT_S
         )
@@ -368,14 +373,11 @@ class QemuMachine:
         is_attached = self._state is MachineState.STARTING or role not in self._slots.unsettled_roles()
         if not is_attached:
             return  # who attaches the device learns it from QEMU, and who detaches it has expected it
-        if role == QEMU:
-            self._qemu_status = status
-        if self._first_end is None:
-            if self._monitor is not None:
-                self._monitor.drain()
-                # Its helpers see their sockets closed before anybody sees that QEMU has ended.
-                self._hypervisor_leaves = self._monitor.is_closed or bool(self._shutdown)
-            self._first_end = (role, status)
+        monitor = self._monitor
+        if monitor is not None:
+            monitor.drain()
+        leaves = monitor is not None and (monitor.is_closed or self._ending.shutdown != "")
+        self._ending.see(role, status, qemu_leaves=leaves)
         self._processes.kill()
 
     def _on_gone(self) -> None:
@@ -385,43 +387,23 @@ class QemuMachine:
         self._logs.forget(self.console_path)
         self._close_monitor()
         self._remove_sockets()
-        reason, message = self._explain()
-        exit = GuestExit(
-            reason, message, self._first_end[1].exited_at_ns if self._first_end else time.time_ns()
-        )
-        self._completion.set(exit)
+        end = self._ending.explain(self._processes, self.console_path)
+        self._end(end)
         if self._on_exit is not None:
-            self._on_exit(exit)
+            self._on_exit(end)
 
-    def _explain(self) -> tuple[ExitReason, str]:
-        if self._stopping:
-            return ExitReason.STOPPED, "it was stopped"
-        panic = panic_on(self.console_path)
-        if self._shutdown.startswith("guest") and panic:
-            return ExitReason.GUEST_PANICKED, f"the guest's kernel panicked: {panic}"
-        if self._shutdown.startswith("guest"):
-            return ExitReason.GUEST_ENDED, f"the guest has ended by itself ({self._shutdown})"
-        if self._is_stuck:
-            return ExitReason.HYPERVISOR_ENDED, f"QEMU has stopped the guest: {self._processes.words(QEMU)}"
-        role, status = self._first_end or (QEMU, self._qemu_status)
-        if role == QEMU or self._hypervisor_leaves:
-            how = described(self._qemu_status)
-            return (
-                ExitReason.HYPERVISOR_ENDED,
-                f"QEMU {how}: {self._processes.words(QEMU) or 'it said nothing'}",
-            )
-        reason = ExitReason.VSOCK_DAEMON_ENDED if role == VSOCK else ExitReason.SHARE_DAEMON_ENDED
-        return (
-            reason,
-            f"{name_of(role)} {described(status)}: {self._processes.words(role) or 'it said nothing'}",
-        )
+    def _end(self, end: GuestExit) -> None:
+        self._completion.set(end)
+        # Without a record a later daemon tells less; that there is no space must not hide the end from this one.
+        with contextlib.suppress(OSError):
+            self._record()
 
     async def _story(self) -> str:
         """Tell why it did not start, as soon as that can be told."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_KILL_LIMIT_S):
                 await self._processes.ended(QEMU)
-        return self._explain()[1]
+        return self._ending.explain(self._processes, self.console_path).message
 
     # -- QEMU ----------------------------------------------------------------------------------------
 
@@ -440,15 +422,18 @@ class QemuMachine:
 
     def _on_event(self, event: Event) -> None:
         if event.name == "SHUTDOWN":
-            self._shutdown = str(event.data.get("reason", ""))
+            self._ending.shutdown = str(event.data.get("reason", ""))
         elif event.name == "STOP" and self._state in (MachineState.STARTING, MachineState.RUNNING):
-            # KVM cannot go on with it.
-            self._is_stuck = True
-            self._processes.kill()
+            self._give_up()
         elif event.name == "DEVICE_DELETED":
             unplugged = self._unplugged.get(str(event.data.get("device", "")))
             if unplugged is not None and not unplugged.done():
                 unplugged.set_result(None)
+
+    def _give_up(self) -> None:
+        """End a machine that QEMU has stopped: KVM cannot go on with it."""
+        self._ending.is_stuck = True
+        self._processes.kill()
 
     def _close_monitor(self) -> None:
         if self._monitor is not None:
@@ -458,12 +443,16 @@ class QemuMachine:
     # -- on disk -------------------------------------------------------------------------------------
 
     def _record(self) -> None:
+        end = self.exit
         record = MachineRecord(
             vsock=self._vsock,
-            started=self._state in (MachineState.RUNNING, MachineState.PAUSED),
+            started=self._state not in (MachineState.NEW, MachineState.STARTING),
             processes=self._processes.identities(),
             devices=self._slots.as_record(),
             slots=self._slots.count,
+            reason=end.reason.value if end else "",
+            message=end.message if end else "",
+            exited_at_ns=end.exited_at_ns if end else 0,
         )
         write_record(self._path(RECORD_FILE), record)
 
