@@ -106,9 +106,9 @@ class Bench:
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
+        self.boot = driver.boot_config()
         self.exits = ExitWatcher()
         self.hypervisor = driver.new_hypervisor(self.exits)
-        self.boot = driver.boot_config()
         # Short: sockets are in there.
         self.root = Path(tempfile.mkdtemp(prefix="vm-"))
         self.machines: list[VirtualMachine] = []
