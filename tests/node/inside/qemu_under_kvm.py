@@ -10,7 +10,7 @@ from tests.vm.qemu import boot_config_of
 from vmm.hypervisors.hypervisor import Accelerator
 from vmm.hypervisors.machine import BootConfig
 from vmm.hypervisors.qemu.driver import Qemu, QemuSettings
-from vmm.image import manifest
+from vmm.image.manifest import load
 
 IMAGE = Path("/opt/node/guest")
 """Where the test outside has put the guest that answers."""
@@ -18,7 +18,7 @@ IMAGE = Path("/opt/node/guest")
 
 def boot_config() -> BootConfig:
     """Return what the guest that answers boots with."""
-    return boot_config_of(manifest.load(next(IMAGE.glob("*.json"))))
+    return boot_config_of(load(next(IMAGE.glob("*.json"))))
 
 
 def new_hypervisor(exits: ExitWatcher, accelerator: Accelerator = Accelerator.KVM) -> Qemu:
