@@ -174,9 +174,8 @@ class QemuMachine:
         missing = set(self._processes.adopt(record.processes) if is_of_this_boot else record.processes)
         if not record.started:
             await self._abandon()
-            self._end(
-                GuestExit(ExitReason.HYPERVISOR_ENDED, "sandboxd died while it started", time.time_ns())
-            )
+            message = "sandboxd died while it started"
+            self._completion.set(GuestExit(ExitReason.HYPERVISOR_ENDED, message, time.time_ns()))
             return False
         # A process that was not released has died with the daemon; a device that is gone has taken its own along.
         if record.reason or missing - self._slots.unsettled_roles():
