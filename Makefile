@@ -8,7 +8,7 @@ PYTEST := $(PYTHON) -m pytest
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-qemu test test-unit test-integration test-engine chaos lint type guest guest-kernel guest-debug proto configs bench bench-qemu critest clean
+.PHONY: help setup demo demo-qemu test test-unit test-integration test-vm test-engine chaos lint type guest guest-kernel guest-debug proto configs bench bench-qemu critest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ demo: .venv/.ready-demo ## run a pod with two containers under a private contain
 demo-qemu: .venv/.ready-demo .venv/.ready-guest ## the same pod in a virtual machine, emulated if need be (root)
 	$(PYTHON) scripts/demo sandboxd-qemu
 
-test: .venv/.ready-test ## run every test: linters, unit, integration, engine with critest, chaos, node (root)
+test: .venv/.ready-test ## run every test: linters, unit, integration, virtual machines, engine with critest, chaos, node (root)
 	$(PYTEST)
 
 test-unit: .venv/.ready-venv ## run what needs neither root nor programs of the system
@@ -34,6 +34,9 @@ test-unit: .venv/.ready-venv ## run what needs neither root nor programs of the 
 
 test-integration: .venv/.ready-test ## run what needs root and real runtimes, but no engine
 	$(PYTEST) tests/integration
+
+test-vm: .venv/.ready-test ## run what boots virtual machines, without KVM (root)
+	$(PYTEST) tests/vm
 
 test-engine: .venv/.ready-test ## run what needs a real containerd, critest included (root)
 	$(PYTEST) tests/engine
