@@ -1,4 +1,4 @@
-"""Build guest images, check one, or remove those that newer ones have replaced.
+"""Build guest images, look at one, or remove those that newer ones have replaced.
 
 python -m vmm.image build [--directory DIR] [--debug] [--refresh]
 python -m vmm.image verify MANIFEST
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common.errors import SandboxdError
 from vmm.image import build, manifest
+from vmm.image.manifest import GuestImage
 from vmm.image.root import Agent
 
 
@@ -22,6 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.command == "verify":
             manifest.load(options.manifest).verify()
+            return 0
+        if options.command == "show":
+            _show(manifest.load(options.manifest))
             return 0
         if options.command == "prune":
             for path in manifest.prune(options.directory):
@@ -37,6 +41,18 @@ def main(argv: list[str] | None = None) -> int:
     except SandboxdError as error:
         print(f"guest image: {error}", file=sys.stderr)
         return 1
+
+
+def _show(image: GuestImage) -> None:
+    """Print what a hypervisor is given, a word and its value on each line."""
+    for word, value in (
+        ("kernel", image.kernel),
+        ("ramdisk", image.ramdisk),
+        ("root", image.root),
+        ("arguments", image.command_line()),
+    ):
+        if value is not None:
+            print(word, value)
 
 
 def _program(file: Path) -> Agent:
@@ -57,8 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     builder.add_argument(
         "--refresh", action="store_true", help="fetch packages again, in their newest versions"
     )
-    verifier = commands.add_parser("verify", help="compare an image's files with its manifest")
-    verifier.add_argument("manifest", type=Path)
+    for name, meaning in (
+        ("show", "print what a hypervisor is given of an image"),
+        ("verify", "compare an image's files with its manifest"),
+    ):
+        commands.add_parser(name, help=meaning).add_argument("manifest", type=Path)
     pruner = commands.add_parser("prune", help="remove what no newest image needs, and print it")
     default = Path(manifest.DEFAULT_PATH).parent
     for command in (builder, pruner):

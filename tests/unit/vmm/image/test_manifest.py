@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import FailedPrecondition, NotFound
 from vmm.image import manifest
+from vmm.image.__main__ import main
 from vmm.image.manifest import Blob, Ingredient, Manifest
 
 
@@ -205,3 +206,18 @@ def test_what_is_not_understood_keeps_its_files(tmp_path: Path, written: Manifes
 
     assert manifest.prune(tmp_path) == []
     assert (tmp_path / written.root.file).exists()
+
+
+def test_what_a_hypervisor_is_given_can_be_seen(
+    tmp_path: Path, written: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", str(tmp_path / "cloud.json")]) == 0
+
+    shown = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    image = manifest.load(tmp_path / "cloud.json")
+    assert shown == {
+        "kernel": str(image.kernel),
+        "ramdisk": str(image.ramdisk),
+        "root": str(image.root),
+        "arguments": image.command_line(),
+    }
