@@ -17,7 +17,7 @@ from tests.guest_image import DIRECTORY, guest_image
 from tests.vm import qemu
 from vmm.guest.reception import Announcement, GuestEvent, Reception
 from vmm.hypervisors.hypervisor import GuestExit, VirtualMachine
-from vmm.hypervisors.machine import BootConfig, Place, Vsock
+from vmm.hypervisors.machine import Place, Vsock
 from vmm.image import manifest
 from vmm.image.manifest import GuestImage
 
@@ -71,14 +71,8 @@ async def announcement_of(image: GuestImage, machine: VirtualMachine) -> Announc
             RuntimeError(f"{end.message}\n{Path(machine.console_path).read_text(errors='replace')}")
         )
 
-    boot = BootConfig(
-        kernel=str(image.kernel),
-        root_image=str(image.root),
-        initrd=str(image.ramdisk or ""),
-        kernel_arguments=image.command_line(),
-    )
     with Reception(transport_of(machine.vsock), on_event) as reception:
-        await machine.start(boot, [Vsock()], on_exit)
+        await machine.start(qemu.boot_config_of(image), [Vsock()], on_exit)
         return await reception.announcement(BOOT_LIMIT_S)
 
 
