@@ -33,7 +33,6 @@ AGENT: Final = root.Agent(
     wheel="vmm/agent/protobuf",
 )
 _KEY_CHARACTERS: Final = 12
-ROOT_DEVICE: Final = "/dev/vda"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ async def _build(plan: Plan, tools: Tools, work: Path) -> Path:
     ramdisk = work / "ramdisk"
     if kernel.modules:
         ramdisk.write_bytes(
-            loader.ramdisk(kernel.modules, root=ROOT_DEVICE, file_system=root.FILE_SYSTEM, init=init)
+            loader.ramdisk(kernel.modules, root=manifest.ROOT_DEVICE, file_system=root.FILE_SYSTEM, init=init)
         )
 
     tools.say("laying out the root file system")

@@ -22,6 +22,9 @@ VERSION: Final = 1
 ARCHITECTURE: Final = "x86_64"
 DEFAULT_PATH: Final = "/var/lib/sandboxd/guest/cloud.json"
 _BLOB: Final = re.compile(r"(vmlinux|ramdisk|root)-[0-9a-f]{64}")
+ROOT_DEVICE: Final = "/dev/vda"
+"""Where every hypervisor puts the root: the first disk."""
+
 BUILD_HINT: Final = "build it with `make guest`, or with `python -m vmm.image build --directory DIR`"
 
 
@@ -113,7 +116,7 @@ class GuestImage:
     def command_line(self, arguments: Sequence[str] = ()) -> str:
         """Return the kernel's command line with what a hypervisor adds; nothing in it tells one guest from another."""
         init, *init_arguments = self.manifest.init
-        root = ["root=/dev/vda", f"rootfstype={self.manifest.root_file_system}", "ro"]
+        root = [f"root={ROOT_DEVICE}", f"rootfstype={self.manifest.root_file_system}", "ro"]
         own = [*root, *self.manifest.kernel_arguments, f"init={init}"]
         return " ".join([*own, *arguments, "--", *init_arguments])
 

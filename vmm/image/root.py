@@ -71,8 +71,8 @@ _FOUND: Final = re.compile(r"^\s*([^\s/]+) => (/\S+) \(0x", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """The program that the guest runs: its module, the directory that imports are searched in first, and what of
-    that directory it may import (files and directories).
+    """The program that the guest runs: its module, the directory that it is in, and what of that directory it may
+    import (files and directories).
 
     `at_start` names the modules that it loads at once, for its bundle. `stdlib` and `wheel` are directories of modules
     that take the place of the standard library's and of the wheel's, below the same directory.
@@ -161,11 +161,13 @@ async def _python(tools: Tools, sources: Sources, tree: Path, work: Path) -> lis
     for directory in unpacked.rglob("*/"):
         (directory / "__init__.py").touch()
     debian, agent = sources.debian, sources.agent
-    search = [agent.directory, unpacked, debian / _STDLIB, debian / _STDLIB / "lib-dynload"]
+    program = work / "agent"
+    _copy_parts(agent, program)
+    search = [program, unpacked, debian / _STDLIB, debian / _STDLIB / "lib-dynload"]
     if agent.wheel:
-        shutil.copytree(agent.directory / agent.wheel, unpacked, dirs_exist_ok=True)
+        shutil.copytree(program / agent.wheel, unpacked, dirs_exist_ok=True)
     if agent.stdlib:
-        search.insert(0, agent.directory / agent.stdlib)
+        search.insert(0, program / agent.stdlib)
     python = [*_on_host(debian, f"usr/bin/python{PYTHON}"), "-s", "-S", "-B", "-P"]
     environment = {"PYTHONHOME": str(debian / "usr")}
     collect = Path(__file__).with_name("guest_modules.py")
@@ -180,6 +182,17 @@ async def _python(tools: Tools, sources: Sources, tree: Path, work: Path) -> lis
     shutil.copyfile(f"{entry}.pyc", tree / "agent.pyc")
     names: list[str] = json.loads(output)
     return names
+
+
+def _copy_parts(agent: Agent, target: Path) -> None:
+    """Copy what the agent may import, away from what else its directory has: the packages of another interpreter."""
+    for part in agent.parts:
+        source, place = agent.directory / part, target / part
+        if source.is_dir():
+            shutil.copytree(source, place, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, place)
 
 
 async def _libraries(tools: Tools, debian: Path, tree: Path) -> None:
