@@ -102,7 +102,9 @@ class Guest:
                         return index
                 await asyncio.sleep(0.005)
 
-    def bundle(self, container_id: str, args: Sequence[str], **linux: Any) -> str:
+    def bundle(
+        self, container_id: str, args: Sequence[str], mounts: Sequence[dict[str, Any]] = (), **linux: Any
+    ) -> str:
         """Make a bundle in the share, as the host's preparer does, and return its path in the guest."""
         directory = self.share / container_id
         root = directory / "rootfs"
@@ -123,6 +125,7 @@ class Guest:
             "dd",
             "yes",
             "ps",
+            "ip",
         ):
             (root / "bin" / applet).symlink_to("busybox")
         spec = {
@@ -135,6 +138,7 @@ class Guest:
                 {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
                  "options": ["newinstance", "ptmxmode=0666", "mode=0620"]},
                 {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"},
+                *mounts,
             ],
             "linux": {
                 "namespaces": [
