@@ -42,7 +42,7 @@ class HybridTransport:
 
     def is_peer(self, sock: socket.socket) -> bool:
         """Whoever may enter the directory: the VMM or its daemon."""
-        return True
+        return sock.family == socket.AF_UNIX
 
 
 def is_accepted(answer: bytes) -> bool:

@@ -25,7 +25,7 @@ class UnixTransport:
 
     def is_peer(self, sock: socket.socket) -> bool:
         """Whoever may enter the directory."""
-        return True
+        return sock.family == socket.AF_UNIX
 
     def _path(self, port: int) -> str:
         return f"{self._directory}/{port}.sock"

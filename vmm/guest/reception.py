@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ class Reception:
             status_of=status_of,
             queue_limit=_QUEUE_LIMIT_BYTES,
         )
-        self._listener = listener or transport.listen(port)
+        self._listener = listener or _listen(transport, port)
+        _receptions.add(self)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     @property
@@ -117,6 +119,7 @@ class Reception:
         if self._listener.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
+        _receptions.discard(self)
         self._server.close()
 
     def __enter__(self) -> Reception:
@@ -130,10 +133,17 @@ class Reception:
             sock, _ = self._listener.accept()
         except OSError:
             return
-        if self._server.connection_count >= _CONNECTION_LIMIT or not self._transport.is_peer(sock):
+        hand_over(sock, self)
+
+    def take(self, sock: socket.socket) -> bool:
+        """Take a connection if it comes from this guest; one too many is closed."""
+        if not self._transport.is_peer(sock):
+            return False
+        if self._server.connection_count >= _CONNECTION_LIMIT:
             sock.close()
-            return
-        self._server.adopt(sock)
+        else:
+            self._server.adopt(sock)
+        return True
 
     async def announce(self, request: api.AnnounceRequest, _: CallContext) -> Empty:
         """Take an announcement, the first one for good."""
@@ -173,6 +183,32 @@ class Reception:
         with contextlib.suppress(Exception):
             await self._on_event(event)
         return Empty()
+
+
+_receptions: set[Reception] = set()
+
+
+def hand_over(sock: socket.socket, first: Reception | None = None) -> None:
+    """Give a connection to the reception of the guest that it comes from; close it if there is none.
+
+    A port of AF_VSOCK is the whole machine's: whoever accepts first may not be whom the guest means.
+    """
+    if not any(reception.take(sock) for reception in (first, *_receptions) if reception is not None):
+        sock.close()
+
+
+def _listen(transport: Transport, port: int) -> socket.socket:
+    try:
+        return transport.listen(port)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            for reception in _receptions:
+                if (
+                    reception.listener.family == socket.AF_VSOCK
+                    and reception.listener.getsockname()[1] == port
+                ):
+                    return reception.listener.dup()
+        raise
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,149 @@
+"""Every transport that this machine can have: bytes go both ways, and errors are the same."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from common.errors import InvalidArgument
+from common.transport import Transport, transport_of
+from common.transport.hybrid import HybridTransport, is_accepted
+from common.transport.streams import listen_unix, receive_line
+from common.transport.unix import UnixTransport
+from common.transport.vsock import VsockTransport
+
+PORT = 1024
+
+
+class VsockDaemon:
+    """The host's socket of a hybrid vsock, as vhost-device-vsock answers on it."""
+
+    def __init__(self, path: str, guest: Transport) -> None:
+        self._listener = listen_unix(path)
+        self._guest = guest
+        self._connections: list[socket.socket] = []
+        self._serving = asyncio.ensure_future(self._serve())
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(self._listener)
+            self._connections.append(sock)
+            word, _, port = (await receive_line(sock, 32)).partition(b" ")
+            assert word == b"CONNECT"
+            try:
+                target = await self._guest.connect(int(port), 1)
+            except OSError:
+                sock.close()
+                continue
+            self._connections.append(target)
+            await loop.sock_sendall(sock, b"OK " + port + b"\n")
+            await loop.sock_sendall(target, await loop.sock_recv(sock, 100))
+            await loop.sock_sendall(sock, await loop.sock_recv(target, 100))
+
+    async def close(self) -> None:
+        self._serving.cancel()
+        await asyncio.wait([self._serving])
+        for sock in (self._listener, *self._connections):
+            sock.close()
+
+
+@pytest.fixture(params=["unix", "hvsock"])
+async def sides(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Transport, Transport]]:
+    """The transport of a guest, which listens, and that of its host, which connects."""
+    guest = UnixTransport(str(tmp_path))
+    if request.param == "unix":
+        yield guest, transport_of(f"unix://{tmp_path}")
+        return
+    daemon = VsockDaemon(f"{tmp_path}/vsock", guest)
+    yield guest, transport_of(f"hvsock://{tmp_path}/vsock")
+    await daemon.close()
+
+
+async def test_bytes_go_both_ways(sides: tuple[Transport, Transport]) -> None:
+    guest, host = sides
+    loop = asyncio.get_running_loop()
+    with guest.listen(PORT) as listener:
+        connecting = asyncio.ensure_future(host.connect(PORT, 5))
+        accepted, _ = await loop.sock_accept(listener)
+        with accepted, await connecting as connected:
+            assert guest.is_peer(accepted)
+            await loop.sock_sendall(connected, b"ping")
+            assert await loop.sock_recv(accepted, 10) == b"ping"
+            await loop.sock_sendall(accepted, b"pong")
+            assert await loop.sock_recv(connected, 10) == b"pong"
+
+
+async def test_a_port_that_nobody_listens_on_is_refused(sides: tuple[Transport, Transport]) -> None:
+    _, host = sides
+    with pytest.raises(OSError):
+        await host.connect(PORT, 5)
+
+
+async def test_a_daemon_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
+    with listen_unix(f"{tmp_path}/vsock"), pytest.raises(TimeoutError):
+        await HybridTransport(f"{tmp_path}/vsock").connect(PORT, 0.05)
+
+
+async def test_what_the_guest_connects_to_has_the_port_in_its_name(tmp_path: Path) -> None:
+    with HybridTransport(f"{tmp_path}/vsock").listen(1025):
+        assert (tmp_path / "vsock_1025").stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_listener_takes_the_place_of_one_that_died(tmp_path: Path) -> None:
+    UnixTransport(str(tmp_path)).listen(PORT).close()
+    with UnixTransport(str(tmp_path)).listen(PORT):
+        pass
+
+
+async def test_a_file_is_not_taken_for_a_socket_that_died(tmp_path: Path) -> None:
+    (tmp_path / f"{PORT}.sock").write_text("precious")
+    with pytest.raises(OSError):
+        UnixTransport(str(tmp_path)).listen(PORT)
+    assert (tmp_path / f"{PORT}.sock").read_text() == "precious"
+
+
+@pytest.mark.parametrize("answer", [b"OK 1024", b"OK 1073741824"])
+def test_a_daemon_says_yes(answer: bytes) -> None:
+    assert is_accepted(answer)
+
+
+@pytest.mark.parametrize("answer", [b"", b"OK", b"OK ", b"NO 1", b"OK x", b"ok 1", b"OK 1 2"])
+def test_a_daemon_says_something_else(answer: bytes) -> None:
+    assert not is_accepted(answer)
+
+
+def test_addresses_name_transports() -> None:
+    assert isinstance(transport_of("vsock://3"), VsockTransport)
+    assert isinstance(transport_of("unix:///run/x"), UnixTransport)
+    assert isinstance(transport_of("hvsock:///run/x"), HybridTransport)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "vsock://", "vsock://x", "unix://relative", "hvsock://x", "tcp://1.2.3.4"]
+)
+def test_other_addresses_are_refused(address: str) -> None:
+    with pytest.raises(InvalidArgument, match="no transport"):
+        transport_of(address)
+
+
+async def test_a_line_is_taken_and_not_a_byte_more() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"a line\nand what follows")
+        ours.setblocking(False)
+        assert await receive_line(ours, 100) == b"a line"
+        assert ours.recv(100) == b"and what follows"
+
+
+async def test_a_line_without_end_is_not_collected_forever() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"x" * 1000)
+        ours.setblocking(False)
+        with pytest.raises(ConnectionResetError):
+            await receive_line(ours, 100)
