@@ -11,7 +11,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 _AGENT = CHECKOUT / "vmm/agent"
 
 # Debian 12's, which the image is made of; the modules that stand in for its own know its internals.
-INTERPRETER = Path("/usr/bin/python3.11")
+VERSION = "3.11"
+INTERPRETER = Path(f"/usr/bin/python{VERSION}")
 
 
 def lay_out(target: Path) -> list[str]:

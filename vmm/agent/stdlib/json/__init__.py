@@ -1,16 +1,10 @@
 """loads and dumps by the interpreter's C module, and raw_decode. Left out: hooks, indentation, files."""
 
 from _json import encode_basestring, encode_basestring_ascii, make_encoder, make_scanner
+from json.decoder import JSONDecodeError
 
 _WHITESPACE = " \t\n\r"
 _CONSTANTS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
-
-
-class JSONDecodeError(ValueError):
-    """The text is not JSON; `_json` finds this class as json.decoder's."""
-
-    def __init__(self, message, text, position):
-        ValueError.__init__(self, f"{message}: char {position}")
 
 
 class JSONDecoder:
