@@ -113,6 +113,7 @@ class Bench:
         self.root = Path(tempfile.mkdtemp(prefix="vm-"))
         self.machines: list[VirtualMachine] = []
         self.ends: list[GuestExit] = []
+        self._listeners: dict[str, socket.socket] = {}
         self._closing = contextlib.AsyncExitStack()
 
     def directory(self, name: str, **files: str) -> Path:
@@ -150,9 +151,12 @@ class Bench:
         await machine.start(replace(self.boot, **boot), devices, self.ends.append)
 
     def listen(self, machine: VirtualMachine) -> socket.socket:
-        listener = transport_of(machine.vsock).listen(PORT)
-        self._closing.callback(listener.close)
-        return listener
+        """Return where the machine's guest connects to: a host's own vsock has one place for all guests."""
+        address = "vsock" if machine.vsock.startswith("vsock:") else machine.vsock
+        if address not in self._listeners:
+            self._listeners[address] = transport_of(machine.vsock).listen(PORT)
+            self._closing.callback(self._listeners[address].close)
+        return self._listeners[address]
 
     async def accept(self, listener: socket.socket) -> Guest:
         guest = await Guest.accept(listener)
