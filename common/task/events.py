@@ -103,6 +103,9 @@ class EventPublisher:
                 self._log.debug(
                     "event.retried", topic=request.envelope.topic, attempt=attempt, error=str(error)
                 )
+                # A peer that died with a call in progress may leave a connection that never ends (vsock daemons).
+                if self._client is not None:
+                    self._client.close()
         return False
 
 

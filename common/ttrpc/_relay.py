@@ -217,15 +217,16 @@ class RelayConnection(ServerConnection):
         sock: socket.socket | None = None
         try:
             sock = await self._server.connect()
+            if not self._closed:
+                self._server.links.link_opened(self._id, sock)
+                self._link = Link(self, sock)
         except Exception as failure:
             error = failure
         finally:
             self._connecting = None
-        if sock is not None and not self._closed:
-            self._server.links.link_opened(self._id, sock)
-            self._link = Link(self, sock)
-        elif sock is not None:
-            sock.close()
+            if self._link is None and sock is not None:
+                sock.close()
+                self._server.links.link_closed(self._id)
         waiting, self._before_link = self._before_link, []
         for stream_id, frame in waiting:
             if self._link is not None:

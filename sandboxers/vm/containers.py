@@ -42,8 +42,8 @@ class PidSource:
 
 @dataclass(frozen=True, slots=True)
 class ExecRecord:
-    """One exec. `streams` are names in the descriptor store; `made` tells that the guest has it; `exit_code` is -1
-    until it is known."""
+    """One exec. `streams` are names in the descriptor store, `ended` those to which the guest writes no more; `made`
+    tells that the guest has it; `exit_code` is -1 until it is known."""
 
     VERSION: ClassVar[int] = 1
 
@@ -54,6 +54,7 @@ class ExecRecord:
     stdout: str
     stderr: str
     streams: list[str]
+    ended: list[str]
     made: bool = False
     started: bool = False
     stdin_closed: bool = False
@@ -77,6 +78,7 @@ class ContainerRecord:
     stderr: str
     streams: list[str]
     disks: list[str]
+    ended: list[str]
     prepared: bool = False
     made: bool = False
     started: bool = False

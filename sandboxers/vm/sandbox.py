@@ -249,6 +249,7 @@ class VmSandbox:
         path = f"{self._directory}/{TASK_SOCKET}"
         if alive:
             self._receive(reception)
+            self._adopt_guest_connections()
             if self._ports is not None:
                 self._ports.listen()
         elif reception is not None:
@@ -391,7 +392,16 @@ class VmSandbox:
     # -- who talks to us -------------------------------------------------------------------------------
 
     def _receive(self, listener: socket.socket | None) -> None:
-        self._reception = Reception(self._transport, self._tasks.on_event, listener)
+        self._reception = Reception(
+            self._transport, self._tasks.on_event, listener, journal=self._settings.journal
+        )
+
+    def _adopt_guest_connections(self) -> None:
+        assert self._reception is not None
+        name = self._reception.listener.getsockname()
+        # Others than unix sockets have no path, and are connected anew by the guest.
+        if isinstance(name, str):
+            self._settings.journal.adopt_into(self._reception.server, name)
 
     def _close_reception(self) -> None:
         if self._reception is not None:

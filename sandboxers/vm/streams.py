@@ -263,12 +263,15 @@ class Streams:
         if self._stdin is not None:
             self._stdin.finish()
 
-    def end_output(self, name: str, length: int) -> bool:
-        """The guest says how much it has written to a stream; tell whether it is one of these."""
+    def has_output(self, name: str) -> bool:
+        """Tell whether an output of this name is being carried."""
+        return name in self._outputs
+
+    def end_output(self, name: str, length: int) -> None:
+        """The guest says how much it has written to a stream in all; harmless if it is not one of these."""
         stream = self._outputs.get(name)
         if stream is not None:
             stream.end_after(length)
-        return stream is not None
 
     def drain(self) -> None:
         """The guest is gone: what it has sent is still carried, and then the engine sees the end."""

@@ -150,6 +150,8 @@ class GuestTasks:
             process.streams = streams
             if record.stdin_closed:
                 streams.close_stdin()
+            for name in record.ended:
+                streams.end_output(name, 0)
 
     def abandoned(self) -> list[str]:
         """Return the containers of an earlier daemon whose bundle is gone, as engines leave what they give up."""
@@ -159,15 +161,19 @@ class GuestTasks:
         """Kill a container, and remove it in the guest and here."""
         container = self.container(container_id)
         if container.made and not self.ended:
-            with contextlib.suppress(NotFound, FailedPrecondition):
-                kill = api.KillRequest(id=container_id, signal=signals.SIGKILL, all=True)
-                await self._guest.call_task("Kill", kill, Empty, _COLLECT_TIMEOUT_S)
-            with contextlib.suppress(NotFound):
-                wait = api.WaitRequest(id=container_id)
-                await self._guest.call_task("Wait", wait, api.WaitResponse, _COLLECT_TIMEOUT_S)
-                delete = api.DeleteRequest(id=container_id)
-                await self._guest.call_task("Delete", delete, api.DeleteResponse, _COLLECT_TIMEOUT_S)
+            await self._unmake(container_id)
         await self.release(container)
+
+    async def _unmake(self, container_id: str) -> None:
+        """Let the agent kill and remove a container."""
+        with contextlib.suppress(NotFound, FailedPrecondition):
+            kill = api.KillRequest(id=container_id, signal=signals.SIGKILL, all=True)
+            await self._guest.call_task("Kill", kill, Empty, _COLLECT_TIMEOUT_S)
+        with contextlib.suppress(NotFound):
+            wait = api.WaitRequest(id=container_id)
+            await self._guest.call_task("Wait", wait, api.WaitResponse, _COLLECT_TIMEOUT_S)
+            delete = api.DeleteRequest(id=container_id)
+            await self._guest.call_task("Delete", delete, api.DeleteResponse, _COLLECT_TIMEOUT_S)
 
     # -- create, exec, delete: what the host has to do with it ---------------------------------------
 
@@ -233,6 +239,7 @@ class GuestTasks:
                     stderr=stderr,
                 ),
             )
+            undo.push_async_callback(self._unmake, container.id)
             failpoint(Failpoint.CONTAINER_MADE)
             container.made = True
             self._save(init, made=True)
@@ -520,7 +527,11 @@ class GuestTasks:
     def _end_stream(self, name: str, length: int) -> None:
         for container in self.containers.values():
             for process in container.processes():
-                if process.streams is not None and process.streams.end_output(name, length):
+                if process.streams is not None and process.streams.has_output(name):
+                    # The guest tells it once: a later daemon must know that nothing more comes.
+                    assert process.record is not None
+                    self._save(process, ended=[*process.record.ended, name])
+                    process.streams.end_output(name, length)
                     return
 
     def _note_exit(self, process: GuestProcess, code: int, exited_at: Timestamp) -> ExitStatus:
@@ -573,6 +584,7 @@ class GuestTasks:
             stderr=init.stdio.stderr,
             streams=list(names),
             disks=[],
+            ended=[],
         )
         os.makedirs(self._record_directory(container.id), 0o700, exist_ok=True)
         self._write(init)
@@ -590,6 +602,7 @@ class GuestTasks:
             stdout=process.stdio.stdout,
             stderr=process.stdio.stderr,
             streams=list(names),
+            ended=[],
         )
         os.makedirs(f"{self._record_directory(process.container_id)}/{EXECS}", 0o700, exist_ok=True)
         self._write(process)

@@ -18,7 +18,7 @@ from common.completion import Completion
 from common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, status_of
 from common.log import get_logger
 from common.transport import Transport
-from common.ttrpc import CallContext, Method, Server, Service
+from common.ttrpc import CallContext, Journal, Method, NullJournal, Server, Service
 from proto.gen.containerd.events import task_pb2 as events
 from proto.gen.containerd.services.ttrpc.events.v1.events_pb2 import ForwardRequest
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
@@ -72,12 +72,14 @@ class Reception:
         on_event: Callable[[GuestEvent], Awaitable[None]],
         listener: socket.socket | None = None,
         port: int = HOST_PORT,
+        journal: Journal | None = None,
     ) -> None:
         """Listen.
 
         :param on_event: called for each event, in the order in which they happened; a guest may repeat one. The guest
             waits for it with what comes after.
         :param listener: one that an earlier daemon has left, which is taken over.
+        :param journal: what keeps the guest's connections for a later daemon, who gives them to `server`.
         :raise OSError: the port is taken.
         """
         self._transport = transport
@@ -87,10 +89,16 @@ class Reception:
             {HOST_SERVICE: Service(_HOST_METHODS, self), EVENTS_SERVICE: Service(_EVENT_METHODS, self)},
             status_of=status_of,
             queue_limit=_QUEUE_LIMIT_BYTES,
+            journal=journal or NullJournal(),
         )
         self._listener = listener or _listen(transport, port)
         _receptions.add(self)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    @property
+    def server(self) -> Server:
+        """Who serves the guest's connections."""
+        return self._server
 
     @property
     def listener(self) -> socket.socket:
