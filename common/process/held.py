@@ -16,10 +16,12 @@ from common.linux.pidfd import start_time
 from common.process.exits import ExitWatcher
 from common.process.spawn import Child, spawn
 
-# Waits for a line, fails at the end of its input: the daemon is no more. Then joins each cgroup named before `--`.
+# Waits for a line, fails at the end of its input: the daemon is no more. Then joins each cgroup named before `--`, and
+# is as killable when memory runs out as any pod: the daemon may be spared, which its children inherit.
 _SCRIPT = """\
 read -r line
 exec </dev/null
+echo 0 2>/dev/null >/proc/self/oom_score_adj || :
 while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs"; shift; done
 shift
 exec "$@"

@@ -116,6 +116,21 @@ def pss_kib(pid: int, proc: Path) -> int:
     raise LookupError(pid)
 
 
+def qemu_pss_kib(pid: int, proc: Path) -> tuple[int, int]:
+    """The proportional memory of a QEMU, and how much of it is the guest's."""
+    total = guests = 0
+    is_guests = False
+    for line in (proc / str(pid) / "smaps").read_text().splitlines():
+        first = line.split(maxsplit=1)[0]
+        if not first.endswith(":"):
+            is_guests = "/memfd:memory-backend" in line
+        elif first == "Pss:":
+            size = int(line.split()[1])
+            total += size
+            guests += size if is_guests else 0
+    return total, guests
+
+
 def measure_memory(engine: Engine, report: Report, pods: int) -> None:
     proc = engine.namespaces.root / "proc"
     daemon = engine.daemon_pid
@@ -132,7 +147,9 @@ def measure_memory(engine: Engine, report: Report, pods: int) -> None:
         for child in (proc / str(pid) / "task" / str(pid) / "children").read_text().split()
     ]
     report.add("virtiofsd and vsock daemon of a pod", sum(pss_kib(p, proc) for p in helpers) / 1024, "MiB", 8)
-    report.add("QEMU of a pod, the guest's memory in it", pss_kib(machine_pids["qemu"], proc) / 1024, "MiB")
+    total, guests = qemu_pss_kib(machine_pids["qemu"], proc)
+    report.add("QEMU of a pod, with the guest's memory", total / 1024, "MiB")
+    report.add("QEMU of a pod, without it", (total - guests) / 1024, "MiB")
     free = shell(engine.cri, container, "free -k").splitlines()[1].split()
     report.add("guest memory in use, one sleeping container", (int(free[1]) - int(free[6])) / 1024, "MiB", 64)
     for pod_id in (first, *more):
