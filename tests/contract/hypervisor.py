@@ -34,6 +34,7 @@ from common.errors import (
 from common.failpoints import VARIABLE, Failpoint, arm
 from common.log_files import LIMIT_BYTES
 from common.process.exits import ExitWatcher
+from common.process.spawn import CAPTURE, run
 from common.transport import transport_of
 from vmm.hypervisors.hypervisor import ExitReason, GuestExit, Hypervisor, VirtualMachine
 from vmm.hypervisors.machine import BootConfig, Device, Disk, NetworkInterface, Place, Share, Vsock
@@ -579,11 +580,15 @@ class HypervisorContract:
             "devices": [_plain(device) for device in devices],
             "attached": [_plain(device) for device in attached],
         }
-        daemon = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.contract.mortal_hypervisor_daemon", json.dumps(request),
-            cwd=CHECKOUT, env={**os.environ, VARIABLE: failpoints},
-        )  # fmt: skip
-        assert await asyncio.wait_for(daemon.wait(), BOOT_LIMIT_S) == -signal.SIGKILL
+        done = await run(
+            [sys.executable, "-m", "tests.contract.mortal_hypervisor_daemon", json.dumps(request)],
+            watcher=bench.exits,
+            timeout_s=BOOT_LIMIT_S,
+            stderr=CAPTURE,
+            env={**os.environ, VARIABLE: failpoints},
+            cwd=str(CHECKOUT),
+        )
+        assert done.status.code == 128 + signal.SIGKILL, done.stderr.decode()
 
     # -- confinement -----------------------------------------------------------------------------------
 
