@@ -23,7 +23,7 @@ _MISSING_DEVICE = frozenset({errno.ENODEV, errno.ENXIO})
 
 
 class Netlink:
-    """An rtnetlink socket; `async with` it. The kernel answers requests at once."""
+    """An rtnetlink socket in the event loop; `with` it. The kernel answers requests at once."""
 
     __slots__ = ("_sequences", "_sock")
 
