@@ -71,8 +71,7 @@ class LyingAgent:
 
 
 AGENT_METHODS = {
-    name: Method(method.request, LyingAgent.answer)
-    for name, method in GUEST_TASK_METHODS.items()
+    name: Method(method.request, LyingAgent.answer) for name, method in GUEST_TASK_METHODS.items()
 }
 
 
