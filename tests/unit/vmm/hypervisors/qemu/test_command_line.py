@@ -38,7 +38,7 @@ qemu-system-x86_64
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 -machine q35,memory-backend=memory,sata=off,smbus=off,vmport=off,i8042=off
 -accel tcg
--cpu max
+-cpu max,-erms
 -smp 2
 -m 256M
 -object {"qom-type":"memory-backend-memfd","id":"memory","size":268435456,"share":true}
