@@ -55,8 +55,8 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Prerequisite:
-    """One thing. `found` says what is there, "" if nothing is; `remedy` how to get it. It is `optional` where there
-    is another way.
+    """Something that machines need of this host. `found` says what is there, "" if nothing is; `remedy` how to get it.
+    It is `optional` where there is another way.
     """
 
     name: str

@@ -92,8 +92,9 @@ class MachineProcesses:
         self._watch(role, held.child)
 
     def release(self, role: str) -> None:
-        """Let it run."""
-        self._held.pop(role).release()
+        """Let it run; harmless when it has ended."""
+        if (held := self._held.pop(role, None)) is not None:
+            held.release()
 
     def adopt(self, identities: Mapping[str, Sequence[int]]) -> list[str]:
         """Take up processes of an earlier daemon; return the roles of those that have ended."""
