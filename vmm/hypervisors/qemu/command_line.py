@@ -62,8 +62,8 @@ def _machine(boot: BootConfig, accelerator: Accelerator) -> list[str]:
     # q35, also where the faster-booting `microvm` exists: that has no hot-plug, and under TCG no reliable clock.
     # Of what q35 brings along, these are never used by a guest of ours, and are code that a hostile one can reach.
     machine = "q35,memory-backend=memory,sata=off,smbus=off,vmport=off,i8042=off"
-    # All that the host has, or all that QEMU can emulate, for no machine is ever moved to another host; but one. Emulated,
-    # a string instruction is a loop of its own, and with ERMS the kernel clears pages by bytes instead of words: without
+    # All that the host has, or all that QEMU can emulate: no machine is ever moved to another host. But emulated, a
+    # string instruction is a loop of its own, and with ERMS the kernel clears pages by bytes instead of words: without
     # it a boot to the agent takes a tenth less.
     cpu = "host" if accelerator is Accelerator.KVM else "max,-erms"
     memory = {
