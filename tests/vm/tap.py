@@ -12,7 +12,7 @@ from common.linux import _libc, netlink
 from common.linux.netns import Netlink, open_tap
 
 _NAME = "tap0"
-_ALL_PROTOCOLS = 0x0300  # htons(ETH_P_ALL)
+_ETH_P_ALL = 3
 _TIMEOUT_S = 30.0
 
 
@@ -30,7 +30,7 @@ class Tap:
             index = socket.if_nametoindex(_NAME)
             kernel.ask(lambda number: netlink.set_link(number, index, up=True))
         sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
-        sniffer.bind((_NAME, _ALL_PROTOCOLS))
+        sniffer.bind((_NAME, _ETH_P_ALL))
         return fd, sniffer
 
     async def frame(self, is_wanted: Callable[[bytes], bool]) -> bytes:
