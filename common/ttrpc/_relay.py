@@ -219,6 +219,10 @@ class RelayConnection(ServerConnection):
             sock = await self._server.connect()
             if not self._closed:
                 self._server.links.link_opened(self._id, sock)
+                # What is done over a link that nobody keeps would be done again over the next one.
+                kept = asyncio.Event()
+                self._server.links.when_kept(kept.set)
+                await kept.wait()
                 self._link = Link(self, sock)
         except Exception as failure:
             error = failure
