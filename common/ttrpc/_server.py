@@ -103,8 +103,9 @@ class ServerConnection(FrameSocket):
 
     def _go_on_sending(self, rest: Spilled) -> int:
         """Send the rest of a large frame; return the stream that needs no other answer then."""
-        self._enqueue(rest, rest.answers)
-        return rest.answers
+        answered = rest.answers  # it is closed as soon as all of it is sent
+        self._enqueue(rest, answered)
+        return answered
 
     def _complete(self, event: RequestReceived, outcome: bytes) -> None:
         """Answer a call that was done."""

@@ -12,7 +12,7 @@ Nothing that was not yet taken care of leaves the kernel: no read-ahead, and a f
   it is consumed piece by piece into a buffer; every piece is reported to `_partial` first.
 * It is oversized: the data is consumed and thrown away.
 
-One frame is one send(). The kernel takes up to 32 KiB on a unix socket whole or not at all; what it does not
+A frame of up to 32 KiB is one send(), which the kernel takes on a unix socket whole or not at all; what it does not
 take is queued, up to a limit per connection beyond which a peer that does not read is given up. A larger frame may
 be spilled to a memfd and is sent from there: the kernel counts in the memfd's offset what has gone, so that whoever
 holds the memfd next goes on in the right place.
@@ -364,7 +364,8 @@ class FrameSocket:
         try:
             if isinstance(data, Spilled):
                 return data.send(self._sock)
-            return self._sock.send(data, socket.MSG_NOSIGNAL)
+            # Vsock of a virtual machine may lose packets that are longer (docs/agent-protocol.md).
+            return self._sock.send(memoryview(data)[:ATOMIC_SIZE], socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return 0
         except OSError as error:

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from common.task.events import EventPublisher
 from common.transport import Transport
-from common.ttrpc import Client
+from common.ttrpc import Client, StatusCode, StatusError
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
 from vmm.agent import clock
 from vmm.agent.kernel_files import read
@@ -22,6 +22,8 @@ VERSION: Final = "0.1.0"
 
 _TIMEOUT_S = 5.0
 _RETRY_S = 0.02
+# What a host answers that is busy or going away.
+_PASSING = frozenset({StatusCode.DEADLINE_EXCEEDED, StatusCode.UNAVAILABLE})
 _FOREVER = 1 << 30
 
 # What the host cannot know by itself: it sees every create, start and delete pass by.
@@ -52,6 +54,9 @@ class Host:
                 return
             except OSError:  # no device yet, nobody listens yet, or both
                 await asyncio.sleep(_RETRY_S)
+            except StatusError as error:
+                if error.code not in _PASSING:
+                    raise
 
     def publish(self, topic: str, event: Message) -> None:
         """Queue one event, if the host needs it."""
