@@ -43,6 +43,7 @@ MEMORY_MIB = 512  # as the configuration's default
 VOLUME_BYTES = 100 << 20
 WRITE = f"dd if=/dev/zero bs=32k count={VOLUME_BYTES >> 15} 2>/dev/null"
 TIMEOUT_S = 120.0
+SETTLE_S = 20.0
 
 
 # -- a machine alone -----------------------------------------------------------------------------------
@@ -135,8 +136,11 @@ def measure_memory(engine: Engine, report: Report, pods: int) -> None:
     proc = engine.namespaces.root / "proc"
     daemon = engine.daemon_pid
     first, container = start_vm_container(engine.cri)
+    # What was freed goes back to the system some seconds later.
+    time.sleep(SETTLE_S)
     before = pss_kib(daemon, Path("/proc"))
     more = [start_vm_container(engine.cri)[0] for _ in range(pods)]
+    time.sleep(SETTLE_S)
     after = pss_kib(daemon, Path("/proc"))
     report.add("sandboxer's PSS per further pod", (after - before) / pods, "KiB", 64)
     machine_pids = information(engine.cri, first)["machine"]

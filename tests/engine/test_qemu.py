@@ -13,10 +13,12 @@ from proto.gen.runtime.v1 import api_pb2 as api
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.chaos.streaming import Stream
 from tests.engine.cri import CONTAINER, NODE, Cri, container_config, matching, pod_config
-from tests.engine.engine import OURS_IN_QEMU, Engine
+from tests.engine.engine import OURS_IN_QEMU, PYTHON, Engine
+from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
 from tests.engine.qemu import add_container, information, start_vm_container
 from tests.engine.test_pods import ended, remains, shell
+from tests.guest_image import guest_image
 
 RUNNING = pb.ContainerState.CONTAINER_RUNNING
 
@@ -221,6 +223,23 @@ def test_a_program_that_does_not_exist_fails_the_start_and_disturbs_nobody(
         add_container(cri, vm[0], "/no/such/program", name="missing")
     assert "/no/such/program" in str(raised.value)
     assert cri.exec(vm[1], ["true"]).exit_code == 0
+
+
+def test_an_operator_sees_the_console_and_what_the_host_has(engine: Engine, vm: tuple[str, str]) -> None:
+    def sandboxctl(*words: str) -> str:
+        command = [
+            str(PYTHON),
+            "-m",
+            "sandboxers.cli",
+            "--config",
+            str(engine.directory / "qemu.yaml"),
+            *words,
+        ]
+        return engine.namespaces.run(command, env={**os.environ, "PYTHONPATH": str(CHECKOUT)}).stdout
+
+    assert "Linux version" in sandboxctl("console", vm[0])
+    assert str(guest_image()) in "".join(sandboxctl("doctor").split()).replace("->", "")
+    assert vm[0] in sandboxctl("list")
 
 
 def test_a_pod_leaves_nothing_behind(engine: Engine, cri: Cri, tmp_path: Path) -> None:
