@@ -52,6 +52,7 @@ from vmm.guest.reception import Reception
 from vmm.hypervisors.hypervisor import ExitReason, GuestExit, Hypervisor, VirtualMachine
 from vmm.hypervisors.machine import BootConfig, Device, NetworkInterface, Place, Share, Vsock
 from vmm.image.manifest import GuestImage, load
+from vmm.protocol import HOST_PORT, HOST_PORT_PARAMETER
 
 _CONFIGURE_TIMEOUT_S: Final = 30.0
 _CONNECT_TIMEOUT_S: Final = 5.0
@@ -61,6 +62,7 @@ _LAST_WORDS_S: Final = 1.0
 _EXIT_CODES: Final = {ExitReason.STOPPED: 0, ExitReason.GUEST_ENDED: 0}
 _EXIT_CODE: Final = 255
 _GUEST_GROUP: Final = "g"
+_KERNEL_VSOCK: Final = "vsock://"
 
 log = get_logger()
 
@@ -187,8 +189,11 @@ class VmSandbox:
             ]
             undo.callback(self._guest.close)
             undo.push_async_callback(self._machine.stop, 0)
+            arguments = self._settings.guest.kernel_arguments.split()
+            if self._host_port != HOST_PORT:
+                arguments.append(f"{HOST_PORT_PARAMETER}={self._host_port}")
             boot = dataclasses.replace(
-                image_boot(image, self._settings.guest.kernel_arguments.split()),
+                image_boot(image, arguments),
                 vcpus=size.vcpus,
                 memory_mib=size.memory_mib,
                 slots=self._settings.size.slots,
@@ -393,7 +398,11 @@ class VmSandbox:
 
     def _receive(self, listener: socket.socket | None) -> None:
         self._reception = Reception(
-            self._transport, self._tasks.on_event, listener, journal=self._settings.journal
+            self._transport,
+            self._tasks.on_event,
+            listener,
+            port=self._host_port,
+            journal=self._settings.journal,
         )
 
     def _adopt_guest_connections(self) -> None:
@@ -402,6 +411,12 @@ class VmSandbox:
         # Others than unix sockets have no path, and are connected anew by the guest.
         if isinstance(name, str):
             self._settings.journal.adopt_into(self._reception.server, name)
+
+    @property
+    def _host_port(self) -> int:
+        """Where the guest finds this daemon. The kernel's vsock has one port for all machines: there it is the CID."""
+        address = self._machine.vsock
+        return int(address.removeprefix(_KERNEL_VSOCK)) if address.startswith(_KERNEL_VSOCK) else HOST_PORT
 
     def _close_reception(self) -> None:
         if self._reception is not None:
