@@ -69,21 +69,18 @@ def inside(node: Node) -> Inside:
             "-o", "timeout=300", "--tb=short", "--durations=5", *arguments,
         ]  # fmt: skip
         wrapper = ["sh", "-c", IN_ROOT_CGROUP, "sh"] if in_root_cgroup else []
-        try:
-            ended = node.channel.run(
-                [*wrapper, *pytest_command],
-                cwd=COPY,
-                env={
-                    "CI": "true",
-                    "SANDBOXD_NODE": "1",
-                    "SANDBOXD_SUPERVISED": "1" if supervised else "",
-                    "TMPDIR": "/var/tmp",
-                },
-                timeout_s=SILENCE_LIMIT_S,
-                on_output=lambda text: print(text, end="", flush=True),
-            )
-        except OSError as error:
-            pytest.fail(f"{error}\n{node.machine.evidence()}", pytrace=False)
+        ended = node.channel.run(
+            [*wrapper, *pytest_command],
+            cwd=COPY,
+            env={
+                "CI": "true",
+                "SANDBOXD_NODE": "1",
+                "SANDBOXD_SUPERVISED": "1" if supervised else "",
+                "TMPDIR": "/var/tmp",
+            },
+            timeout_s=SILENCE_LIMIT_S,
+            on_output=lambda text: print(text, end="", flush=True),
+        )
         assert ended.status == 0, f"pytest ended with {ended.status} on the node"
         return _passed(node.run("cat", REPORT))
 
