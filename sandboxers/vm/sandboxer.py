@@ -11,10 +11,10 @@ from common.log import get_logger
 from common.process.exits import ExitWatcher
 from common.task.events import EnginePublisher, NullSink
 from sandboxers.config import EngineConfig, PodConfig
-from sandboxers.isolation import Stray
 from sandboxers.outlasting import Outlasting
 from sandboxers.pod_config import NamespaceMode
 from sandboxers.pod_config import PodConfig as Pod
+from sandboxers.sandbox import Stray
 from sandboxers.vm.config import GuestConfig, SizeConfig
 from sandboxers.vm.containers import PidSource
 from sandboxers.vm.sandbox import VmSandbox, VmSettings

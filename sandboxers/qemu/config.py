@@ -1,20 +1,13 @@
-"""The type `qemu`: its configuration, and pods in virtual machines that QEMU runs."""
+"""The configuration of the QEMU sandboxer: every key that it reads, with its default and its meaning."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from common.config import absolute_path, option
-from common.process.exits import ExitWatcher
 from sandboxers.config import EngineConfig, GarbageConfig, LogConfig, PodConfig, only_type, program
-from sandboxers.doctor import Examination, Finding
-from sandboxers.outlasting import Outlasting
 from sandboxers.vm.config import GuestConfig, SizeConfig
-from sandboxers.vm.doctor import examine_machines
-from sandboxers.vm.sandboxer import VmSandboxer
 from vmm.hypervisors.hypervisor import Accelerator
-from vmm.hypervisors.qemu.driver import Qemu, QemuSettings
-from vmm.hypervisors.qemu.prerequisites import Programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +51,3 @@ class QemuConfig:
     size: SizeConfig = SizeConfig()
     pod: PodConfig = PodConfig()
     gc: GarbageConfig = GarbageConfig()
-
-
-def driver_of(config: QemuConfig, exits: ExitWatcher) -> Qemu:
-    """Return the driver that a configuration chooses."""
-    chosen = config.qemu
-    programs = Programs(chosen.qemu, chosen.virtiofsd, chosen.vsock_daemon)
-    return Qemu(QemuSettings(config.state_dir, chosen.accelerator, programs), exits)
-
-
-async def examine_qemu(config: QemuConfig, examination: Examination) -> list[Finding]:
-    """Look for QEMU, the programs beside it, and the guest image."""
-    return await examine_machines(config.guest.image, driver_of(config, examination.exits))
-
-
-class QemuSandboxer(VmSandboxer):
-    """Makes pods in QEMU's virtual machines (`Sandboxer`)."""
-
-    name = "qemu"
-
-    def __init__(self, config: QemuConfig, outlasting: Outlasting) -> None:
-        exits = ExitWatcher(outlasting.exit_log)
-        super().__init__(config, outlasting, exits, driver_of(config, exits))
