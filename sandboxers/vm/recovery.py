@@ -20,10 +20,10 @@ from sandboxers.vm.containers import (
     GuestContainer,
     GuestProcess,
 )
-from sandboxers.vm.tasks import GuestTasks
+from sandboxers.vm.guest_pod import GuestPod
 
 
-def recover_containers(tasks: GuestTasks) -> None:
+def recover_containers(tasks: GuestPod) -> None:
     """Take up all containers that have a record, and their streams.
 
     :raise FailedPrecondition: a newer sandboxd wrote one of the records; nothing was changed.

@@ -11,25 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import signal as signals
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from common.descriptors.store import DescriptorStore
 from common.errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    SandboxdError,
     Unavailable,
     Unimplemented,
 )
@@ -39,141 +34,34 @@ from common.linux.mounts import MountSpec
 from common.log import get_logger
 from common.oci.spec import parse_process
 from common.process.exits import ExitStatus
-from common.records import write_record
-from common.task.backend import EventSink
 from common.task.stdio import StdioSpec
 from common.ttrpc import CallContext, ConnectionLost, Method, RelayContext, RelayedMethod
-from proto.gen.containerd.events import task_pb2 as events
+from proto.gen.containerd.events import task_pb2 as task_events
 from proto.gen.containerd.task.v3 import shim_pb2 as api
 from proto.gen.containerd.types import task_pb2 as types
-from proto.gen.sandboxd.agent.v1.agent_pb2 import StreamEnd
 from sandboxers.vm.containers import (
-    EXECS,
-    RECORD_FILE,
     ContainerRecord,
-    ExecRecord,
     GuestContainer,
     GuestProcess,
-    PidSource,
 )
-from sandboxers.vm.preparer import GuestPreparer, guest_bundle
-from sandboxers.vm.streams import StreamNames, Streams
-from vmm.guest.client import GuestClient
-from vmm.guest.reception import GuestEvent
+from sandboxers.vm.guest_pod import GuestPod, timestamp_of
+from sandboxers.vm.preparer import guest_bundle
 
-_COLLECT_TIMEOUT_S: Final = 10.0
 _KILL_PATIENCE_S: Final = 5.0
-_PROBE_TIMEOUT_S: Final = 5.0
-_KILLED: Final = 128 + signals.SIGKILL
 _STATS_TYPES: Final = frozenset({"io.containerd.cgroups.v2.Metrics", "io.containerd.cgroups.v1.Metrics"})
 _STATUSES: Final = frozenset({types.CREATED, types.RUNNING, types.STOPPED, types.PAUSED, types.PAUSING})
-_KNOWN_TIMESTAMP_NS: Final = 10**18  # 2001: what is earlier is a clock that was never set
 
 log = get_logger()
 
 
-class GuestTasks:
-    """The containers of one VM pod, and the calls that concern them."""
+class GuestTasks(GuestPod):
+    """The Task service of one VM pod."""
 
-    __slots__ = (
-        "_events",
-        "_guest",
-        "_on_frozen",
-        "_pids",
-        "_preparer",
-        "_probe",
-        "_store",
-        "containers",
-        "directory",
-        "ended",
-        "sandbox_id",
-        "stopped",
-    )
-
-    def __init__(
-        self,
-        sandbox_id: str,
-        directory: str,
-        guest: GuestClient,
-        preparer: GuestPreparer,
-        events: EventSink,
-        store: DescriptorStore,
-        pids: PidSource,
-        on_frozen: Callable[[str], None],
-    ) -> None:
-        """:param directory: where each container gets a directory for its records.
-        :param on_frozen: told, with a reason, when a guest answers nothing in which something must be killed.
-        """
-        self.sandbox_id = sandbox_id
-        self.containers: dict[str, GuestContainer] = {}
-        self.stopped = False
-        self.ended = ""
-        """Why the machine has ended; empty while it lives."""
-        self.directory = directory
-        self._guest = guest
-        self._preparer = preparer
-        self._events = events
-        self._store = store
-        self._pids = pids
-        self._on_frozen = on_frozen
-        self._probe: asyncio.Task[None] | None = None
-
-    def container(self, container_id: str) -> GuestContainer:
-        """Return a container.
-
-        :raise NotFound: there is none of this id in this pod.
-        """
-        try:
-            return self.containers[container_id]
-        except KeyError:
-            raise NotFound(f"no container {container_id[:100]!r} in pod {self.sandbox_id}") from None
+    __slots__ = ()
 
     def process(self, request: Any) -> GuestProcess:
         """Return the process that a request names with its `id` and `exec_id`, where it has one."""
         return self.container(request.id).process(getattr(request, "exec_id", ""))
-
-    # -- containers of an earlier daemon ---------------------------------------------------------------
-
-    def adopt(self, container: GuestContainer) -> None:
-        """Go on with a container that is on record, and with its streams."""
-        self.containers[container.id] = container
-        for process in container.processes():
-            record = process.record
-            assert record is not None
-            self._pids.reserve(process.pid)
-            streams = Streams(StreamNames(*record.streams), self._guest, self._store)
-            if not streams.recover() and not record.made:
-                # Whoever asks again for the process gets others; these stay kept until then.
-                streams.close()
-                process.lost_streams = streams
-                continue
-            process.streams = streams
-            if record.stdin_closed:
-                streams.close_stdin()
-            for name in record.ended:
-                streams.end_output(name, 0)
-
-    def abandoned(self) -> list[str]:
-        """Return the containers of an earlier daemon whose bundle is gone, as engines leave what they give up."""
-        return [c.id for c in self.containers.values() if c.recovered and not os.path.lexists(c.bundle)]
-
-    async def collect(self, container_id: str) -> None:
-        """Kill a container, and remove it in the guest and here."""
-        container = self.container(container_id)
-        if container.made and not self.ended:
-            await self._unmake(container_id)
-        await self.release(container)
-
-    async def _unmake(self, container_id: str) -> None:
-        """Let the agent kill and remove a container."""
-        with contextlib.suppress(NotFound, FailedPrecondition):
-            kill = api.KillRequest(id=container_id, signal=signals.SIGKILL, all=True)
-            await self._guest.call_task("Kill", kill, Empty, _COLLECT_TIMEOUT_S)
-        with contextlib.suppress(NotFound):
-            wait = api.WaitRequest(id=container_id)
-            await self._guest.call_task("Wait", wait, api.WaitResponse, _COLLECT_TIMEOUT_S)
-            delete = api.DeleteRequest(id=container_id)
-            await self._guest.call_task("Delete", delete, api.DeleteResponse, _COLLECT_TIMEOUT_S)
 
     # -- create, exec, delete: what the host has to do with it ---------------------------------------
 
@@ -192,15 +80,15 @@ class GuestTasks:
         if container is None or not container.made:
             container = await self._create(request, context, container)
         pid = container.init.pid
-        event = events.TaskCreate(
+        event = task_events.TaskCreate(
             container_id=container_id, bundle=request.bundle, rootfs=request.rootfs, pid=pid
         )
         event.io.CopyFrom(
-            events.TaskIO(
+            task_events.TaskIO(
                 stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal
             )
         )
-        self._events.publish("/tasks/create", event)
+        self.events.publish("/tasks/create", event)
         return api.CreateTaskResponse(pid=pid)
 
     async def _create(
@@ -208,24 +96,24 @@ class GuestTasks:
     ) -> GuestContainer:
         stdio = StdioSpec(request.terminal, request.stdin, request.stdout, request.stderr)
         container = begun or GuestContainer(
-            request.id, request.bundle, GuestProcess(request.id, "", self._pids.new(), stdio)
+            request.id, request.bundle, GuestProcess(request.id, "", self.pid_source.new(), stdio)
         )
         init = container.init
         self.containers[container.id] = container
         async with contextlib.AsyncExitStack() as undo:
-            undo.callback(self._forget, container)
-            names = self._register(container)
+            undo.callback(self.forget, container)
+            names = self.register(container)
             failpoint(Failpoint.CONTAINER_RECORDED)
             rootfs = [MountSpec(m.type, m.source, tuple(m.options), m.target) for m in request.rootfs]
-            undo.push_async_callback(self._release_prepared, container)
+            undo.push_async_callback(self.release_prepared, container)
             assert isinstance(init.record, ContainerRecord)
             # An earlier daemon may have handed the call on already: then what it has prepared is in use.
             if not init.record.prepared:
-                await self._preparer.prepare(container.id, request.bundle, rootfs, self._note_disk(container))
-                self._save(init, prepared=True)
+                await self.preparer.prepare(container.id, request.bundle, rootfs, self.note_disk(container))
+                self.save(init, prepared=True)
             failpoint(Failpoint.CONTAINER_SPEC_WRITTEN)
-            await self._open_streams(init, names)
-            undo.callback(self._end_streams, init)
+            await self.open_streams(init, names)
+            undo.callback(self.end_streams, init)
             failpoint(Failpoint.CONTAINER_STREAMS_OPENED)
             stdin, stdout, stderr = names.uris()
             await self._forward(
@@ -239,10 +127,10 @@ class GuestTasks:
                     stderr=stderr,
                 ),
             )
-            undo.push_async_callback(self._unmake, container.id)
+            undo.push_async_callback(self.unmake, container.id)
             failpoint(Failpoint.CONTAINER_MADE)
             container.made = True
-            self._save(init, made=True)
+            self.save(init, made=True)
             undo.pop_all()
         failpoint(Failpoint.CONTAINER_CREATED)
         return container
@@ -261,24 +149,24 @@ class GuestTasks:
             raise AlreadyExists(f"exec {exec_id} exists already in container {container.id}")
         stdio = StdioSpec(request.terminal, request.stdin, request.stdout, request.stderr)
         if process is None:
-            process = GuestProcess(container.id, exec_id, self._pids.new(), stdio)
+            process = GuestProcess(container.id, exec_id, self.pid_source.new(), stdio)
             if container.execs is None:
                 container.execs = {}
             container.execs[exec_id] = process
         with contextlib.ExitStack() as undo:
-            undo.callback(self._forget_exec, container, process)
-            names = self._register_exec(process)
+            undo.callback(self.forget_exec, container, process)
+            names = self.register_exec(process)
             failpoint(Failpoint.EXEC_RECORDED)
-            await self._open_streams(process, names)
+            await self.open_streams(process, names)
             failpoint(Failpoint.EXEC_STREAMS_OPENED)
             changed = api.ExecProcessRequest()
             changed.CopyFrom(request)
             changed.stdin, changed.stdout, changed.stderr = names.uris()
             await self._forward(context, changed)
-            self._save(process, made=True)
+            self.save(process, made=True)
             undo.pop_all()
-        self._events.publish(
-            "/tasks/exec-added", events.TaskExecAdded(container_id=container.id, exec_id=exec_id)
+        self.events.publish(
+            "/tasks/exec-added", task_events.TaskExecAdded(container_id=container.id, exec_id=exec_id)
         )
         return Empty()
 
@@ -292,43 +180,23 @@ class GuestTasks:
                 payload = await self._forward(context, request, bereaved=api.DeleteResponse())
                 answer = api.DeleteResponse.FromString(payload)
                 if answer.HasField("exited_at"):
-                    self._note_exit(process, answer.exit_status, answer.exited_at)
+                    self.note_exit(process, answer.exit_status, answer.exited_at)
         if request.exec_id:
-            self._forget_exec(container, process)
+            self.forget_exec(container, process)
             failpoint(Failpoint.EXEC_DELETED)
         else:
             await self.release(container)
         status = process.exit
         response = api.DeleteResponse(pid=process.pid, exit_status=status.code if status else 0)
         if status is not None:
-            response.exited_at.CopyFrom(_timestamp(status))
+            response.exited_at.CopyFrom(timestamp_of(status))
         if not request.exec_id:
-            event = events.TaskDelete(
+            event = task_events.TaskDelete(
                 container_id=container.id, pid=process.pid, exit_status=response.exit_status
             )
             event.exited_at.CopyFrom(response.exited_at)
-            self._events.publish("/tasks/delete", event)
+            self.events.publish("/tasks/delete", event)
         return response
-
-    async def _open_streams(self, process: GuestProcess, names: StreamNames) -> None:
-        if process.streams is None:
-            streams = Streams(names, self._guest, self._store)
-            await streams.open(process.stdio)
-            process.streams = streams
-        if process.lost_streams is not None:
-            process.lost_streams.forget()
-            process.lost_streams = None
-
-    async def release(self, container: GuestContainer) -> None:
-        """Let go of all that the host holds for a container."""
-        failpoint(Failpoint.CONTAINER_DELETING)
-        for process in container.processes():
-            self._end_streams(process)
-            process.end.interrupt(NotFound(f"{process} has been deleted"))
-        await self._release_prepared(container)
-        failpoint(Failpoint.CONTAINER_UNMADE)
-        self._forget(container)
-        failpoint(Failpoint.CONTAINER_DELETED)
 
     async def _forward(
         self, context: RelayContext, request: Message, bereaved: Message | None = None
@@ -366,7 +234,7 @@ class GuestTasks:
         process = self.process(request)
         if request.stdin:
             if process.exit is None:
-                self._save(process, stdin_closed=True)
+                self.save(process, stdin_closed=True)
             if process.streams is not None:
                 process.streams.close_stdin()
                 failpoint(Failpoint.STDIN_CLOSED)
@@ -402,17 +270,17 @@ class GuestTasks:
         """A process runs."""
         api.StartResponse.FromString(payload)
         process = self.process(request)
-        self._save(process, started=True)
+        self.save(process, started=True)
         if process.exec_id:
-            self._events.publish(
+            self.events.publish(
                 "/tasks/exec-started",
-                events.TaskExecStarted(
+                task_events.TaskExecStarted(
                     container_id=process.container_id, exec_id=process.exec_id, pid=process.pid
                 ),
             )
         else:
-            self._events.publish(
-                "/tasks/start", events.TaskStart(container_id=process.container_id, pid=process.pid)
+            self.events.publish(
+                "/tasks/start", task_events.TaskStart(container_id=process.container_id, pid=process.pid)
             )
         return api.StartResponse(pid=process.pid)
 
@@ -428,7 +296,7 @@ class GuestTasks:
             raise ValueError(f"{answer.status} is no state of a process")
         process = self.process(request)
         if answer.status == types.STOPPED:
-            self._note_exit(process, answer.exit_status, answer.exited_at)
+            self.note_exit(process, answer.exit_status, answer.exited_at)
         return self._state(process, answer.status)
 
     def _state(self, process: GuestProcess, status: int) -> api.StateResponse:
@@ -446,7 +314,7 @@ class GuestTasks:
         )
         if process.exit is not None:
             response.exit_status = process.exit.code
-            response.exited_at.CopyFrom(_timestamp(process.exit))
+            response.exited_at.CopyFrom(timestamp_of(process.exit))
         return response
 
     def wait_for_ended(self, request: api.WaitRequest) -> api.WaitResponse | None:
@@ -457,7 +325,7 @@ class GuestTasks:
     def waited(self, request: api.WaitRequest, payload: bytes) -> api.WaitResponse:
         """A process has ended."""
         answer = api.WaitResponse.FromString(payload)
-        return _exit_answer(self._note_exit(self.process(request), answer.exit_status, answer.exited_at))
+        return _exit_answer(self.note_exit(self.process(request), answer.exit_status, answer.exited_at))
 
     def killable(self, request: api.KillRequest) -> None:
         """Refuse to signal what has ended, or with what is no signal."""
@@ -467,20 +335,7 @@ class GuestTasks:
         if process.exit is not None:
             raise NotFound(f"{process} has already finished")
         if request.signal == signals.SIGKILL:
-            asyncio.get_running_loop().call_later(_KILL_PATIENCE_S, self._doubt, process)
-
-    def _doubt(self, process: GuestProcess) -> None:
-        """What was to be killed has not ended: that is the guest's fault, or the guest is not there any more."""
-        if process.exit is None and not self.ended and self._probe is None:
-            self._probe = asyncio.get_running_loop().create_task(self._ask())
-
-    async def _ask(self) -> None:
-        try:
-            await self._guest.stats(_PROBE_TIMEOUT_S)
-        except SandboxdError as error:
-            self._on_frozen(f"it does not answer ({error})")
-        finally:
-            self._probe = None
+            asyncio.get_running_loop().call_later(_KILL_PATIENCE_S, self.doubt, process)
 
     def kill_without_guest(self, request: api.KillRequest) -> Message:
         """All have ended with the machine."""
@@ -497,197 +352,9 @@ class GuestTasks:
         """Nothing is left to measure, which engines skip."""
         raise NotFound(f"container {self.container(request.id).id} has no cgroup to measure")
 
-    # -- what the guest tells by itself, and its end ---------------------------------------------------
-
-    async def on_event(self, event: GuestEvent) -> None:
-        """Take an event of the guest; what it names must be ours. An OOM event is with the engine when this returns."""
-        if isinstance(event, StreamEnd):
-            self._end_stream(event.id, event.length)
-            return
-        with contextlib.suppress(NotFound):
-            container = self.container(event.container_id)
-            if isinstance(event, events.TaskExit):
-                process = container.process("" if event.id == container.id else event.id)
-                self._note_exit(process, event.exit_status, event.exited_at)
-            else:
-                self._events.publish("/tasks/oom", events.TaskOOM(container_id=container.id))
-                log.info("container.oom", sandbox_id=self.sandbox_id, container_id=container.id)
-                await self._events.flush(2.0)
-
-    def end(self, reason: str, exited_at_ns: int) -> None:
-        """The machine has ended, and with it all processes."""
-        self.ended = self.ended or reason
-        for container in self.containers.values():
-            for process in container.processes():
-                if process.exit is None:
-                    self._finish(process, ExitStatus(_KILLED, exited_at_ns))
-                if process.streams is not None:
-                    process.streams.drain()
-
-    def _end_stream(self, name: str, length: int) -> None:
-        for container in self.containers.values():
-            for process in container.processes():
-                if process.streams is not None and process.streams.has_output(name):
-                    # The guest tells it once: a later daemon must know that nothing more comes.
-                    assert process.record is not None
-                    self._save(process, ended=[*process.record.ended, name])
-                    process.streams.end_output(name, length)
-                    return
-
-    def _note_exit(self, process: GuestProcess, code: int, exited_at: Timestamp) -> ExitStatus:
-        """Note an exit that the guest has told, once; what it says of the time must be possible."""
-        if process.exit is not None:
-            return process.exit
-        now_ns = time.time_ns()
-        told_ns = exited_at.seconds * 10**9 + exited_at.nanos
-        status = ExitStatus(code & 0xFF, told_ns if _KNOWN_TIMESTAMP_NS < told_ns <= now_ns else now_ns)
-        self._finish(process, status)
-        return status
-
-    def _finish(self, process: GuestProcess, status: ExitStatus) -> None:
-        failpoint(Failpoint.EXEC_EXITED if process.exec_id else Failpoint.CONTAINER_EXITED)
-        self._save(process, exit_code=status.code, exited_at_ns=status.exited_at_ns)
-        failpoint(Failpoint.EXEC_EXIT_RECORDED if process.exec_id else Failpoint.CONTAINER_EXIT_RECORDED)
-        process.end.set(status)
-        if process.record is not None and process.record.started:
-            event = events.TaskExit(
-                container_id=process.container_id,
-                id=process.exec_id or process.container_id,
-                pid=process.pid,
-                exit_status=status.code,
-            )
-            event.exited_at.CopyFrom(_timestamp(status))
-            self._events.publish("/tasks/exit", event)
-        if not process.exec_id:
-            log.info(
-                "container.exited",
-                sandbox_id=self.sandbox_id,
-                container_id=process.container_id,
-                exit_code=status.code,
-            )
-
-    # -- records -------------------------------------------------------------------------------------
-
-    def _register(self, container: GuestContainer) -> StreamNames:
-        """Write the record of a container of which nothing is made yet; return the names of its streams."""
-        init = container.init
-        if isinstance(init.record, ContainerRecord):
-            return self._names_of(init)
-        names = StreamNames.new(init.stdio, self._store)
-        init.record = ContainerRecord(
-            container_id=container.id,
-            bundle=container.bundle,
-            pid=init.pid,
-            terminal=init.stdio.terminal,
-            stdin=init.stdio.stdin,
-            stdout=init.stdio.stdout,
-            stderr=init.stdio.stderr,
-            streams=list(names),
-            disks=[],
-            ended=[],
-        )
-        os.makedirs(self._record_directory(container.id), 0o700, exist_ok=True)
-        self._write(init)
-        return names
-
-    def _register_exec(self, process: GuestProcess) -> StreamNames:
-        if isinstance(process.record, ExecRecord):
-            return self._names_of(process)
-        names = StreamNames.new(process.stdio, self._store)
-        process.record = ExecRecord(
-            exec_id=process.exec_id,
-            pid=process.pid,
-            terminal=process.stdio.terminal,
-            stdin=process.stdio.stdin,
-            stdout=process.stdio.stdout,
-            stderr=process.stdio.stderr,
-            streams=list(names),
-            ended=[],
-        )
-        os.makedirs(f"{self._record_directory(process.container_id)}/{EXECS}", 0o700, exist_ok=True)
-        self._write(process)
-        return names
-
-    def _names_of(self, process: GuestProcess) -> StreamNames:
-        """Return the names on record, or others if the streams of these were lost: the guest may have seen them."""
-        assert process.record is not None
-        if process.lost_streams is not None:
-            names = StreamNames.new(process.stdio, self._store)
-            process.record = dataclasses.replace(process.record, streams=list(names))
-            self._write(process)
-        return StreamNames(*process.record.streams)
-
-    def _write(self, process: GuestProcess) -> None:
-        assert process.record is not None
-        directory = self._record_directory(process.container_id)
-        name = f"{EXECS}/{process.exec_id}.json" if process.exec_id else RECORD_FILE
-        write_record(f"{directory}/{name}", process.record)
-
-    def _save(self, process: GuestProcess, **changes: Any) -> None:
-        """Write into the record what must not fail for want of space: what has happened has happened."""
-        if process.record is None:
-            return
-        process.record = dataclasses.replace(process.record, **changes)
-        try:
-            self._write(process)
-        except OSError as error:
-            log.error("container.record_not_written", container_id=process.container_id, error=error)
-
-    def _note_disk(self, container: GuestContainer) -> Any:
-        def note(device_id: str) -> None:
-            assert isinstance(container.init.record, ContainerRecord)
-            record = container.init.record
-            container.init.record = dataclasses.replace(record, disks=[*record.disks, device_id])
-            self._write(container.init)
-
-        return note
-
-    async def _release_prepared(self, container: GuestContainer) -> None:
-        record = container.init.record
-        disks = record.disks if isinstance(record, ContainerRecord) else []
-        await self._preparer.release(container.id, disks)
-
-    def _record_directory(self, container_id: str) -> str:
-        return f"{self.directory}/{container_id}"
-
-    def _forget(self, container: GuestContainer) -> None:
-        self.containers.pop(container.id, None)
-        directory = self._record_directory(container.id)
-        for path in _files_below(directory):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        for name in (f"{directory}/{EXECS}", directory):
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(name)
-
-    def _forget_exec(self, container: GuestContainer, process: GuestProcess) -> None:
-        self._end_streams(process)
-        if container.execs is not None:
-            container.execs.pop(process.exec_id, None)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self._record_directory(container.id)}/{EXECS}/{process.exec_id}.json")
-
-    @staticmethod
-    def _end_streams(process: GuestProcess) -> None:
-        if process.streams is not None:
-            process.streams.close()
-        if process.lost_streams is not None:
-            process.lost_streams.forget()
-
-
-def _files_below(directory: str) -> Iterator[str]:
-    for path, _, files in os.walk(directory):
-        yield from (f"{path}/{file}" for file in files)
-
-
-def _timestamp(status: ExitStatus) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromNanoseconds(status.exited_at_ns)
-    return timestamp
-
 
 def _exit_answer(status: ExitStatus) -> api.WaitResponse:
-    return api.WaitResponse(exit_status=status.code, exited_at=_timestamp(status))
+    return api.WaitResponse(exit_status=status.code, exited_at=timestamp_of(status))
 
 
 _T = GuestTasks

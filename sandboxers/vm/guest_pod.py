@@ -1,0 +1,370 @@
+"""The containers of one VM pod: what the host holds for them, how they end, and what is on record of all that.
+
+`GuestTasks` puts the engine's protocol on top of it; a sandbox uses it to recover, to end and to clean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal as signals
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from common.descriptors.store import DescriptorStore
+from common.errors import FailedPrecondition, NotFound, SandboxdError
+from common.failpoints import Failpoint, failpoint
+from common.log import get_logger
+from common.process.exits import ExitStatus
+from common.records import write_record
+from common.task.backend import EventSink
+from proto.gen.containerd.events import task_pb2 as task_events
+from proto.gen.containerd.task.v3 import shim_pb2 as api
+from proto.gen.sandboxd.agent.v1.agent_pb2 import StreamEnd
+from sandboxers.vm.containers import (
+    EXECS,
+    RECORD_FILE,
+    ContainerRecord,
+    ExecRecord,
+    GuestContainer,
+    GuestProcess,
+    PidSource,
+)
+from sandboxers.vm.preparer import GuestPreparer
+from sandboxers.vm.streams import StreamNames, Streams
+from vmm.guest.client import GuestClient
+from vmm.guest.reception import GuestEvent
+
+_COLLECT_TIMEOUT_S: Final = 10.0
+_PROBE_TIMEOUT_S: Final = 5.0
+_KILLED: Final = 128 + signals.SIGKILL
+_KNOWN_TIMESTAMP_NS: Final = 10**18  # 2001: what is earlier is a clock that was never set
+
+log = get_logger()
+
+
+class GuestPod:
+    """The containers of one VM pod."""
+
+    __slots__ = (
+        "_guest",
+        "_on_frozen",
+        "_probe",
+        "_store",
+        "containers",
+        "directory",
+        "ended",
+        "events",
+        "pid_source",
+        "preparer",
+        "sandbox_id",
+        "stopped",
+    )
+
+    def __init__(
+        self,
+        sandbox_id: str,
+        directory: str,
+        guest: GuestClient,
+        preparer: GuestPreparer,
+        events: EventSink,
+        store: DescriptorStore,
+        pids: PidSource,
+        on_frozen: Callable[[str], None],
+    ) -> None:
+        """:param directory: where each container gets a directory for its records.
+        :param on_frozen: told, with a reason, when a guest answers nothing in which something must be killed.
+        """
+        self.sandbox_id = sandbox_id
+        self.containers: dict[str, GuestContainer] = {}
+        self.stopped = False
+        self.ended = ""
+        """Why the machine has ended; empty while it lives."""
+        self.directory = directory
+        self._guest = guest
+        self.preparer = preparer
+        self.events = events
+        self._store = store
+        self.pid_source = pids
+        self._on_frozen = on_frozen
+        self._probe: asyncio.Task[None] | None = None
+
+    def container(self, container_id: str) -> GuestContainer:
+        """Return a container.
+
+        :raise NotFound: there is none of this id in this pod.
+        """
+        try:
+            return self.containers[container_id]
+        except KeyError:
+            raise NotFound(f"no container {container_id[:100]!r} in pod {self.sandbox_id}") from None
+
+    # -- containers of an earlier daemon ---------------------------------------------------------------
+
+    def adopt(self, container: GuestContainer) -> None:
+        """Go on with a container that is on record, and with its streams."""
+        self.containers[container.id] = container
+        for process in container.processes():
+            record = process.record
+            assert record is not None
+            self.pid_source.reserve(process.pid)
+            streams = Streams(StreamNames(*record.streams), self._guest, self._store)
+            if not streams.recover() and not record.made:
+                # Whoever asks again for the process gets others; these stay kept until then.
+                streams.close()
+                process.lost_streams = streams
+                continue
+            process.streams = streams
+            if record.stdin_closed:
+                streams.close_stdin()
+            for name in record.ended:
+                streams.end_output(name, 0)
+
+    def abandoned(self) -> list[str]:
+        """Return the containers of an earlier daemon whose bundle is gone, as engines leave what they give up."""
+        return [c.id for c in self.containers.values() if c.recovered and not os.path.lexists(c.bundle)]
+
+    async def collect(self, container_id: str) -> None:
+        """Kill a container, and remove it in the guest and here."""
+        container = self.container(container_id)
+        if container.made and not self.ended:
+            await self.unmake(container_id)
+        await self.release(container)
+
+    async def unmake(self, container_id: str) -> None:
+        """Let the agent kill and remove a container."""
+        with contextlib.suppress(NotFound, FailedPrecondition):
+            kill = api.KillRequest(id=container_id, signal=signals.SIGKILL, all=True)
+            await self._guest.call_task("Kill", kill, Empty, _COLLECT_TIMEOUT_S)
+        with contextlib.suppress(NotFound):
+            wait = api.WaitRequest(id=container_id)
+            await self._guest.call_task("Wait", wait, api.WaitResponse, _COLLECT_TIMEOUT_S)
+            delete = api.DeleteRequest(id=container_id)
+            await self._guest.call_task("Delete", delete, api.DeleteResponse, _COLLECT_TIMEOUT_S)
+
+    async def open_streams(self, process: GuestProcess, names: StreamNames) -> None:
+        if process.streams is None:
+            streams = Streams(names, self._guest, self._store)
+            await streams.open(process.stdio)
+            process.streams = streams
+        if process.lost_streams is not None:
+            process.lost_streams.forget()
+            process.lost_streams = None
+
+    async def release(self, container: GuestContainer) -> None:
+        """Let go of all that the host holds for a container."""
+        failpoint(Failpoint.CONTAINER_DELETING)
+        for process in container.processes():
+            self.end_streams(process)
+            process.end.interrupt(NotFound(f"{process} has been deleted"))
+        await self.release_prepared(container)
+        failpoint(Failpoint.CONTAINER_UNMADE)
+        self.forget(container)
+        failpoint(Failpoint.CONTAINER_DELETED)
+
+    def doubt(self, process: GuestProcess) -> None:
+        """What was to be killed has not ended: that is the guest's fault, or the guest is not there any more."""
+        if process.exit is None and not self.ended and self._probe is None:
+            self._probe = asyncio.get_running_loop().create_task(self._ask())
+
+    async def _ask(self) -> None:
+        try:
+            await self._guest.stats(_PROBE_TIMEOUT_S)
+        except SandboxdError as error:
+            self._on_frozen(f"it does not answer ({error})")
+        finally:
+            self._probe = None
+
+    # -- what the guest tells by itself, and its end ---------------------------------------------------
+
+    async def on_event(self, event: GuestEvent) -> None:
+        """Take an event of the guest; what it names must be ours. An OOM event is with the engine when this returns."""
+        if isinstance(event, StreamEnd):
+            self._end_stream(event.id, event.length)
+            return
+        with contextlib.suppress(NotFound):
+            container = self.container(event.container_id)
+            if isinstance(event, task_events.TaskExit):
+                process = container.process("" if event.id == container.id else event.id)
+                self.note_exit(process, event.exit_status, event.exited_at)
+            else:
+                self.events.publish("/tasks/oom", task_events.TaskOOM(container_id=container.id))
+                log.info("container.oom", sandbox_id=self.sandbox_id, container_id=container.id)
+                await self.events.flush(2.0)
+
+    def end(self, reason: str, exited_at_ns: int) -> None:
+        """The machine has ended, and with it all processes."""
+        self.ended = self.ended or reason
+        for container in self.containers.values():
+            for process in container.processes():
+                if process.exit is None:
+                    self._finish(process, ExitStatus(_KILLED, exited_at_ns))
+                if process.streams is not None:
+                    process.streams.drain()
+
+    def _end_stream(self, name: str, length: int) -> None:
+        for container in self.containers.values():
+            for process in container.processes():
+                if process.streams is not None and process.streams.has_output(name):
+                    # The guest tells it once: a later daemon must know that nothing more comes.
+                    assert process.record is not None
+                    self.save(process, ended=[*process.record.ended, name])
+                    process.streams.end_output(name, length)
+                    return
+
+    def note_exit(self, process: GuestProcess, code: int, exited_at: Timestamp) -> ExitStatus:
+        """Note an exit that the guest has told, once; what it says of the time must be possible."""
+        if process.exit is not None:
+            return process.exit
+        now_ns = time.time_ns()
+        told_ns = exited_at.seconds * 10**9 + exited_at.nanos
+        status = ExitStatus(code & 0xFF, told_ns if _KNOWN_TIMESTAMP_NS < told_ns <= now_ns else now_ns)
+        self._finish(process, status)
+        return status
+
+    def _finish(self, process: GuestProcess, status: ExitStatus) -> None:
+        failpoint(Failpoint.EXEC_EXITED if process.exec_id else Failpoint.CONTAINER_EXITED)
+        self.save(process, exit_code=status.code, exited_at_ns=status.exited_at_ns)
+        failpoint(Failpoint.EXEC_EXIT_RECORDED if process.exec_id else Failpoint.CONTAINER_EXIT_RECORDED)
+        process.end.set(status)
+        if process.record is not None and process.record.started:
+            event = task_events.TaskExit(
+                container_id=process.container_id,
+                id=process.exec_id or process.container_id,
+                pid=process.pid,
+                exit_status=status.code,
+            )
+            event.exited_at.CopyFrom(timestamp_of(status))
+            self.events.publish("/tasks/exit", event)
+        if not process.exec_id:
+            log.info(
+                "container.exited",
+                sandbox_id=self.sandbox_id,
+                container_id=process.container_id,
+                exit_code=status.code,
+            )
+
+    # -- records -------------------------------------------------------------------------------------
+
+    def register(self, container: GuestContainer) -> StreamNames:
+        """Write the record of a container of which nothing is made yet; return the names of its streams."""
+        init = container.init
+        if isinstance(init.record, ContainerRecord):
+            return self._names_of(init)
+        names = StreamNames.new(init.stdio, self._store)
+        init.record = ContainerRecord(
+            container_id=container.id,
+            bundle=container.bundle,
+            pid=init.pid,
+            terminal=init.stdio.terminal,
+            stdin=init.stdio.stdin,
+            stdout=init.stdio.stdout,
+            stderr=init.stdio.stderr,
+            streams=list(names),
+            disks=[],
+            ended=[],
+        )
+        os.makedirs(self._record_directory(container.id), 0o700, exist_ok=True)
+        self._write(init)
+        return names
+
+    def register_exec(self, process: GuestProcess) -> StreamNames:
+        if isinstance(process.record, ExecRecord):
+            return self._names_of(process)
+        names = StreamNames.new(process.stdio, self._store)
+        process.record = ExecRecord(
+            exec_id=process.exec_id,
+            pid=process.pid,
+            terminal=process.stdio.terminal,
+            stdin=process.stdio.stdin,
+            stdout=process.stdio.stdout,
+            stderr=process.stdio.stderr,
+            streams=list(names),
+            ended=[],
+        )
+        os.makedirs(f"{self._record_directory(process.container_id)}/{EXECS}", 0o700, exist_ok=True)
+        self._write(process)
+        return names
+
+    def _names_of(self, process: GuestProcess) -> StreamNames:
+        """Return the names on record, or others if the streams of these were lost: the guest may have seen them."""
+        assert process.record is not None
+        if process.lost_streams is not None:
+            names = StreamNames.new(process.stdio, self._store)
+            process.record = dataclasses.replace(process.record, streams=list(names))
+            self._write(process)
+        return StreamNames(*process.record.streams)
+
+    def _write(self, process: GuestProcess) -> None:
+        assert process.record is not None
+        directory = self._record_directory(process.container_id)
+        name = f"{EXECS}/{process.exec_id}.json" if process.exec_id else RECORD_FILE
+        write_record(f"{directory}/{name}", process.record)
+
+    def save(self, process: GuestProcess, **changes: Any) -> None:
+        """Write into the record what must not fail for want of space: what has happened has happened."""
+        if process.record is None:
+            return
+        process.record = dataclasses.replace(process.record, **changes)
+        try:
+            self._write(process)
+        except OSError as error:
+            log.error("container.record_not_written", container_id=process.container_id, error=error)
+
+    def note_disk(self, container: GuestContainer) -> Any:
+        def note(device_id: str) -> None:
+            assert isinstance(container.init.record, ContainerRecord)
+            record = container.init.record
+            container.init.record = dataclasses.replace(record, disks=[*record.disks, device_id])
+            self._write(container.init)
+
+        return note
+
+    async def release_prepared(self, container: GuestContainer) -> None:
+        record = container.init.record
+        disks = record.disks if isinstance(record, ContainerRecord) else []
+        await self.preparer.release(container.id, disks)
+
+    def _record_directory(self, container_id: str) -> str:
+        return f"{self.directory}/{container_id}"
+
+    def forget(self, container: GuestContainer) -> None:
+        self.containers.pop(container.id, None)
+        directory = self._record_directory(container.id)
+        for path in _files_below(directory):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        for name in (f"{directory}/{EXECS}", directory):
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(name)
+
+    def forget_exec(self, container: GuestContainer, process: GuestProcess) -> None:
+        self.end_streams(process)
+        if container.execs is not None:
+            container.execs.pop(process.exec_id, None)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._record_directory(container.id)}/{EXECS}/{process.exec_id}.json")
+
+    @staticmethod
+    def end_streams(process: GuestProcess) -> None:
+        if process.streams is not None:
+            process.streams.close()
+        if process.lost_streams is not None:
+            process.lost_streams.forget()
+
+
+def _files_below(directory: str) -> Iterator[str]:
+    for path, _, files in os.walk(directory):
+        yield from (f"{path}/{file}" for file in files)
+
+
+def timestamp_of(status: ExitStatus) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromNanoseconds(status.exited_at_ns)
+    return timestamp
