@@ -4,13 +4,12 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
-
-import grpc
 
 from common.ttrpc import Client
+from tests.chaos.kubelet import Kubelet
+from tests.engine.cri import Cri
 from tests.engine.engine import Engine
 from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
@@ -24,25 +23,21 @@ OWN_FILES = re.compile(rf"/{STATE_DIR}(/\.[a-z.-]+)?$|/run/sandboxd(/runc\.sock)
 PROCESSES_OF_DAEMONS = re.compile(r"containerd|catatonit|python[0-9.]*")
 # gRPC opens and closes these as it likes, and how many callers there are is the callers' affair.
 UNSTABLE = re.compile(r"^anon_inode:\[event|^socket:")
-AGAIN_S = 60.0
 CALL_TIMEOUT_S = 20.0
 
-T = TypeVar("T")
 
-
-class Refused(Exception):
-    """The engine has answered "unavailable" for longer than a kubelet would be patient."""
-
-
-class Trial:
-    """What happens to the sandboxer of one engine. `told` is what clients were told instead of an answer."""
+class Trial(Kubelet):
+    """What happens to the sandboxer of one engine."""
 
     def __init__(self, engine: Engine) -> None:
+        super().__init__(engine.directory / "chaos")
         self.engine = engine
-        self.directory = engine.directory / "chaos"
         self.directory.mkdir()
-        self.told: list[str] = []
         self.without = ""
+
+    @property
+    def cri(self) -> Cri:
+        return self.engine.cri
 
     def start(
         self, *, code: Path = CHECKOUT, config: Path | None = None, env: Mapping[str, str] | None = None
@@ -116,27 +111,6 @@ class Trial:
 
     # ---------------------------------------------------------------- the client
 
-    def insist(self, call: Callable[[], T]) -> T:
-        """Call until the answer is another than "unavailable", as a kubelet does; raises all other errors."""
-        answers: list[T] = []
-
-        def answered() -> bool:
-            try:
-                answers.append(call())
-            except grpc.RpcError as error:
-                self.refusal(error)
-                return False
-            return True
-
-        wait_until(answered, timeout_s=AGAIN_S, what="another answer than unavailable", interval_s=0.1)
-        return answers[0]
-
-    def refusal(self, error: grpc.RpcError) -> None:
-        """Note an "unavailable"; raises any other error."""
-        if error.code() is not grpc.StatusCode.UNAVAILABLE:
-            raise error
-        self.told.append(f"{error.details()}"[:300])
-
     async def task_client(self, pod: str) -> Client:
         """Open a connection of our own to a pod's Task service."""
         path = self.state(pod, "task.sock")
@@ -148,13 +122,6 @@ class Trial:
             os.close(directory)
 
     # ---------------------------------------------------------------- what is left
-
-    def remove_all_pods(self) -> None:
-        """Remove every pod that the engine knows."""
-        cri = self.engine.cri
-        for pod in self.insist(cri.pods):
-            self.insist(lambda pod=pod: cri.stop_pod(pod.id))  # type: ignore[misc]
-            self.insist(lambda pod=pod: cri.remove_pod(pod.id))  # type: ignore[misc]
 
     def remains(self) -> set[str]:
         """Everything that pods consist of, as text."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import grpc
 
 from proto.gen.runtime.v1 import service_pb2 as pb
-from tests.chaos.trial import AGAIN_S, Trial
+from tests.chaos.kubelet import AGAIN_S, Kubelet
 from tests.engine.cri import container_config, pod_config
 from tests.engine.engine import OURS
 from tests.engine.namespaces import wait_until
@@ -49,21 +49,21 @@ class Container(NamedTuple):
 class Pod:
     """A pod that runs. Calls answered "unavailable" are repeated; every other error is raised."""
 
-    def __init__(self, trial: Trial, *, host_network: bool = True) -> None:
-        self.trial = trial
-        self.logs = trial.directory / f"logs-{next(_serial)}"
+    def __init__(self, kubelet: Kubelet, *, host_network: bool = True) -> None:
+        self.kubelet = kubelet
+        self.logs = kubelet.directory / f"logs-{next(_serial)}"
         self.config = pod_config(host_network=host_network, log_directory=str(self.logs))
         self.id = self._run()
 
     def _run(self) -> str:
-        cri = self.trial.engine.cri
+        cri = self.kubelet.cri
         deadline = time.monotonic() + AGAIN_S
         for attempt in itertools.count():
             self.config.metadata.attempt = attempt
             try:
                 return cri.run_pod(self.config, OURS)
             except grpc.RpcError as error:
-                self.trial.refusal(error)
+                self.kubelet.refusal(error)
             if time.monotonic() > deadline:
                 break
             # gRPC takes its time until it connects again.
@@ -73,7 +73,7 @@ class Pod:
                 if pod.metadata.uid == self.config.metadata.uid:
                     self.id = pod.id
                     self.remove()
-        raise AssertionError(f"the pod could not be run: {self.trial.told}")
+        raise AssertionError(f"the pod could not be run: {self.kubelet.told}")
 
     def run(
         self,
@@ -84,35 +84,35 @@ class Pod:
         mounts: Sequence[pb.Mount] = (),
     ) -> Container:
         """Create and start a container."""
-        cri = self.trial.engine.cri
+        cri = self.kubelet.cri
         for attempt in range(20):
             log = f"{name}-{attempt}.log"
             config = container_config(command, name=name, log_path=log, stdin=stdin, tty=tty, mounts=mounts)
             config.metadata.attempt = attempt
-            container = self.trial.insist(lambda config=config: cri.create(self.id, config, self.config))  # type: ignore[misc]
+            container = self.kubelet.insist(lambda config=config: cri.create(self.id, config, self.config))  # type: ignore[misc]
             try:
                 cri.start(container)
             except grpc.RpcError as error:
-                self.trial.refusal(error)
-                self.trial.insist(lambda container=container: cri.remove_container(container))  # type: ignore[misc]
+                self.kubelet.refusal(error)
+                self.kubelet.insist(lambda container=container: cri.remove_container(container))  # type: ignore[misc]
             else:
                 return Container(container, self.logs / log)
-        raise AssertionError(f"the container {name} could not be started: {self.trial.told}")
+        raise AssertionError(f"the container {name} could not be started: {self.kubelet.told}")
 
     def writer(self, name: str = "writer") -> Container:
         """A container that writes numbered lines until it is stopped, see `expect_lines`."""
         return self.run("sh", "-c", WRITER, name=name)
 
     def exec(self, container: Container, *command: str) -> pb.ExecSyncResponse:
-        return self.trial.insist(lambda: self.trial.engine.cri.exec(container.id, command))
+        return self.kubelet.insist(lambda: self.kubelet.cri.exec(container.id, command))
 
     def stop(self, container: Container, grace_s: int = 10) -> int:
         """Stop a container and return its exit code."""
-        self.trial.insist(lambda: self.trial.engine.cri.stop_container(container.id, grace_s))
+        self.kubelet.insist(lambda: self.kubelet.cri.stop_container(container.id, grace_s))
         return self.exit_code(container)
 
     def status(self, container: Container) -> pb.ContainerStatus:
-        return self.trial.insist(lambda: self.trial.engine.cri.container(container.id))
+        return self.kubelet.insist(lambda: self.kubelet.cri.container(container.id))
 
     def exit_code(self, container: Container) -> int:
         """Wait for a container's end and return its exit code."""
@@ -128,16 +128,16 @@ class Pod:
         )
 
     def remove_container(self, container: Container) -> None:
-        self.trial.insist(lambda: self.trial.engine.cri.remove_container(container.id))
+        self.kubelet.insist(lambda: self.kubelet.cri.remove_container(container.id))
 
     def remove(self) -> None:
         """Stop and remove the pod with all that is in it."""
-        self.trial.insist(lambda: self.trial.engine.cri.stop_pod(self.id))
-        self.trial.insist(lambda: self.trial.engine.cri.remove_pod(self.id))
+        self.kubelet.insist(lambda: self.kubelet.cri.stop_pod(self.id))
+        self.kubelet.insist(lambda: self.kubelet.cri.remove_pod(self.id))
 
     @property
     def is_ready(self) -> bool:
-        status = self.trial.insist(lambda: self.trial.engine.cri.pod(self.id))
+        status = self.kubelet.insist(lambda: self.kubelet.cri.pod(self.id))
         return bool(status.state == pb.PodSandboxState.SANDBOX_READY)
 
 
