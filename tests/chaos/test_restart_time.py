@@ -14,7 +14,7 @@ from tests.chaos.results import record
 from tests.chaos.sizes import FULL, SIZES
 from tests.chaos.trial import Trial
 from tests.chaos.workload import Pod
-from tests.engine.engine import SANDBOXER_SOCKET, Engine
+from tests.engine.engine import Engine
 
 ROUNDS = 5 if FULL else 2
 
@@ -27,7 +27,7 @@ def started_s(pid: int) -> float:
 
 def first_status_s(engine: Engine, pod: str) -> float:
     """Ask for a pod until there is an answer; when that was, in seconds since the boot."""
-    address = f"unix:{engine.namespaces.root / SANDBOXER_SOCKET}"
+    address = f"unix:{engine.namespaces.root / engine.ours.socket}"
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         # A channel of its own for each try: gRPC would wait before it connects again.

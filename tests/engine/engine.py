@@ -16,20 +16,19 @@ import grpc
 
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.engine.cri import Cri
-from tests.engine.images import CHECKOUT, DEMO_LAYOUT, PAUSE
+from tests.engine.handlers import RUNC, Handler
+from tests.engine.images import CHECKOUT, PAUSE
 from tests.engine.namespaces import Daemon, Namespaces, wait_until
 
 # Where Debian installs the OCI runtimes, and the recent ones that can take their place.
 RUNTIMES = {"crun": Path("/usr/bin/crun")}
 RECENT_RUNTIMES = CHECKOUT / ".cache/runtimes"
 ENGINE_PROGRAMS = CHECKOUT / ".cache/engine/usr/bin"
-DROP_IN = CHECKOUT / "configs/containerd/sandboxd-runc.toml"
 PYTHON = CHECKOUT / ".venv/bin/python"
 REGISTRY_PORT = 5000  # in the engine's own network namespace
-SANDBOXER_SOCKET = Path("run/sandboxd/runc.sock")
 STOCK_RUNC = "runc"
 STOCK_CRUN = "crun"
-OURS = "sandboxd"
+OURS = RUNC.name
 
 CONFIG = """\
 version = 3
@@ -80,7 +79,7 @@ POD_NETWORK = """\
 
 
 class Engine:
-    """containerd with the handlers `runc` and `crun` (stock shim) and `sandboxd` (ours).
+    """containerd with the handlers `runc` and `crun` (stock shim) and one of ours.
 
     Everything it makes lies in private namespaces and one temporary directory, which `close` removes.
     `runtimes` says which crun and runc it sees: the recent ones of scripts/fetch-runtimes or the system's.
@@ -88,14 +87,21 @@ class Engine:
     """
 
     def __init__(
-        self, *, runtimes: str = "recent", default_handler: str = STOCK_RUNC, keep: bool = False
+        self,
+        ours: Handler = RUNC,
+        *,
+        runtimes: str = "recent",
+        default_handler: str = STOCK_RUNC,
+        keep: bool = False,
     ) -> None:
         if not (ENGINE_PROGRAMS / "containerd").exists():
             raise RuntimeError("no containerd: run scripts/fetch-engine")
-        if not (DEMO_LAYOUT / "index.json").exists():
-            raise RuntimeError("no images: run scripts/build-images")
+        for layout in ours.layouts:
+            if not (layout / "index.json").exists():
+                raise RuntimeError(f"no images: run scripts/build-images {' '.join(ours.build)}")
         if runtimes == "recent" and not (RECENT_RUNTIMES / "crun").exists():
             raise RuntimeError("no recent crun and runc: run scripts/fetch-runtimes")
+        self.ours = ours
         self._keep = keep
         # Short, as unix socket paths inside it are limited to 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="sandboxd-engine-"))
@@ -106,7 +112,9 @@ class Engine:
         (self.directory / "certs.d").mkdir()
         self._config = self.directory / "containerd.toml"
         self._config.write_text(
-            CONFIG.format(drop_in=DROP_IN, pause=PAUSE, directory=self.directory, default=default_handler)
+            CONFIG.format(
+                drop_in=ours.drop_in, pause=PAUSE, directory=self.directory, default=default_handler
+            )
         )
         self._containerd: Daemon | None = None
         self._sandboxer: Daemon | None = None
@@ -122,10 +130,10 @@ class Engine:
 
     # ---------------------------------------------------------------- containerd
 
-    def start(self, layouts: Sequence[Path] = (DEMO_LAYOUT,)) -> Self:
-        """Start containerd, wait until the CRI answers, import the images of the layouts."""
+    def start(self, layouts: Sequence[Path] = ()) -> Self:
+        """Start containerd, wait until the CRI answers, import the images of the layouts, or else the handler's."""
         self.start_containerd()
-        for layout in layouts:
+        for layout in layouts or self.ours.layouts:
             self.import_images(layout)
         return self
 
@@ -193,16 +201,23 @@ class Engine:
 
     def start_sandboxer(
         self,
-        config: Path = CHECKOUT / "configs/runc.yaml",
+        config: Path | None = None,
         *,
         python: Path = PYTHON,
         env: Mapping[str, str] | None = None,
         supervise: bool = False,
     ) -> None:
-        """Start the sandboxer of the handler `sandboxd`, below a supervisor or not, and wait until it listens."""
+        """Start the sandboxer of our handler, below a supervisor or not, and wait until it listens."""
         self._supervised = supervise
         supervisor = ["--supervise"] if supervise else []
-        self._sandboxer_command = [str(python), "-m", "sandboxers", *supervisor, "--config", str(config)]
+        self._sandboxer_command = [
+            str(python),
+            "-m",
+            "sandboxers",
+            *supervisor,
+            "--config",
+            str(config or self.ours.config),
+        ]
         self._sandboxer_env = {**os.environ, "PYTHONPATH": str(CHECKOUT), **(env or {})}
         self._spawn_sandboxer()
 
@@ -288,7 +303,7 @@ class Engine:
     def _sandboxer_listens(self) -> bool:
         with socket.socket(socket.AF_UNIX) as client:
             try:
-                client.connect(str(self.namespaces.root / SANDBOXER_SOCKET))
+                client.connect(str(self.namespaces.root / self.ours.socket))
             except (FileNotFoundError, ConnectionRefusedError):
                 return False
         return True

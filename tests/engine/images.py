@@ -22,8 +22,8 @@ WASM_LAYOUT = LAYOUTS / "wasm"
 
 BUSYBOX = "localhost/sandboxd/busybox:1"
 PAUSE = "localhost/sandboxd/pause:1"
-WASM = "localhost/sandboxd/wasm:1"
-WASM_HUGE = "localhost/sandboxd/wasm-huge:1"
+MODULES = "localhost/sandboxd/modules:1"
+HUGE_MODULE = "localhost/sandboxd/huge-module:1"
 HUGE_BYTES = 200_000_000
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -216,9 +216,9 @@ def leb128(number: int) -> bytes:
 def build_wasm() -> None:
     """The image of all modules, one of which is run if nothing else is said, and the one of a huge module."""
     layout = Layout(WASM_LAYOUT)
-    layout.add([WASM], [wasm_layer()], {"Cmd": ["/sleeper.wasm"]})
+    layout.add([MODULES], [wasm_layer()], {"Cmd": ["/sleeper.wasm"]})
     huge = Layer().file("huge.wasm", huge_module(), 0o755).done()
-    layout.add([WASM_HUGE], [huge], {"Cmd": ["/huge.wasm"]})
+    layout.add([HUGE_MODULE], [huge], {"Cmd": ["/huge.wasm"]})
     layout.write()
 
 
