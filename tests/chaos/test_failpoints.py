@@ -7,9 +7,9 @@ import pytest
 from common.failpoints import Failpoint
 from tests.chaos.results import record
 from tests.chaos.sizes import SIZES
-from tests.chaos.streaming import attach_stream, exec_piped, exec_stream
 from tests.chaos.trial import Trial
 from tests.chaos.workload import Container, Pod
+from tests.engine.streaming import attach_stream, exec_piped, exec_stream
 
 # A terminal gets its size when it is there already.
 SIZED = ("sh", "-c", 'until [ "$(stty size 2>/dev/null)" = "37 101" ]; do sleep 0.1; done; stty size; exit 4')

@@ -11,7 +11,7 @@ import grpc
 
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.chaos.kubelet import AGAIN_S, Kubelet
-from tests.engine.cri import container_config, pod_config
+from tests.engine.cri import container_config, log_lines, pod_config
 from tests.engine.handlers import Programs
 from tests.engine.namespaces import wait_until
 
@@ -20,7 +20,6 @@ RUNNING = pb.ContainerState.CONTAINER_RUNNING
 # What an OCI runtime says into the container's own stream when the daemon whose descriptors it joins by path dies
 # under it; the container is then made again, on the same stream. Counted, since there should be none.
 _RUNTIMES_OWN = re.compile(r"open `/proc/\d+/fd/\d+`: No such file or directory")
-_LOG_LINE = re.compile(r"\S+ (stdout|stderr) ([FP])\S* ?(.*)")
 _serial = itertools.count(1)
 strays: list[str] = []
 """The containers in whose logs there is a line of the runtime's, once for each."""
@@ -148,19 +147,6 @@ class Pod:
         return bool(status.state == pb.PodSandboxState.SANDBOX_READY)
 
 
-def log_lines(container: Container) -> list[str]:
-    """The lines that a container has written, from the log that containerd has made of them."""
-    lines, partial = [], ""
-    for line in container.log.read_text(errors="replace").splitlines():
-        found = _LOG_LINE.fullmatch(line)
-        assert found is not None, f"no line of a container's log: {line!r}"
-        partial += found[3]
-        if found[2] == "F":
-            lines.append(partial)
-            partial = ""
-    return lines
-
-
 def expect_lines(writer: Container, programs: Programs) -> int:
     """Fail unless the log of a writer that has ended is complete: every line once and in order.
 
@@ -172,8 +158,8 @@ def expect_lines(writer: Container, programs: Programs) -> int:
             timeout_s=5,
             what=f"the end of the log of {writer.id}, which is {writer.log.stat().st_size} bytes long",
         )
-    lines = [line for line in log_lines(writer) if not _RUNTIMES_OWN.fullmatch(line)]
-    strays.extend([writer.id] * (len(log_lines(writer)) - len(lines)))
+    lines = [line for line in log_lines(writer.log) if not _RUNTIMES_OWN.fullmatch(line)]
+    strays.extend([writer.id] * (len(log_lines(writer.log)) - len(lines)))
     if programs.counts_lines:
         end = lines.pop()
         assert end == f"end {len(lines)}"

@@ -192,7 +192,7 @@ def wasm_layer() -> bytes:
     layer.file("truncated.wasm", whole[: len(whole) // 2], 0o755)
     layer.file("empty.wasm", b"", 0o755)
     layer.file("text.wasm", "not a module\n", 0o755)
-    layer.link("escape", "../../../etc/hostname")
+    layer.link("escape", "../../../etc/passwd")
     return layer.file("etc/passwd", ACCOUNTS).file("etc/group", GROUPS).done()
 
 
