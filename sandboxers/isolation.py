@@ -20,6 +20,7 @@ class IsolationType(enum.StrEnum):
     """How pods are kept apart."""
 
     RUNC = "runc"
+    WASM = "wasm"
 
 
 class DaemonConfig(Protocol):
@@ -97,3 +98,9 @@ def isolation_of(kind: IsolationType) -> Isolation:
             from sandboxers.runc.sandboxer import RuncSandboxer
 
             return Isolation(RuncConfig, RuncSandboxer, examine)
+        case IsolationType.WASM:
+            from sandboxers.wasm.config import WasmConfig
+            from sandboxers.wasm.doctor import examine as examine_wasm
+            from sandboxers.wasm.sandboxer import WasmSandboxer
+
+            return Isolation(WasmConfig, WasmSandboxer, examine_wasm)

@@ -161,9 +161,11 @@ def move_mount(from_fd: int, target: str) -> None:
     _checked(result, target)
 
 
-def mount_setattr(fd: int, *, attr_set: int, userns_fd: int, recursive: bool, path: str) -> None:
+def mount_setattr(
+    fd: int, *, attr_set: int = 0, propagation: int = 0, userns_fd: int = 0, recursive: bool = False, path: str
+) -> None:
     """mount_setattr(2) on the mount behind `fd`; `path` only names it in an error."""
-    attr = _MountAttr(attr_set, 0, 0, userns_fd)
+    attr = _MountAttr(attr_set, 0, propagation, userns_fd)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _checked(_syscall(_SYS_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr)), path)
 

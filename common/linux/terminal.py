@@ -1,7 +1,8 @@
-"""The window size of a terminal."""
+"""Terminals: their window size, and whose they are."""
 
 from __future__ import annotations
 
+import fcntl
 import termios
 
 
@@ -23,3 +24,11 @@ def get_window_size(fd: int) -> tuple[int, int]:
     except termios.error as error:
         raise OSError(*error.args) from error
     return width, height
+
+
+def make_controlling(fd: int) -> None:
+    """Make the terminal behind `fd` the controlling one of this process, which must lead a session.
+
+    Raises OSError. Source: ioctl_tty(2), TIOCSCTTY.
+    """
+    fcntl.ioctl(fd, termios.TIOCSCTTY, 0)

@@ -17,6 +17,9 @@ from common.errors import InvalidArgument
 
 Spec = dict[str, Any]
 
+CONFIG_FILE = "config.json"
+"""A bundle's specification (OCI runtime-spec bundle.md)."""
+
 _PROC_NAMESPACE = re.compile(r"/proc/(\d+)/ns/([a-z_]+)")
 
 _OCI_VERSION = "1.0.2"

@@ -20,6 +20,7 @@ from common.failpoints import Failpoint, failpoint
 from common.linux.mounts import mount_rootfs, unmount_stack
 from common.log import get_logger
 from common.oci.spec import (
+    CONFIG_FILE,
     PodView,
     Spec,
     check_process,
@@ -37,7 +38,6 @@ from common.task.backend import ContainerRequest, PreparedContainer
 from common.task.records import RECORD_FILE, record_of
 
 _MAX_SPEC_BYTES = 16 << 20
-CONFIG_FILE = "config.json"
 
 log = get_logger()
 

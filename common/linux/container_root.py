@@ -1,0 +1,179 @@
+"""The root file system of a process in a mount namespace of its own: mounts on top, then everything else gone.
+
+Destinations lie in a tree that an image has filled: they are resolved inside it and mounted through descriptors, so
+that no link leads astray (openat2(2), move_mount(2)). Mounts are finished before they are attached.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from common.errors import InvalidArgument
+from common.linux import _libc
+from common.linux.flags import (
+    MNT_DETACH,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_NOSYMFOLLOW,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_SLAVE,
+)
+from common.linux.mount_options import parse_options
+from common.linux.paths import open_in_root
+
+# Equal to MS_* (include/uapi/linux/mount.h), but for MOUNT_ATTR_NOSYMFOLLOW.
+_PLAIN_ATTRIBUTES = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+_MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+_RECURSIVE_OPTIONS = {"rro": MS_RDONLY, "rnosuid": MS_NOSUID, "rnodev": MS_NODEV, "rnoexec": MS_NOEXEC}
+
+# What programs expect in /dev and what gives nothing away: name, major and minor number (devices.txt).
+_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9))
+
+
+@dataclass(frozen=True, slots=True)
+class InnerMount:
+    """A mount of a specification: `type` "bind" or "tmpfs", options as mount(8) has them."""
+
+    destination: str
+    type: str
+    source: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def is_bind(self) -> bool:
+        return self.type == "bind" or "bind" in self.options or "rbind" in self.options
+
+
+class ContainerRoot:
+    """A root that is being put together in a new mount namespace. Use: make, mount, enter."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, rootfs: str) -> None:
+        """Take this directory, in a mount namespace that nothing leaves. Raises OSError."""
+        _libc.unshare(_libc.CLONE_NEWNS)
+        # Not private: what is unmounted outside is to go here too, else it would be held.
+        _libc.mount(None, "/", None, MS_SLAVE | MS_REC, None)
+        _libc.mount(rootfs, rootfs, None, MS_BIND | MS_REC, None)
+        _libc.mount(None, rootfs, None, MS_PRIVATE, None)
+        self.fd = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def mount(self, mounts: Iterable[InnerMount]) -> None:
+        """Attach mounts, in order, making their mount points.
+
+        :raise InvalidArgument: one cannot be made, naming its destination.
+        """
+        for inner in mounts:
+            try:
+                if inner.is_bind:
+                    self._bind(inner)
+                else:
+                    self._mount_tmpfs(inner)
+            except OSError as error:
+                raise InvalidArgument(f"cannot mount {inner.source} on {inner.destination}: {error}") from error
+
+    def enter(self, *, readonly: bool) -> None:
+        """Make it the root of this process; nothing else is reachable by a path any more. Raises OSError."""
+        if readonly:
+            _libc.mount_setattr(self.fd, attr_set=MS_RDONLY, path="/")
+        os.fchdir(self.fd)
+        os.close(self.fd)
+        # The old root ends up on top of the new one and goes at once (pivot_root(2), "pivot_root(".", ".")").
+        _libc.pivot_root(".", ".")
+        _libc.umount2(".", MNT_DETACH)
+        os.chdir("/")
+
+    def _bind(self, inner: InnerMount) -> None:
+        flags = parse_options([option for option in inner.options if option not in _RECURSIVE_OPTIONS])
+        clone = _libc.OPEN_TREE_CLONE | _libc.OPEN_TREE_CLOEXEC
+        recursive = _libc.AT_RECURSIVE if flags.flags & MS_REC else 0
+        tree = _libc.open_tree(_libc.AT_FDCWD, inner.source, clone | recursive)
+        try:
+            for attributes, all_below in (
+                (_attributes(flags.flags), False),
+                (_recursive_attributes(inner.options), True),
+            ):
+                if attributes:
+                    _libc.mount_setattr(tree, attr_set=attributes, recursive=all_below, path=inner.source)
+            for propagation in flags.propagation or (MS_PRIVATE | MS_REC,):
+                below = bool(propagation & MS_REC)
+                _libc.mount_setattr(
+                    tree, propagation=propagation & ~MS_REC, recursive=below, path=inner.source
+                )
+            self._attach(tree, inner.destination, stat.S_ISDIR(os.fstat(tree).st_mode))
+        finally:
+            os.close(tree)
+
+    def _attach(self, tree: int, destination: str, is_directory: bool) -> None:
+        target = make_mount_point(self.fd, destination, is_directory)
+        try:
+            _libc.move_mount(tree, f"/proc/self/fd/{target}")
+        finally:
+            os.close(target)
+
+    def _mount_tmpfs(self, inner: InnerMount) -> None:
+        options = parse_options(inner.options)
+        target = make_mount_point(self.fd, inner.destination, True)
+        try:
+            _libc.mount("tmpfs", f"/proc/self/fd/{target}", "tmpfs", options.flags, options.data)
+        finally:
+            os.close(target)
+        if os.path.normpath(inner.destination) == "/dev":
+            self._make_devices()
+
+    def _make_devices(self) -> None:
+        directory = open_in_root(self.fd, "dev", os.O_PATH | os.O_DIRECTORY)
+        try:
+            for name, major, minor in _DEVICES:
+                os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=directory)
+                os.chmod(f"/proc/self/fd/{directory}/{name}", 0o666)
+        finally:
+            os.close(directory)
+
+
+def make_mount_point(root_fd: int, destination: str, is_directory: bool) -> int:
+    """Return an O_PATH descriptor of a path inside a root; what is missing of it is made. Raises OSError."""
+    parts = [part for part in destination.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise OSError(errno.EINVAL, "leads upwards", destination)
+    if not parts:
+        return open_in_root(root_fd, "/", os.O_PATH)
+    for depth in range(1, len(parts)):
+        os.close(_open_or_make(root_fd, parts[:depth], is_directory=True))
+    return _open_or_make(root_fd, parts, is_directory)
+
+
+def _open_or_make(root_fd: int, parts: Sequence[str], is_directory: bool) -> int:
+    path = "/".join(parts)
+    try:
+        return open_in_root(root_fd, path, os.O_PATH)
+    except FileNotFoundError:
+        pass
+    parent = open_in_root(root_fd, "/".join(parts[:-1]) or "/", os.O_PATH | os.O_DIRECTORY)
+    try:
+        if is_directory:
+            os.mkdir(parts[-1], 0o755, dir_fd=parent)
+        else:
+            os.mknod(parts[-1], stat.S_IFREG | 0o644, dir_fd=parent)
+    finally:
+        os.close(parent)
+    return open_in_root(root_fd, path, os.O_PATH)
+
+
+def _attributes(flags: int) -> int:
+    return (flags & _PLAIN_ATTRIBUTES) | (_MOUNT_ATTR_NOSYMFOLLOW if flags & MS_NOSYMFOLLOW else 0)
+
+
+def _recursive_attributes(options: Sequence[str]) -> int:
+    attributes = 0
+    for option in options:
+        attributes |= _RECURSIVE_OPTIONS.get(option, 0)
+    return attributes

@@ -1,0 +1,275 @@
+"""A task backend that runs WebAssembly modules: a process each, forked by the fork server, a child of the daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from common.cgroup import Cgroup, Hierarchies, apply_limits, kill_all, parse_cgroups_path, remove_leaf, set_frozen
+from common.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound
+from common.failpoints import Failpoint, failpoint
+from common.linux.pidfd import open_same_process, start_time
+from common.oci.spec import check_resources
+from common.records import read_record, write_record
+from common.task.backend import PreparedContainer
+from common.task.stdio import Stdio
+from sandboxers.wasm import launch
+from sandboxers.wasm.compiler import Compiler
+from sandboxers.wasm.files import CONFIG_FILE, GATE, PROCESS_FILE, exec_file, exec_process_file
+from sandboxers.wasm.fork_server import ForkServer, receive
+from sandboxers.wasm.plan import pid_namespace
+
+_KILL_TIMEOUT_S = 10.0
+_TERMINAL_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """A process that was forked; with its start time (ticks since boot) its pid is an identity."""
+
+    VERSION: ClassVar[int] = 1
+
+    pid: int
+    start_time: int
+
+
+class WasmBackend:
+    """Runs modules (`TaskBackend`)."""
+
+    __slots__ = ("_compiler", "_hierarchies", "_server")
+
+    def __init__(self, server: ForkServer, compiler: Compiler, hierarchies: Hierarchies) -> None:
+        self._server = server
+        self._compiler = compiler
+        self._hierarchies = hierarchies
+
+    async def create(self, container_id: str, container: PreparedContainer, stdio: Stdio) -> int:
+        """Let a process become the container and load its module, up to the gate of its start; or nothing.
+
+        :raise AlreadyExists: the container's directory or cgroup has a process already, which is left alone.
+        :raise InvalidArgument: there is no module, or it cannot be run, and why.
+        """
+        directory = container.directory
+        if os.path.lexists(f"{directory}/{PROCESS_FILE}"):
+            raise AlreadyExists(f"container {container_id} exists already")
+        os.mkfifo(f"{directory}/{GATE}", 0o600)
+        try:
+            with _shared_pid_namespace(container) as joined:
+                return await self._launch(container_id, container, stdio, f"{directory}/{PROCESS_FILE}", joined)
+        except BaseException:
+            for name in (GATE, PROCESS_FILE):
+                _remove(f"{directory}/{name}")
+            raise
+
+    async def start(self, container_id: str, container: PreparedContainer) -> None:
+        """Open the gate."""
+        gate = f"{container.directory}/{GATE}"
+        try:
+            fd = os.open(gate, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            # Nobody waits there (ENXIO), or it was opened before and removed.
+            raise FailedPrecondition(f"container {container_id} does not wait for its start") from None
+        try:
+            os.write(fd, b"\n")
+        finally:
+            os.close(fd)
+        failpoint(Failpoint.MODULE_RELEASED)
+        os.unlink(gate)
+
+    async def is_started(self, container_id: str, container: PreparedContainer) -> bool:
+        """Tell whether the gate was opened: it is gone, a byte lies in it, or nobody waits there any more."""
+        gate = f"{container.directory}/{GATE}"
+        try:
+            fd = os.open(gate, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            events = poll.poll(0)
+        finally:
+            os.close(fd)
+        if events and events[0][1] & select.POLLIN:
+            return True
+        try:
+            os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError:
+            return True
+        return False
+
+    async def exec(
+        self, container_id: str, exec_id: str, container: PreparedContainer, process: bytes, stdio: Stdio
+    ) -> int:
+        """Run another module of the image beside the first one.
+
+        :raise FailedPrecondition: the first process has ended.
+        :raise InvalidArgument: there is no module, or it cannot be run, and why.
+        """
+        directory = container.directory
+        first = self._open_first_process(container_id, container)
+        try:
+            path = exec_file(directory, exec_id)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            with open(os.open(path, flags, 0o600), "wb") as file:
+                file.write(process)
+            record = exec_process_file(directory, exec_id)
+            return await self._launch(container_id, container, stdio, record, first, exec_id)
+        except BaseException:
+            self.forget_exec(exec_id, container)
+            raise
+        finally:
+            os.close(first)
+
+    def pid_of_exec(self, exec_id: str, container: PreparedContainer) -> int | None:
+        """Look at the files that an exec leaves while it is being started."""
+        if not os.path.lexists(exec_file(container.directory, exec_id)):
+            return None
+        record = _read(exec_process_file(container.directory, exec_id))
+        return record.pid if record is not None else 0
+
+    def forget_exec(self, exec_id: str, container: PreparedContainer) -> None:
+        """Remove the files of an exec."""
+        _remove(exec_process_file(container.directory, exec_id))
+        _remove(exec_file(container.directory, exec_id))
+
+    async def delete(self, container_id: str, container: PreparedContainer) -> None:
+        """Kill what is left of the container, and remove its cgroup."""
+        with contextlib.suppress(FailedPrecondition):
+            first = self._open_first_process(container_id, container)
+            signal.pidfd_send_signal(first, signal.SIGKILL)
+            os.close(first)
+        cgroup = self._hierarchies.of_container(container.cgroups_path, container_id)
+        if cgroup is not None:
+            await kill_all(cgroup, _KILL_TIMEOUT_S)
+            remove_leaf(cgroup)
+
+    async def pause(self, container_id: str, container: PreparedContainer) -> None:
+        """Freeze all processes of the container."""
+        await set_frozen(self._cgroup(container_id, container), True)
+
+    async def resume(self, container_id: str, container: PreparedContainer) -> None:
+        """Thaw all processes of the container."""
+        await set_frozen(self._cgroup(container_id, container), False)
+
+    async def update(self, container_id: str, container: PreparedContainer, resources: bytes) -> None:
+        """Apply new limits. How far linear memory may grow was decided when the module was instantiated."""
+        check_resources(resources, f"the update of container {container_id}")
+        apply_limits(self._cgroup(container_id, container), json.loads(resources))
+
+    # -- launching ---------------------------------------------------------------------------------
+
+    async def _launch(
+        self,
+        container_id: str,
+        container: PreparedContainer,
+        stdio: Stdio,
+        record_path: str,
+        joined: int,
+        exec_id: str = "",
+    ) -> int:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        what = f"exec {exec_id} of container {container_id}" if exec_id else f"container {container_id}"
+        message: launch.Message = {
+            "directory": container.directory,
+            "exec": exec_id,
+            "console": stdio.terminal.socket_path if stdio.terminal else "",
+            "new_pid_namespace": container.private_pid_namespace and not exec_id,
+        }
+        with ours:
+            with theirs:
+                fds = [theirs.fileno(), *stdio.child_fds, *([joined] if joined >= 0 else [])]
+                await self._server.launch(message, fds)
+            pid = await self._attend(ours, what, stdio, record_path)
+            failpoint(Failpoint.MODULE_READY)
+            try:
+                launch.send(ours, {})
+            except OSError:
+                raise Internal(f"{what}: its process has died while it was being made") from None
+        return pid
+
+    async def _attend(self, channel: socket.socket, what: str, stdio: Stdio, record_path: str) -> int:
+        """Serve a process until it is ready; return its pid, which is on record then."""
+        pid = 0
+        ready = False
+        while not (pid and ready):
+            received = await receive(channel)
+            if received is None:
+                raise Internal(f"{what}: its process has died while it was being made")
+            message, fds = received
+            try:
+                launch.raise_error(message, what)
+                if "pid" in message:
+                    pid = int(message["pid"])
+                    failpoint(Failpoint.MODULE_LAUNCHED)
+                    write_record(record_path, ProcessRecord(pid, start_time(pid)))
+                    failpoint(Failpoint.MODULE_RECORDED)
+                elif "missing" in message:
+                    await self._compile(channel, message, fds)
+                else:
+                    ready = True
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        if stdio.terminal:
+            await stdio.terminal.receive_master(_TERMINAL_TIMEOUT_S)
+        return pid
+
+    async def _compile(self, channel: socket.socket, message: launch.Message, fds: Sequence[int]) -> None:
+        await self._compiler.compile(message["missing"], message["key"], message["kind"], fds[0])
+        launch.send(channel, {})
+
+    # -- what is there -----------------------------------------------------------------------------
+
+    def _cgroup(self, container_id: str, container: PreparedContainer) -> Cgroup:
+        if not container.cgroups_path:
+            raise FailedPrecondition(f"container {container_id} has no cgroup of its own")
+        return self._hierarchies.at(parse_cgroups_path(container.cgroups_path).path)
+
+    def _open_first_process(self, container_id: str, container: PreparedContainer) -> int:
+        record = _read(f"{container.directory}/{PROCESS_FILE}")
+        with contextlib.suppress(ProcessLookupError):
+            if record is not None:
+                return open_same_process(record.pid, record.start_time)
+        raise FailedPrecondition(f"the first process of container {container_id} has ended")
+
+
+def _read(path: str) -> ProcessRecord | None:
+    try:
+        record, of_this_boot = read_record(path, ProcessRecord)
+    except FileNotFoundError:
+        return None
+    return record if of_this_boot else None
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+@contextlib.contextmanager
+def _shared_pid_namespace(container: PreparedContainer) -> Iterator[int]:
+    """Open the PID namespace that a container shares with its pod; -1 where it has its own, or the host's."""
+    if container.private_pid_namespace:
+        yield -1
+        return
+    with open(f"{container.directory}/{CONFIG_FILE}", "rb") as file:
+        path = pid_namespace(json.loads(file.read()))
+    if not path:
+        yield -1
+        return
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InvalidArgument(f"the PID namespace {path} cannot be joined: {error.strerror}") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)

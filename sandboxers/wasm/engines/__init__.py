@@ -1,0 +1,97 @@
+"""The engines that run modules, behind one interface, each in a module that is imported where it runs only.
+
+An engine compiles in a process of its own (`compile_main.py`); the fork server and what it forks only load what was
+compiled, which is native code.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.errors import Unimplemented
+from sandboxers.wasm.modules import Kind
+
+# Exit codes of a module process that are not the module's own (docs/wasm.md).
+TRAP_EXIT_CODE = 134
+"""A trap: as an aborted program's (128 + SIGABRT), and as engines' own command lines have it."""
+NOT_RUN_EXIT_CODE = 126
+"""A module that could not be instantiated, as shells have it for what cannot be executed."""
+
+
+class EngineName(enum.StrEnum):
+    """The engines, by the value of `engine.name` in the configuration."""
+
+    WASMTIME = "wasmtime"
+    WASMEDGE = "wasmedge"
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """How a module is run: what WASI tells it, and the most linear memory it may have (0: any)."""
+
+    args: Sequence[str]
+    env: Mapping[str, str]
+    memory_limit_bytes: int = 0
+
+
+class Program(Protocol):
+    """A loaded module."""
+
+    def link(self) -> None:
+        """Resolve its imports, without running anything of it.
+
+        :raise InvalidArgument: some are unknown, which are named, or it exports nothing to run.
+        """
+        ...
+
+    def run(self, invocation: Invocation) -> int:
+        """Run it, with `/` as its only directory and our standard streams; return the exit code.
+
+        What went wrong is told on standard error, a trap with the module's backtrace.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """An engine."""
+
+    @property
+    def key(self) -> str:
+        """What compiled code depends on beside the module: name, version, target; as part of a file name."""
+        ...
+
+    def compile(self, module: bytes, kind: Kind) -> bytes:
+        """Return native code.
+
+        :raise InvalidArgument: the module is malformed.
+        """
+        ...
+
+    def load(self, path: str, kind: Kind) -> Program:
+        """Map compiled code from a file.
+
+        :raise ValueError: it is not what this engine has compiled.
+        """
+        ...
+
+
+def load_engine(name: EngineName) -> Engine:
+    """Load an engine into this process.
+
+    :raise Unimplemented: it is not installed.
+    """
+    try:
+        match name:
+            case EngineName.WASMTIME:
+                from sandboxers.wasm.engines.wasmtime import Wasmtime
+
+                return Wasmtime()
+            case EngineName.WASMEDGE:
+                from sandboxers.wasm.engines.wasmedge import WasmEdge
+
+                return WasmEdge()
+    except ImportError as error:
+        raise Unimplemented(f"the engine {name} is not installed: {error}; see docs/wasm.md") from None

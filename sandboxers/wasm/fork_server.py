@@ -1,0 +1,141 @@
+"""The daemon's side of the fork server: kept running, asked for processes, replaced when it has died.
+
+Its death touches no container: those are children of the daemon from the start, and know nothing of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from common.errors import Internal, NotFound, SandboxdError, Unavailable
+from common.log import get_logger
+from common.process.exits import ExitWatcher
+from common.process.spawn import Child, spawn
+from sandboxers.wasm import launch
+
+log = get_logger()
+
+PROGRAM: Final = (sys.executable, "-I", "-m", "sandboxers.wasm.fork_server_main")
+_STANDARD_ERROR = 2
+_READY_TIMEOUT_S = 30.0
+
+
+class ForkServer:
+    """One program at a time. Lives in the daemon's event loop."""
+
+    def __init__(self, exits: ExitWatcher, arguments: Sequence[str]) -> None:
+        """:param arguments: those of `fork_server_main`."""
+        self._exits = exits
+        self._argv = [*PROGRAM, *arguments]
+        self._socket: socket.socket | None = None
+        self._child: Child | None = None
+
+    @property
+    def pid(self) -> int:
+        """The pid of the program that runs now; 0: none does."""
+        return self._child.pid if self._child is not None and self._child.status is None else 0
+
+    async def start(self) -> None:
+        """Start it, and return when it has loaded the engine.
+
+        :raise Unimplemented: the engine is not installed.
+        :raise Internal: it ended.
+        """
+        self.close()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            self._child = spawn(
+                self._argv, watcher=self._exits, stdin=theirs.fileno(), stderr=_STANDARD_ERROR
+            )
+        self._socket = ours
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                received = await receive(ours)
+        except TimeoutError:
+            self.close()
+            raise Internal(f"the fork server did not get ready within {_READY_TIMEOUT_S:g} s") from None
+        if received is None:
+            status = await self._child.wait()
+            raise Internal(f"the fork server ended with code {status.code} before it was ready")
+        launch.raise_error(received[0], "the fork server")
+        log.info("wasm.fork_server_started", pid=self._child.pid)
+
+    async def launch(self, message: launch.Message, fds: Sequence[int]) -> None:
+        """Ask for a process; what becomes of it is told on the channel, the first of the descriptors.
+
+        :raise Unavailable: the server has died, and a new one is not to be had.
+        """
+        for _ in range(2):
+            if self._socket is None or not self.pid:
+                await self._restart()
+            assert self._socket is not None
+            try:
+                await _send(self._socket, message, fds)
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                self.close()
+        raise Unavailable("the fork server dies as soon as it is started")
+
+    def close(self) -> None:
+        """Let it end."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._child is not None:
+            # It ends by itself; but one that is stopped or stuck must not keep what it has inherited.
+            with contextlib.suppress(NotFound):
+                self._child.signal(9)
+            self._child = None
+
+    async def _restart(self) -> None:
+        log.warning("wasm.fork_server_died")
+        try:
+            await self.start()
+        except (SandboxdError, OSError) as error:
+            raise Unavailable(f"the fork server cannot be started: {error}") from error
+
+
+async def receive(channel: socket.socket) -> tuple[launch.Message, list[int]] | None:
+    """Wait for a message on a non-blocking socket (`launch.receive`)."""
+    while True:
+        try:
+            return launch.receive(channel)
+        except BlockingIOError:
+            await _ready(channel, for_writing=False)
+
+
+async def _send(channel: socket.socket, message: launch.Message, fds: Sequence[int]) -> None:
+    while True:
+        try:
+            return launch.send(channel, message, fds)
+        except BlockingIOError:
+            await _ready(channel, for_writing=True)
+
+
+async def _ready(channel: socket.socket, *, for_writing: bool) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    add, remove = (
+        (loop.add_writer, loop.remove_writer) if for_writing else (loop.add_reader, loop.remove_reader)
+    )
+    fd = os.dup(channel.fileno()) if for_writing else channel.fileno()
+    add(fd, wake)
+    try:
+        await ready
+    finally:
+        remove(fd)
+        if for_writing:
+            # Several may wait for the server's one socket at once, but for a descriptor only one.
+            os.close(fd)

@@ -1,0 +1,267 @@
+"""What a forked process does until its module runs: it becomes the container, loads the module, waits for its start.
+
+Order matters. The cgroup comes first, since by it a daemon finds what is half made. What needs the host's files (the
+compiled code, the terminal, the gate) comes before the root is changed, what needs privileges before they are dropped,
+and the filter last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from common.cgroup import Hierarchies, apply_limits, join_cgroup, make_cgroup
+from common.errors import FailedPrecondition, Internal, InvalidArgument
+from common.linux.container_root import ContainerRoot
+from common.linux.exit_on_signal import exit_on_signals
+from common.linux.namespaces import join, join_process
+from common.linux.privileges import drop_privileges, forbid_inspection, set_name
+from common.linux.seccomp import install_filter
+from common.linux.terminal import make_controlling
+from sandboxers.wasm import launch
+from sandboxers.wasm.cache import Cache, checksum_of
+from sandboxers.wasm.default_filter import DEFAULT_PROFILE
+from sandboxers.wasm.engines import Engine, Invocation, Program
+from sandboxers.wasm.files import CONFIG_FILE, GATE, exec_file
+from sandboxers.wasm.modules import Kind, open_module
+from sandboxers.wasm.plan import ContainerPlan, ProcessPlan, plan_container, plan_process
+
+_FIRST_OTHER_FD = 3
+
+
+class Parts(NamedTuple):
+    """What a fork server has ready for all its children."""
+
+    engine: Engine
+    cache: Cache
+    hierarchies: Hierarchies
+
+
+class Descriptors(NamedTuple):
+    """What the daemon hands to a process: the channel of its launch, its streams, and for an exec a pidfd of the
+    container's first process (else -1)."""
+
+    channel: int
+    stdin: int
+    stdout: int
+    stderr: int
+    first_process: int
+
+
+class ModuleProcess:
+    """This process, on its way to a module."""
+
+    def __init__(self, parts: Parts, message: Mapping[str, Any], fds: Descriptors) -> None:
+        self._parts = parts
+        self._directory = str(message["directory"])
+        self._exec_id = str(message["exec"])
+        self._console = str(message["console"])
+        self._fds = fds
+        self._channel = socket.socket(fileno=fds.channel)
+
+    def run(self) -> NoReturn:
+        """Become the container and run the module; ends this process."""
+        code = 1
+        try:
+            program, invocation = self._prepare()
+            self._announce()
+            self._wait_for_start()
+            code = program.run(invocation)
+            sys.stderr.flush()
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.write(self._channel.fileno(), launch.packed(launch.error_message(error)))
+        finally:
+            os._exit(code)
+
+    # -- the steps ---------------------------------------------------------------------------------
+
+    def _prepare(self) -> tuple[Program, Invocation]:
+        self._close_inherited()
+        spec = _read_json(f"{self._directory}/{CONFIG_FILE}")
+        container = plan_container(spec)
+        process = plan_process(
+            _read_json(exec_file(self._directory, self._exec_id)) if self._exec_id else spec["process"]
+        )
+        os.setsid()
+        self._enter_cgroup(container)
+        _set_oom_score(process)
+        self._open_gate()
+        profile = container.seccomp or DEFAULT_PROFILE
+        filter_ = self._filter(profile)
+        if self._exec_id:
+            program = self._load_beside(process)
+            join_process(self._fds.first_process)
+            os.close(self._fds.first_process)
+        else:
+            program = self._load_in_new_root(container, process)
+        program.link()
+        self._open_streams(process)
+        _enter_directory(process.cwd)
+        if os.getpid() == 1:
+            exit_on_signals()
+        for number, soft, hard in process.rlimits:
+            resource.setrlimit(number, (soft, hard))
+        set_name(os.path.basename(process.args[0]))
+        drop_privileges(process.uid, process.gid, process.groups)
+        forbid_inspection()
+        install_filter(filter_)
+        return program, Invocation(process.args, process.env, container.memory_limit_bytes)
+
+    def _enter_cgroup(self, container: ContainerPlan) -> None:
+        if not container.cgroup_path:
+            return
+        cgroup = self._parts.hierarchies.at(container.cgroup_path)
+        if not self._exec_id:
+            make_cgroup(cgroup)
+            apply_limits(cgroup, container.resources)
+        join_cgroup(cgroup)
+
+    def _load_in_new_root(self, container: ContainerPlan, process: ProcessPlan) -> Program:
+        join(container.namespaces)
+        root = ContainerRoot(container.rootfs)
+        root.mount(container.mounts)
+        self._open_terminal(process)
+        program = self._load(root.fd, process)
+        root.enter(readonly=container.readonly)
+        return program
+
+    def _load_beside(self, process: ProcessPlan) -> Program:
+        self._open_terminal(process)
+        root_fd = _root_of(self._fds.first_process)
+        try:
+            return self._load(root_fd, process)
+        finally:
+            os.close(root_fd)
+
+    def _load(self, root_fd: int, process: ProcessPlan) -> Program:
+        module, kind = open_module(root_fd, process.args, process.cwd, process.env)
+        try:
+            digest = checksum_of(module)
+            key = f"{digest}-{kind}-{self._parts.engine.key}"
+            # What the cache holds may be of an engine that was configured otherwise: it is made again then, once.
+            for _ in range(2):
+                path = self._parts.cache.find(key)
+                if path is not None:
+                    with contextlib.suppress(ValueError):
+                        return self._parts.engine.load(path, kind)
+                self._ask({"missing": launch.MISSING_MODULE, "key": key, "kind": kind}, [module])
+            path = self._parts.cache.find(key)
+            if path is None:
+                raise Internal(f"the compiled module {key} vanished from the cache")
+            return self._parts.engine.load(path, kind)
+        finally:
+            os.close(module)
+
+    def _filter(self, profile: Mapping[str, Any]) -> bytes:
+        text = json.dumps(profile, sort_keys=True, separators=(",", ":")).encode()
+        with _memory_file(text) as fd:
+            key = f"filter-{checksum_of(fd)}-{os.uname().machine}"
+            path = self._parts.cache.find(key)
+            if path is None:
+                self._ask({"missing": launch.MISSING_FILTER, "key": key, "kind": ""}, [fd])
+                path = self._parts.cache.find(key)
+        if path is None:
+            raise Internal(f"the compiled filter {key} vanished from the cache")
+        with open(path, "rb") as file:
+            return file.read()
+
+    # -- streams and start -------------------------------------------------------------------------
+
+    def _open_gate(self) -> None:
+        """Open what the first process waits at for its start, also for writing, so that nothing ends the wait."""
+        self._gate = -1 if self._exec_id else os.open(f"{self._directory}/{GATE}", os.O_RDWR | os.O_CLOEXEC)
+
+    def _wait_for_start(self) -> None:
+        self._channel.close()
+        if self._gate >= 0:
+            os.read(self._gate, 1)
+            os.close(self._gate)
+
+    def _open_terminal(self, process: ProcessPlan) -> None:
+        if not self._console:
+            return
+        master, slave = os.openpty()
+        os.fchown(slave, process.uid, -1)
+        with socket.socket(socket.AF_UNIX) as console:
+            console.connect(self._console)
+            socket.send_fds(console, [b"terminal"], [master])
+        os.close(master)
+        for stream in self._fds[1:4]:
+            os.dup2(slave, stream)
+        os.close(slave)
+
+    def _open_streams(self, process: ProcessPlan) -> None:
+        for number, stream in enumerate((self._fds.stdin, self._fds.stdout, self._fds.stderr)):
+            os.dup2(stream, number)
+            os.close(stream)
+        if process.terminal:
+            make_controlling(0)
+
+    def _close_inherited(self) -> None:
+        """Close what the server has open; what is opened from here on is ours or the engine's."""
+        first = _FIRST_OTHER_FD
+        for fd in sorted(fd for fd in self._fds if fd >= _FIRST_OTHER_FD):
+            os.closerange(first, fd)
+            first = fd + 1
+        os.closerange(first, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+    def _announce(self) -> None:
+        """Say that the module can be run, and wait until the daemon has that on record.
+
+        With the only system calls that every filter allows.
+        """
+        os.write(self._channel.fileno(), launch.packed({"ready": True}))
+        if not os.read(self._channel.fileno(), launch.PACKET_BYTES):
+            os._exit(1)
+
+    def _ask(self, message: Mapping[str, Any], fds: list[int] | None = None) -> None:
+        launch.send(self._channel, message, fds or [])
+        received = launch.receive(self._channel)
+        if received is None:
+            os._exit(1)  # the daemon is gone, and with it whoever knows of us
+        launch.raise_error(received[0], "")
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        document: dict[str, Any] = json.loads(file.read())
+    return document
+
+
+def _set_oom_score(process: ProcessPlan) -> None:
+    if process.oom_score_adj is not None:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(process.oom_score_adj))
+
+
+def _enter_directory(cwd: str) -> None:
+    try:
+        os.chdir(cwd)
+    except OSError as error:
+        raise InvalidArgument(f"the working directory {cwd} cannot be entered: {error.strerror}") from error
+
+
+def _root_of(pidfd: int) -> int:
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        pid = next((int(line.split()[1]) for line in file if line.startswith("Pid:")), -1)
+    try:
+        return os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        raise FailedPrecondition("the container's first process has ended") from None
+
+
+@contextlib.contextmanager
+def _memory_file(text: bytes) -> Any:
+    fd = os.memfd_create("profile", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, text)
+        yield fd
+    finally:
+        os.close(fd)
