@@ -29,11 +29,12 @@ from sandboxers.doctor import Examination, Severity, print_findings
 from sandboxers.engine import EngineList, list_engine
 from sandboxers.garbage import RECORD_FILE as GARBAGE_FILE
 from sandboxers.garbage import read_garbage_record
-from sandboxers.isolation import DaemonConfig, Daemonised, Isolation, load_isolation
+from sandboxers.isolation import DaemonConfig, Isolation, load_isolation
 from sandboxers.leftovers import Action, Leftover, Survey, remove_unserved
 from sandboxers.lock import owning
 from sandboxers.outlasting import Outlasting
 from sandboxers.registry import RECORD_FILE, SandboxRecord
+from sandboxers.sandbox import Daemonised
 
 _CALL_TIMEOUT_S = 10.0
 _REMOVAL_TIMEOUT_S = 60.0

@@ -7,13 +7,11 @@ the configuration. A type's modules are imported only by the daemon that serves 
 from __future__ import annotations
 
 import enum
-from collections.abc import Container
 from typing import Any, NamedTuple, Protocol
 
 from common import config
 from common.errors import InvalidArgument
 from sandboxers.config import EngineConfig, GarbageConfig, LogConfig, PodConfig
-from sandboxers.sandbox import Sandboxer
 
 
 class IsolationType(enum.StrEnum):
@@ -38,33 +36,6 @@ class DaemonConfig(Protocol):
     def engine(self) -> EngineConfig: ...
     @property
     def gc(self) -> GarbageConfig: ...
-
-
-class Stray(NamedTuple):
-    """A container that no record names; `directory` is the one it was made from, "" where that is not known."""
-
-    container_id: str
-    directory: str
-
-
-class Daemonised(Sandboxer, Protocol):
-    """A sandboxer that a daemon can be built around, made of its configuration and of what outlasts the daemon."""
-
-    async def settle(self) -> None:
-        """Let come to its end what an earlier daemon has begun outside of itself."""
-        ...
-
-    async def strays(self, known: Container[str]) -> list[Stray]:
-        """Return what the type's tools hold, for this state directory, of containers that are not `known`."""
-        ...
-
-    async def remove_stray(self, container_id: str) -> None:
-        """Kill and remove such a container; raise SandboxdError or OSError where that fails."""
-        ...
-
-    def close(self) -> None:
-        """Stop watching; what runs goes on."""
-        ...
 
 
 class Isolation(NamedTuple):

@@ -27,7 +27,6 @@ from common.records import UnreadableRecord, read_record
 from common.task.records import RECORD_FILE as CONTAINER_FILE
 from common.task.records import ContainerRecord
 from sandboxers.engine import EngineList
-from sandboxers.isolation import Daemonised
 from sandboxers.registry import (
     RECORD_FILE,
     REMOVED_PREFIX,
@@ -37,6 +36,7 @@ from sandboxers.registry import (
     read_sandbox,
     remove_files,
 )
+from sandboxers.sandbox import Daemonised
 
 _TASKS: Final = "tasks"
 

@@ -6,9 +6,9 @@ waiting; a sandbox owns what it makes in its directory and on the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from google.protobuf.message import Message
 
@@ -82,4 +82,31 @@ class Sandboxer(Protocol):
 
         `group` is the name under which a descriptor store keeps what the pod needs to outlive this process.
         """
+        ...
+
+
+class Stray(NamedTuple):
+    """A container that no record names; `directory` is the one it was made from, "" where that is not known."""
+
+    container_id: str
+    directory: str
+
+
+class Daemonised(Sandboxer, Protocol):
+    """A sandboxer that a daemon can be built around, made of its configuration and of what outlasts the daemon."""
+
+    async def settle(self) -> None:
+        """Let come to its end what an earlier daemon has begun outside of itself."""
+        ...
+
+    async def strays(self, known: Container[str]) -> list[Stray]:
+        """Return what the type's tools hold, for this state directory, of containers that are not `known`."""
+        ...
+
+    async def remove_stray(self, container_id: str) -> None:
+        """Kill and remove such a container; raise SandboxdError or OSError where that fails."""
+        ...
+
+    def close(self) -> None:
+        """Stop watching; what runs goes on."""
         ...

@@ -13,10 +13,10 @@ from common.process.exits import ExitWatcher
 from common.task.oci_backend import OciBackend
 from sandboxers.host.pods import HostPods
 from sandboxers.host.sandbox import HostSandbox
-from sandboxers.isolation import Stray
 from sandboxers.outlasting import Outlasting
 from sandboxers.pod_config import PodConfig
 from sandboxers.runc.config import RuncConfig
+from sandboxers.sandbox import Stray
 
 
 class RuncSandboxer:

@@ -13,9 +13,8 @@ from google.protobuf.message import Message
 
 from common.errors import InvalidArgument
 from proto.gen.cgroups.v2 import metrics_pb2
-from sandboxers.isolation import Stray
 from sandboxers.pod_config import PodConfig
-from sandboxers.sandbox import Endpoint, SandboxExit
+from sandboxers.sandbox import Endpoint, SandboxExit, Stray
 
 REFUSED_HOSTNAME = "refused"
 PID = 4711

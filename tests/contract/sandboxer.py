@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from sandboxers.isolation import Daemonised
 from sandboxers.pod_config import NamespaceMode, PodConfig
-from sandboxers.sandbox import Endpoint, Sandbox
+from sandboxers.sandbox import Daemonised, Endpoint, Sandbox
 
 NewSandboxer = Callable[[], Daemonised]
 

@@ -17,10 +17,10 @@ from common.linux.pidfd import start_time
 from common.records import write_record
 from common.task.records import ContainerRecord
 from sandboxers.engine import EngineList
-from sandboxers.isolation import Stray
 from sandboxers.leftovers import Action, Kind, Leftover, Survey, remove_unserved
 from sandboxers.pod_config import PodConfig
 from sandboxers.registry import RECORD_FILE
+from sandboxers.sandbox import Stray
 from tests.contract.fake_sandboxer import FakeSandboxer
 from tests.unit.sandboxers.conftest import Daemon
 
