@@ -80,7 +80,9 @@ async def set_frozen(cgroup: Cgroup, frozen: bool) -> None:
     deadline = time.monotonic() + _FREEZE_TIMEOUT_S
     while wanted not in (read_text(path) or wanted):
         if time.monotonic() >= deadline:
-            raise DeadlineExceeded(f"cgroup {cgroup.path} is not {wanted.lower()} after {_FREEZE_TIMEOUT_S:g} s")
+            raise DeadlineExceeded(
+                f"cgroup {cgroup.path} is not {wanted.lower()} after {_FREEZE_TIMEOUT_S:g} s"
+            )
         await asyncio.sleep(0.001)
 
 

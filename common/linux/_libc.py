@@ -162,7 +162,13 @@ def move_mount(from_fd: int, target: str) -> None:
 
 
 def mount_setattr(
-    fd: int, *, attr_set: int = 0, propagation: int = 0, userns_fd: int = 0, recursive: bool = False, path: str
+    fd: int,
+    *,
+    attr_set: int = 0,
+    propagation: int = 0,
+    userns_fd: int = 0,
+    recursive: bool = False,
+    path: str,
 ) -> None:
     """mount_setattr(2) on the mount behind `fd`; `path` only names it in an error."""
     attr = _MountAttr(attr_set, 0, propagation, userns_fd)

@@ -78,7 +78,9 @@ class ContainerRoot:
                 else:
                     self._mount_tmpfs(inner)
             except OSError as error:
-                raise InvalidArgument(f"cannot mount {inner.source} on {inner.destination}: {error}") from error
+                raise InvalidArgument(
+                    f"cannot mount {inner.source} on {inner.destination}: {error}"
+                ) from error
 
     def enter(self, *, readonly: bool) -> None:
         """Make it the root of this process; nothing else is reachable by a path any more. Raises OSError."""

@@ -153,7 +153,9 @@ def _add_rules(library: ctypes.CDLL, context: int, action: int, name: str, args:
 def _comparison(name: str, arg: Mapping[str, Any]) -> _Comparison:
     operator, index = arg.get("op"), arg.get("index", 0)
     values = [arg.get(key, 0) for key in ("value", "valueTwo")]
-    if operator not in _OPERATORS or not all(isinstance(v, int) for v in (index, *values)) or index > 5:
+    if not isinstance(operator, str) or operator not in _OPERATORS:
+        raise InvalidArgument(f"seccomp: {name} is compared by {operator!r}, which is not known")
+    if not all(isinstance(v, int) for v in (index, *values)) or index > 5:
         raise InvalidArgument(f"seccomp: a condition of {name} is malformed: {arg!r}")
     return _Comparison(index, _OPERATORS[operator], *(value & 0xFFFFFFFFFFFFFFFF for value in values))
 

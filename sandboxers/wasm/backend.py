@@ -12,8 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from common.cgroup import Cgroup, Hierarchies, apply_limits, kill_all, parse_cgroups_path, remove_leaf, set_frozen
-from common.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound
+from common.cgroup import (
+    Cgroup,
+    Hierarchies,
+    apply_limits,
+    kill_all,
+    parse_cgroups_path,
+    remove_leaf,
+    set_frozen,
+)
+from common.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, SandboxdError
 from common.failpoints import Failpoint, failpoint
 from common.linux.pidfd import open_same_process, start_time
 from common.oci.spec import check_resources
@@ -62,7 +70,9 @@ class WasmBackend:
         os.mkfifo(f"{directory}/{GATE}", 0o600)
         try:
             with _shared_pid_namespace(container) as joined:
-                return await self._launch(container_id, container, stdio, f"{directory}/{PROCESS_FILE}", joined)
+                return await self._launch(
+                    container_id, container, stdio, f"{directory}/{PROCESS_FILE}", joined
+                )
         except BaseException:
             for name in (GATE, PROCESS_FILE):
                 _remove(f"{directory}/{name}")
@@ -223,8 +233,12 @@ class WasmBackend:
         return pid
 
     async def _compile(self, channel: socket.socket, message: launch.Message, fds: Sequence[int]) -> None:
-        await self._compiler.compile(message["missing"], message["key"], message["kind"], fds[0])
-        launch.send(channel, {})
+        try:
+            await self._compiler.compile(message["missing"], message["key"], message["kind"], fds[0])
+            answer: launch.Message = {}
+        except SandboxdError as error:
+            answer = launch.error_message(error)
+        launch.send(channel, answer)
 
     # -- what is there -----------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The program that compiles one thing and ends: a module to native code, or a seccomp profile to a filter.
 
-    python -m sandboxers.wasm.compile_main <state directory> <engine|-> <kind|-> <memory limit in MiB> <descriptor>
+    <state directory> <engine|-> <kind|-> <memory limit in MiB> <descriptor>
 
 What is compiled comes by standard input, what comes out goes to the descriptor, and a line of JSON to standard output.
 It works on what an image or its author has made, so it has given up all its privileges by then. A process of its own
@@ -45,10 +45,7 @@ def _compile(engine: str, kind: str, memory_mib: int, output: int) -> str:
     with open(0, "rb") as file:
         file.seek(0)
         source = file.read()
-    if loaded is None:
-        result = compile_filter(_parse_profile(source))
-    else:
-        result = loaded.compile(source, Kind(kind))
+    result = loaded.compile(source, Kind(kind)) if loaded else compile_filter(_parse_profile(source))
     with open(output, "wb") as file:
         file.write(result)
     return hashlib.sha256(result).hexdigest()
@@ -69,7 +66,3 @@ def _parse_profile(text: bytes) -> dict[str, object]:
     if not isinstance(profile, dict):
         raise InvalidArgument("seccomp: the profile must be an object")
     return profile
-
-
-if __name__ == "__main__":
-    main()

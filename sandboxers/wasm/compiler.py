@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 
 from common.errors import DeadlineExceeded, Internal, ResourceExhausted
 from common.failpoints import Failpoint, failpoint
 from common.log import get_logger
 from common.process.exits import ExitWatcher
-from common.process.spawn import CAPTURE, run
+from common.process.spawn import CAPTURE, own_program, run
 from sandboxers.wasm import launch
 from sandboxers.wasm.cache import Cache
 from sandboxers.wasm.config import ModulesConfig
 
 log = get_logger()
 
-PROGRAM = (sys.executable, "-I", "-m", "sandboxers.wasm.compile_main")
+PROGRAM = tuple(own_program("sandboxers.wasm.compile_main", with_packages=True))
 
 
 class Compiler:
@@ -60,7 +59,7 @@ class Compiler:
                 output = self._cache.new_file()
                 try:
                     answer = await self._run(what, kind, source, output)
-                    launch.raise_error(answer, what)
+                    launch.raise_error(answer)
                     failpoint(Failpoint.MODULE_COMPILED)
                     self._cache.add(key, output, str(answer.get("checksum")))
                     failpoint(Failpoint.MODULE_CACHED)

@@ -14,7 +14,8 @@ class ModulesConfig:
     """What runs the modules, and how they are compiled: once each, in a process of its own."""
 
     engine: EngineName = option(
-        EngineName.WASMTIME, "'wasmtime' (the extra sandboxd[wasm]) or 'wasmedge' (its C library, libwasmedge)."
+        EngineName.WASMTIME,
+        "'wasmtime' (the extra sandboxd[wasm]) or 'wasmedge' (its C library, libwasmedge).",
     )
     cache_dir: str = option(
         "/var/cache/sandboxd/wasm",

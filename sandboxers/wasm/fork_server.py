@@ -9,19 +9,18 @@ import asyncio
 import contextlib
 import os
 import socket
-import sys
 from collections.abc import Sequence
 from typing import Final
 
 from common.errors import Internal, NotFound, SandboxdError, Unavailable
 from common.log import get_logger
 from common.process.exits import ExitWatcher
-from common.process.spawn import Child, spawn
+from common.process.spawn import Child, own_program, spawn
 from sandboxers.wasm import launch
 
 log = get_logger()
 
-PROGRAM: Final = (sys.executable, "-I", "-m", "sandboxers.wasm.fork_server_main")
+PROGRAM: Final = tuple(own_program("sandboxers.wasm.fork_server_main", with_packages=True))
 _STANDARD_ERROR = 2
 _READY_TIMEOUT_S = 30.0
 

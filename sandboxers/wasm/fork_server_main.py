@@ -1,6 +1,6 @@
 """The fork server: loads the engine once, then forks a process for each launch that the daemon asks for.
 
-    python -m sandboxers.wasm.fork_server_main <state directory> <engine> <cache directory>
+    <state directory> <engine> <cache directory>
 
 Its standard input is the daemon's socket. It ends with the daemon; what it has forked does not.
 """
@@ -45,14 +45,15 @@ def main() -> None:
 def _serve(
     forker: Forker, parts: Parts, daemon: socket.socket, message: launch.Message, fds: list[int]
 ) -> None:
-    descriptors = Descriptors(*fds[:_STREAMS], first_process=fds[_STREAMS] if message["exec"] else -1)
+    channel, stdin, stdout, stderr = fds[:_STREAMS]
+    joined = fds[_STREAMS] if len(fds) > _STREAMS else -1
+    descriptors = Descriptors(channel, stdin, stdout, stderr, joined if message["exec"] else -1)
 
     def run() -> NoReturn:
         ModuleProcess(parts, message, descriptors).run()
 
-    channel = socket.socket(fileno=os.dup(descriptors.channel))
+    answers = socket.socket(fileno=os.dup(channel))
     try:
-        joined = fds[_STREAMS] if len(fds) > _STREAMS else -1
         pid = forker.fork(run, new_pid_namespace=message["new_pid_namespace"], join_pid_namespace=joined)
         answer: launch.Message = {"pid": pid}
     except OSError as error:
@@ -61,9 +62,5 @@ def _serve(
         for fd in fds:
             os.close(fd)
     # The daemon may have given up this launch.
-    with channel, contextlib.suppress(OSError):
-        launch.send(channel, answer)
-
-
-if __name__ == "__main__":
-    main()
+    with answers, contextlib.suppress(OSError):
+        launch.send(answers, answer)

@@ -57,12 +57,12 @@ def error_message(error: BaseException) -> Message:
     return {"error": errors.Internal.__name__, "message": f"{type(error).__name__}: {error}"}
 
 
-def raise_error(message: Mapping[str, Any], what: str) -> None:
+def raise_error(message: Mapping[str, Any], what: str = "") -> None:
     """Raise what a message tells went wrong, if it does.
 
     :param what: comes before the text.
     """
     if "error" in message:
-        name = str(message["error"])
         kinds = {kind.__name__: kind for kind in errors.SandboxdError.__subclasses__()}
-        raise kinds.get(name, errors.Internal)(f"{what}: {message.get('message', '')}")
+        text = str(message.get("message", ""))
+        raise kinds.get(str(message["error"]), errors.Internal)(f"{what}: {text}" if what else text)

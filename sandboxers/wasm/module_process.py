@@ -29,7 +29,7 @@ from sandboxers.wasm.cache import Cache, checksum_of
 from sandboxers.wasm.default_filter import DEFAULT_PROFILE
 from sandboxers.wasm.engines import Engine, Invocation, Program
 from sandboxers.wasm.files import CONFIG_FILE, GATE, exec_file
-from sandboxers.wasm.modules import Kind, open_module
+from sandboxers.wasm.modules import open_module
 from sandboxers.wasm.plan import ContainerPlan, ProcessPlan, plan_container, plan_process
 
 _FIRST_OTHER_FD = 3
@@ -101,7 +101,6 @@ class ModuleProcess:
             os.close(self._fds.first_process)
         else:
             program = self._load_in_new_root(container, process)
-        program.link()
         self._open_streams(process)
         _enter_directory(process.cwd)
         if os.getpid() == 1:
@@ -141,6 +140,14 @@ class ModuleProcess:
             os.close(root_fd)
 
     def _load(self, root_fd: int, process: ProcessPlan) -> Program:
+        try:
+            program = self._load_module(root_fd, process)
+            program.link()
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{process.args[0]}: {error}") from error
+        return program
+
+    def _load_module(self, root_fd: int, process: ProcessPlan) -> Program:
         module, kind = open_module(root_fd, process.args, process.cwd, process.env)
         try:
             digest = checksum_of(module)
@@ -226,7 +233,7 @@ class ModuleProcess:
         received = launch.receive(self._channel)
         if received is None:
             os._exit(1)  # the daemon is gone, and with it whoever knows of us
-        launch.raise_error(received[0], "")
+        launch.raise_error(received[0])
 
 
 def _read_json(path: str) -> dict[str, Any]:

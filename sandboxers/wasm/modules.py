@@ -32,27 +32,27 @@ class Kind(enum.StrEnum):
     COMPONENT = "component"
 
 
-def kind_of(header: bytes, name: str) -> Kind:
+def kind_of(header: bytes) -> Kind:
     """Tell the kind of a module by its first 8 bytes.
 
-    :raise InvalidArgument: it is none, naming it and what would run it.
+    :raise InvalidArgument: it is none, and what would run it.
     """
     if header.startswith(_MAGIC):
         version = _VERSIONS.get(header[4:8])
         if version is None:
             raise InvalidArgument(
-                f"{name} has a WebAssembly version that is not known: {header[4:8].hex() or 'it ends there'}"
+                f"it has a WebAssembly version that is not known: {header[4:8].hex() or 'it ends there'}"
             )
         return Kind(version)
     if not header:
-        raise InvalidArgument(f"{name} is empty, not a WebAssembly module")
+        raise InvalidArgument("it is empty, not a WebAssembly module")
     found = "not a WebAssembly module"
     if header.startswith(_ELF):
         found = "a native program, not a WebAssembly module"
     elif header.startswith(_SCRIPT):
         found = "a script, not a WebAssembly module"
     raise InvalidArgument(
-        f"{name} is {found}: the runtime handler of sandboxd's type runc runs it, this one (type wasm) runs modules"
+        f"it is {found}: the runtime handler of sandboxd's type runc runs it, this one (type wasm) runs modules"
     )
 
 
@@ -77,13 +77,13 @@ def open_module(root_fd: int, args: Sequence[str], cwd: str, env: Mapping[str, s
             continue
         except OSError as error:
             reason = "a link that leads nowhere" if error.errno == errno.ELOOP else error.strerror
-            raise InvalidArgument(f"the module {name} cannot be opened: {reason}") from error
+            raise InvalidArgument(f"it cannot be opened: {reason}") from error
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise InvalidArgument(f"the module {name} is not a regular file")
+                raise InvalidArgument("it is not a regular file")
             if os.fstat(fd).st_size > MAX_MODULE_BYTES:
-                raise InvalidArgument(f"the module {name} is larger than {MAX_MODULE_BYTES >> 20} MiB")
-            return fd, kind_of(os.pread(fd, 8, 0), name)
+                raise InvalidArgument(f"it is larger than {MAX_MODULE_BYTES >> 20} MiB")
+            return fd, kind_of(os.pread(fd, 8, 0))
         except BaseException:
             os.close(fd)
             raise

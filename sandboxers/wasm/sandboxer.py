@@ -10,9 +10,9 @@ from common.process.exits import ExitWatcher
 from common.process.orphans import outlive
 from sandboxers.host.pods import HostPods
 from sandboxers.host.sandbox import HostSandbox
-from sandboxers.isolation import Stray
 from sandboxers.outlasting import Outlasting
 from sandboxers.pod_config import PodConfig
+from sandboxers.sandbox import Stray
 from sandboxers.wasm.backend import WasmBackend
 from sandboxers.wasm.cache import Cache
 from sandboxers.wasm.compiler import PROGRAM as COMPILER_PROGRAM
@@ -34,9 +34,7 @@ class WasmSandboxer:
         self._state_dir = config.state_dir
         modules = config.modules
         self._cache = Cache(modules.cache_dir, modules.cache_size_mib << 20)
-        self._server = ForkServer(
-            self._exits, [config.state_dir, modules.engine.value, modules.cache_dir]
-        )
+        self._server = ForkServer(self._exits, [config.state_dir, modules.engine.value, modules.cache_dir])
         compiler = Compiler(modules, self._cache, self._exits, config.state_dir)
         hierarchies = Hierarchies.read()
         backend = WasmBackend(self._server, compiler, hierarchies)

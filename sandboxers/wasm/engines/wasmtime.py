@@ -72,7 +72,9 @@ class CoreProgram:
         try:
             self._linked = self._linker.instantiate_pre(self._module)
         except wasmtime.WasmtimeError as error:
-            raise InvalidArgument(f"the module cannot be linked: {self._unknown_imports() or _chain(error)}") from None
+            raise InvalidArgument(
+                f"the module cannot be linked: {self._unknown_imports() or _chain(error)}"
+            ) from None
         if "_start" not in {export.name for export in self._module.exports}:
             raise InvalidArgument("the module exports no function _start: it is a library, not a command")
 
