@@ -26,6 +26,7 @@ AT_RECURSIVE = 0x8000
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
 
 # Numbers from 424 on are the same for all architectures (include/uapi/asm-generic/unistd.h).
 _SYS_OPEN_TREE = 428
@@ -159,6 +160,12 @@ def move_mount(from_fd: int, target: str) -> None:
     """move_mount(2) of the detached mount behind `from_fd` onto `target`."""
     result = _syscall(_SYS_MOVE_MOUNT, from_fd, b"", AT_FDCWD, _bytes(target), MOVE_MOUNT_F_EMPTY_PATH)
     _checked(result, target)
+
+
+def move_mount_onto(from_fd: int, target_fd: int, path: str) -> None:
+    """move_mount(2) of the detached mount behind `from_fd` onto what is open as `target_fd`; `path` only names it."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    _checked(_syscall(_SYS_MOVE_MOUNT, from_fd, b"", target_fd, b"", flags), path)
 
 
 def mount_setattr(

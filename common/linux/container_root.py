@@ -117,7 +117,7 @@ class ContainerRoot:
     def _attach(self, tree: int, destination: str, is_directory: bool) -> None:
         target = make_mount_point(self.fd, destination, is_directory)
         try:
-            _libc.move_mount(tree, f"/proc/self/fd/{target}")
+            _libc.move_mount_onto(tree, target, destination)
         finally:
             os.close(target)
 
