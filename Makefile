@@ -8,7 +8,7 @@ PYTEST := $(PYTHON) -m pytest
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-integration test-engine chaos lint type proto configs bench critest clean
+.PHONY: help setup demo demo-wasm test test-unit test-integration test-engine chaos lint type proto configs bench bench-wasm critest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ setup: .venv/.ready-test ## install everything that the other targets need (root
 
 demo: .venv/.ready-demo ## run a pod with two containers under a private containerd, show it, clean up (root)
 	$(PYTHON) scripts/demo
+
+demo-wasm: .venv/.ready-demo-wasm ## the same with WebAssembly modules, compiled here (root)
+	$(PYTHON) scripts/demo wasm
 
 test: .venv/.ready-test ## run every test but test-node: linters, unit, integration, engine with critest (root)
 	$(PYTEST) --ignore=tests/node
@@ -42,7 +45,10 @@ chaos: .venv/.ready-test ## kill the daemon at every failpoint and at random, at
 test-node: .venv/.ready-node ## run what needs systemd and cgroup v2, in a virtual machine without KVM (root)
 	$(PYTEST) tests/node
 
-critest: .venv/.ready-test ## run the CRI conformance suite alone (root, Go)
+cridemo-wasm: .venv/.ready-demo-wasm ## the same with WebAssembly modules, compiled here (root)
+	$(PYTHON) scripts/demo wasm
+
+test: .venv/.ready-test ## run the CRI conformance suite alone (root, Go)
 	$(PYTEST) tests/engine -k critest
 
 lint: .venv/.ready-venv ## check style and who imports whom
@@ -61,6 +67,9 @@ configs: .venv/.ready-venv ## rewrite configs/*.yaml from the dataclasses that t
 
 bench: .venv/.ready-test ## measure against stock shims in one run: results/*.json and a table (root)
 	$(PYTHON) tests/bench/run.py
+
+bench-wasm: .venv/.ready-bench-wasm ## measure pods of WebAssembly modules: results/*.json and a table (root)
+	$(PYTHON) tests/bench/wasm.py
 
 clean: ## remove what was built, fetched, measured and cached here
 	rm -rf .venv .cache build dist results *.egg-info .*_cache .hypothesis

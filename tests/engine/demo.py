@@ -2,12 +2,13 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.engine.cri import container_config, pod_config
 from tests.engine.engine import OURS, Engine
+from tests.engine.handlers import RUNC, Handler
 from tests.engine.namespaces import wait_until
 from tests.engine.parts import prepare
 
@@ -41,14 +42,23 @@ class Narrator:
 
 
 def main() -> int:
-    narrator = Narrator()
     print("A pod of sandboxd under a real containerd\n")
+    return perform(RUNC, show_pod, ["fetch-engine"], ["build-images"])
+
+
+def perform(handler: Handler, show: Callable[[Engine, Narrator], None], *scripts: Sequence[str]) -> int:
+    """Get what scripts make, start an engine with our handler, show something on it, and clean up."""
+    narrator = Narrator()
     with narrator.step("get containerd, build the image"):
-        prepare("demo", ["fetch-engine"], ["build-images"])
+        prepare("demo", *scripts)
     with narrator.step("private namespaces"):
-        engine = Engine(runtimes="system", default_handler=OURS)
+        engine = Engine(handler, runtimes="system", default_handler=handler.name)
     try:
-        show_pod(engine, narrator)
+        with narrator.step("containerd"):
+            engine.start()
+        with narrator.step("sandboxer (one process for all pods)"):
+            engine.start_sandboxer()
+        show(engine, narrator)
     except BaseException:
         print(engine.evidence(), file=sys.stderr)
         raise
@@ -59,11 +69,6 @@ def main() -> int:
 
 
 def show_pod(engine: Engine, narrator: Narrator) -> None:
-    with narrator.step("containerd"):
-        engine.start()
-    with narrator.step("sandboxer (one process for all pods)"):
-        engine.start_sandboxer()
-
     logs = engine.directory / "pod-logs"
     pod = pod_config(
         "demo", host_network=False, hostname="demo", log_directory=str(logs), cgroup_parent="/demo"
@@ -88,9 +93,20 @@ def show_pod(engine: Engine, narrator: Narrator) -> None:
     wait_until(lambda: "response" in (logs / "web.log").read_text(), timeout_s=10, what="web's log")
     narrator.show("the log of web:", "\n".join((logs / "web.log").read_text().splitlines()[-3:]))
 
+    show_usage(engine, narrator, containers)
+    remove_pod(engine, narrator, pod_id)
+    left = [
+        line for line in process_tree(engine.namespaces.root / "proc") if "httpd" in line or "sleep" in line
+    ]
+    if left:
+        raise RuntimeError(f"processes of the pod are left: {left}")
+
+
+def show_usage(engine: Engine, narrator: Narrator, containers: Sequence[str]) -> None:
+    """Show what containers use, and every process."""
     usages = []
     for container in containers:
-        stats = cri.stats(container)
+        stats = engine.cri.stats(container)
         name, cpu_ms = stats.attributes.metadata.name, stats.cpu.usage_core_nano_seconds.value / 1e6
         memory_mib = stats.memory.working_set_bytes.value / 2**20
         usages.append(f"{name:<8} CPU {cpu_ms:8.1f} ms   memory {memory_mib:6.2f} MiB")
@@ -100,15 +116,12 @@ def show_pod(engine: Engine, narrator: Narrator) -> None:
     if any("containerd-shim" in line or "/pause" in line for line in tree):
         raise RuntimeError("a shim or a pause process runs")
 
+
+def remove_pod(engine: Engine, narrator: Narrator, pod: str) -> None:
     with narrator.step("StopPodSandbox"):
-        cri.stop_pod(pod_id)
+        engine.cri.stop_pod(pod)
     with narrator.step("RemovePodSandbox"):
-        cri.remove_pod(pod_id)
-    left = [
-        line for line in process_tree(engine.namespaces.root / "proc") if "httpd" in line or "sleep" in line
-    ]
-    if left:
-        raise RuntimeError(f"processes of the pod are left: {left}")
+        engine.cri.remove_pod(pod)
 
 
 def process_tree(proc: Path) -> list[str]:
