@@ -1,4 +1,4 @@
-"""`make demo-wasm`: modules, compiled here and packed into an image, as containers of a pod under a private containerd."""
+"""`make demo-wasm`: modules, compiled here and packed into an image, as containers of a pod under a containerd."""
 
 import sys
 
@@ -16,9 +16,8 @@ from tests.engine.namespaces import wait_until
 
 def main() -> int:
     print("WebAssembly modules as containers of a pod, under a real containerd\n")
-    # fmt: off
-    return perform(WASM, show_modules, ["install-packages", "wasm"], ["fetch-engine"], ["build-images", "wasm"])
-    # fmt: on
+    scripts = (["install-packages", "wasm"], ["fetch-engine"], ["build-images", "wasm"])
+    return perform(WASM, show_modules, *scripts)
 
 
 def show_modules(engine: Engine, narrator: Narrator) -> None:
