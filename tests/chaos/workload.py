@@ -110,7 +110,7 @@ class Pod:
     def expect_exec(self, container: Container, code: int) -> None:
         """Run a command in a container, which must have its output and exit code."""
         answer = self.exec(container, *self.programs.say("out", "err", code))
-        assert (answer.exit_code, answer.stdout, answer.stderr) == (code, b"out\n", b"err\n")
+        assert (answer.exit_code, answer.stdout, answer.stderr) == (code, b"out\n", b"err\n"), answer
 
     def stop(self, container: Container, grace_s: int = 10) -> int:
         """Stop a container and return its exit code."""
