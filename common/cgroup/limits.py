@@ -6,6 +6,7 @@ Sources: OCI runtime-spec config-linux.md "Control groups"; the kernel's cgroup-
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import time
@@ -26,9 +27,17 @@ def make_cgroup(cgroup: Cgroup) -> None:
 
     :raise AlreadyExists: processes live in it already.
     """
-    for directory in _made_directories(cgroup):
-        if (read_text(f"{directory}/cgroup.procs") or "").strip():
+    for controller in _controllers(cgroup):
+        directory = cgroup.directory(controller)
+        if directory is None:
+            continue
+        if (
+            not _make(cgroup, controller, directory)
+            and (read_text(f"{directory}/cgroup.procs") or "").strip()
+        ):
             raise AlreadyExists(f"cgroup {cgroup.path} holds the processes of another container")
+        if controller == "cpuset":
+            _inherit_cpuset(cgroup)
 
 
 def join_cgroup(cgroup: Cgroup) -> None:
@@ -90,29 +99,24 @@ def _controllers(cgroup: Cgroup) -> list[str]:
     return [UNIFIED] if cgroup.unified else sorted(cgroup.controllers - {UNIFIED})
 
 
-def _made_directories(cgroup: Cgroup) -> Iterator[str]:
-    for controller in _controllers(cgroup):
-        directory = cgroup.directory(controller)
-        if directory is None:
-            continue
-        if not os.path.isdir(directory):
-            _make(cgroup, controller)
-        if controller == "cpuset" and not cgroup.unified:
-            _inherit_cpuset(cgroup)
-        yield directory
-
-
-def _make(cgroup: Cgroup, controller: str) -> None:
+def _make(cgroup: Cgroup, controller: str, directory: str) -> bool:
+    """Make one directory of a cgroup; tell whether it was not there before."""
+    if cgroup.unified:
+        _delegate(os.path.dirname(directory))
+    try:
+        os.mkdir(directory, 0o755)
+        return True
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        pass
     for path in _lineage(cgroup.path):
-        directory = cgroup.directory_of(controller, path)
-        if directory is None:
-            continue
-        if cgroup.unified:
-            _delegate(os.path.dirname(directory))
-        try:
-            os.mkdir(directory, 0o755)
-        except FileExistsError:
-            continue
+        if (made := cgroup.directory_of(controller, path)) is not None:
+            if cgroup.unified:
+                _delegate(os.path.dirname(made))
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(made, 0o755)
+    return True
 
 
 def _lineage(path: str) -> list[str]:
@@ -132,16 +136,18 @@ def _delegate(directory: str) -> None:
 
 def _inherit_cpuset(cgroup: Cgroup) -> None:
     """Give a v1 cpuset, which begins empty and takes no process so, what its parent has (cpusets.rst)."""
-    above = cgroup.directory_of("cpuset", "/")
-    for path in _lineage(cgroup.path):
-        directory = cgroup.directory_of("cpuset", path)
-        if directory is None:
-            continue
-        above = above or os.path.dirname(directory)
-        for name in ("cpuset.cpus", "cpuset.mems"):
-            if not (read_text(f"{directory}/{name}") or "").strip():
-                _write(f"{directory}/{name}", (read_text(f"{above}/{name}") or "").strip())
-        above = directory
+    leaf = cgroup.directory_of("cpuset", cgroup.path)
+    assert leaf is not None
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        _inherit(leaf, name)
+
+
+def _inherit(directory: str, name: str) -> str:
+    text = (read_text(f"{directory}/{name}") or "").strip()
+    if not text and os.path.exists(f"{directory}/cgroup.procs"):
+        text = _inherit(os.path.dirname(directory), name)
+        _write(f"{directory}/{name}", text)
+    return text
 
 
 def _v1_settings(resources: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

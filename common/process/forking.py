@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Collection
 from typing import NoReturn
 
 from common.linux.clone import fork_sibling
 from common.linux.namespaces import children_in_pid_namespace
+
+_FIRST_OTHER_FD = 3
 
 
 class Forker:
@@ -25,10 +28,16 @@ class Forker:
         gc.freeze()
 
     def fork(
-        self, run: Callable[[], NoReturn], *, new_pid_namespace: bool = False, join_pid_namespace: int = -1
+        self,
+        run: Callable[[], NoReturn],
+        keep_fds: Collection[int],
+        *,
+        new_pid_namespace: bool = False,
+        join_pid_namespace: int = -1,
     ) -> int:
-        """Let a child run `run`, and return its pid as we see it.
+        """Let a child run `run` in a session of its own, and return its pid as we see it.
 
+        :param keep_fds: the descriptors that it has beside the standard ones.
         :param join_pid_namespace: a descriptor of a process or PID namespace whose PID namespace it shall be in.
         :raise OSError: the kernel refuses.
         """
@@ -39,7 +48,17 @@ class Forker:
             if pid == 0:
                 # Whatever happens in there, the server's code after this must not run twice.
                 try:
+                    _close_all_but(keep_fds)
+                    os.setsid()
                     run()
                 finally:
                     os._exit(1)
         return pid
+
+
+def _close_all_but(keep_fds: Collection[int]) -> None:
+    first = _FIRST_OTHER_FD
+    for fd in sorted(keep_fds):
+        os.closerange(first, fd)
+        first = max(first, fd + 1)
+    os.closerange(first, resource.getrlimit(resource.RLIMIT_NOFILE)[1])

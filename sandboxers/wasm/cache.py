@@ -28,7 +28,9 @@ _CHUNK_BYTES = 1 << 20
 def checksum_of(fd: int) -> str:
     """Return the SHA-256 of a file from its beginning, in hexadecimal."""
     digest, offset = hashlib.sha256(), 0
-    while chunk := os.pread(fd, _CHUNK_BYTES, offset):
+    # Not more than there is: pages that a read could fill but does not are paid for all the same.
+    size = min(os.fstat(fd).st_size, _CHUNK_BYTES) or 1
+    while chunk := os.pread(fd, size, offset):
         digest.update(chunk)
         offset += len(chunk)
     return digest.hexdigest()

@@ -12,15 +12,18 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from typing import NoReturn
 
 from common.cgroup import Hierarchies
 from common.errors import SandboxdError
+from common.linux.exit_on_signal import exit_on_signals
 from common.process.forking import Forker
 from sandboxers.wasm import launch
 from sandboxers.wasm.cache import Cache
+from sandboxers.wasm.default_filter import DEFAULT_PROFILE
 from sandboxers.wasm.engines import EngineName, load_engine
-from sandboxers.wasm.module_process import Descriptors, ModuleProcess, Parts
+from sandboxers.wasm.module_process import Descriptors, ModuleProcess, Parts, packed_profile, rehearse
 
 _STREAMS = 4
 
@@ -28,39 +31,84 @@ _STREAMS = 4
 def main() -> None:
     """Serve until the daemon is gone."""
     _, engine, cache_directory = sys.argv[1:]
-    # Children inherit it: who writes to a reader that is gone learns so instead of dying.
+    # Children inherit both. Who writes to a reader that is gone learns so instead of dying; and the first process of
+    # a PID namespace, which the kernel would let ignore all signals, is ended by them like any other.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    exit_on_signals()
     daemon = socket.socket(fileno=os.dup(0))
     try:
-        parts = Parts(load_engine(EngineName(engine)), Cache(cache_directory), Hierarchies.read())
+        loaded = load_engine(EngineName(engine))
     except SandboxdError as error:
         launch.send(daemon, launch.error_message(error))
         return
+    profile = packed_profile(DEFAULT_PROFILE)
+    server = Server(Parts(loaded, Cache(cache_directory), Hierarchies.read(), profile))
     launch.send(daemon, {"ready": True})
-    forker = Forker()
     while (received := launch.receive(daemon)) is not None:
-        _serve(forker, parts, daemon, *received)
+        server.serve(*received)
 
 
-def _serve(
-    forker: Forker, parts: Parts, daemon: socket.socket, message: launch.Message, fds: list[int]
-) -> None:
-    channel, stdin, stdout, stderr = fds[:_STREAMS]
-    joined = fds[_STREAMS] if len(fds) > _STREAMS else -1
-    descriptors = Descriptors(channel, stdin, stdout, stderr, joined if message["exec"] else -1)
+class Server:
+    """Forks, and keeps one process ahead: most launches want the same kind, which so need not wait for a fork."""
 
-    def run() -> NoReturn:
-        ModuleProcess(parts, message, descriptors).run()
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._forker = Forker()
+        self._spare = self._fork_spare()
 
-    answers = socket.socket(fileno=os.dup(channel))
-    try:
-        pid = forker.fork(run, new_pid_namespace=message["new_pid_namespace"], join_pid_namespace=joined)
-        answer: launch.Message = {"pid": pid}
-    except OSError as error:
-        answer = launch.error_message(error)
-    finally:
-        for fd in fds:
-            os.close(fd)
-    # The daemon may have given up this launch.
-    with answers, contextlib.suppress(OSError):
-        launch.send(answers, answer)
+    def serve(self, message: launch.Message, fds: list[int]) -> None:
+        """Let a process do what a launch asks for, and tell its pid."""
+        answers = socket.socket(fileno=os.dup(fds[0]))
+        wants_spare = message["new_pid_namespace"]
+        try:
+            pid = self._hand_to_spare(message, fds) if wants_spare else 0
+            answer: launch.Message = {"pid": pid or self._fork(message, fds)}
+        except OSError as error:
+            answer = launch.error_message(error)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        # The daemon may have given up this launch.
+        with answers, contextlib.suppress(OSError):
+            launch.send(answers, answer)
+        if wants_spare:
+            self._spare = self._fork_spare()
+
+    def _hand_to_spare(self, message: launch.Message, fds: list[int]) -> int:
+        pid, channel = self._spare
+        try:
+            with channel:
+                launch.send(channel, message, fds)
+        except OSError:
+            return 0  # somebody has killed it
+        return pid
+
+    def _fork_spare(self) -> tuple[int, socket.socket]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+        def run() -> NoReturn:
+            rehearse(self._parts)
+            received = launch.receive(theirs)
+            if received is None:
+                os._exit(0)  # the server is gone
+            theirs.close()
+            self._become(*received)
+
+        with theirs:
+            return self._forker.fork(run, [theirs.fileno()], new_pid_namespace=True), ours
+
+    def _fork(self, message: launch.Message, fds: list[int]) -> int:
+        return self._forker.fork(
+            partial(self._become, message, fds),
+            fds,
+            new_pid_namespace=message["new_pid_namespace"],
+            join_pid_namespace=fds[_STREAMS] if len(fds) > _STREAMS else -1,
+        )
+
+    def _become(self, message: launch.Message, fds: list[int]) -> NoReturn:
+        channel, stdin, stdout, stderr = fds[:_STREAMS]
+        joined = fds[_STREAMS] if len(fds) > _STREAMS else -1
+        if not message["exec"] and joined >= 0:
+            os.close(joined)
+            joined = -1
+        ModuleProcess(self._parts, message, Descriptors(channel, stdin, stdout, stderr, joined)).run()

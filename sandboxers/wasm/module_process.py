@@ -8,6 +8,7 @@ and the filter last.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import resource
@@ -19,20 +20,36 @@ from typing import Any, NamedTuple, NoReturn
 from common.cgroup import Hierarchies, apply_limits, join_cgroup, make_cgroup
 from common.errors import FailedPrecondition, Internal, InvalidArgument
 from common.linux.container_root import ContainerRoot
-from common.linux.exit_on_signal import exit_on_signals
 from common.linux.namespaces import join, join_process
+from common.linux.paths import open_in_root
 from common.linux.privileges import drop_privileges, forbid_inspection, set_name
 from common.linux.seccomp import install_filter
 from common.linux.terminal import make_controlling
 from sandboxers.wasm import launch
 from sandboxers.wasm.cache import Cache, checksum_of
-from sandboxers.wasm.default_filter import DEFAULT_PROFILE
 from sandboxers.wasm.engines import Engine, Invocation, Program
 from sandboxers.wasm.files import CONFIG_FILE, GATE, exec_file
 from sandboxers.wasm.modules import open_module
 from sandboxers.wasm.plan import ContainerPlan, ProcessPlan, plan_container, plan_process
 
-_FIRST_OTHER_FD = 3
+_MACHINE = os.uname().machine
+
+# What a specification mostly has (see `rehearse`).
+_REHEARSAL = json.dumps(
+    {
+        "root": {"path": "/none", "readonly": True},
+        "process": {"args": ["none"], "env": ["PATH=/"], "user": {"uid": 0, "additionalGids": [0]}},
+        "mounts": [
+            {"destination": "/proc", "type": "proc"},
+            {"destination": "/none", "type": "bind", "source": "/none", "options": ["rbind", "ro"]},
+        ],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in ("mount", "ipc", "uts", "network", "pid")],
+            "cgroupsPath": "/none",
+            "resources": {"memory": {"limit": 1}, "pids": {"limit": 1}},
+        },
+    }
+)
 
 
 class Parts(NamedTuple):
@@ -41,6 +58,7 @@ class Parts(NamedTuple):
     engine: Engine
     cache: Cache
     hierarchies: Hierarchies
+    default_profile: bytes
 
 
 class Descriptors(NamedTuple):
@@ -83,18 +101,15 @@ class ModuleProcess:
     # -- the steps ---------------------------------------------------------------------------------
 
     def _prepare(self) -> tuple[Program, Invocation]:
-        self._close_inherited()
         spec = _read_json(f"{self._directory}/{CONFIG_FILE}")
         container = plan_container(spec)
         process = plan_process(
             _read_json(exec_file(self._directory, self._exec_id)) if self._exec_id else spec["process"]
         )
-        os.setsid()
         self._enter_cgroup(container)
         _set_oom_score(process)
         self._open_gate()
-        profile = container.seccomp or DEFAULT_PROFILE
-        filter_ = self._filter(profile)
+        filter_ = self._filter(container.seccomp)
         if self._exec_id:
             program = self._load_beside(process)
             join_process(self._fds.first_process)
@@ -103,8 +118,6 @@ class ModuleProcess:
             program = self._load_in_new_root(container, process)
         self._open_streams(process)
         _enter_directory(process.cwd)
-        if os.getpid() == 1:
-            exit_on_signals()
         for number, soft, hard in process.rlimits:
             resource.setrlimit(number, (soft, hard))
         set_name(os.path.basename(process.args[0]))
@@ -166,14 +179,14 @@ class ModuleProcess:
         finally:
             os.close(module)
 
-    def _filter(self, profile: Mapping[str, Any]) -> bytes:
-        text = json.dumps(profile, sort_keys=True, separators=(",", ":")).encode()
-        with _memory_file(text) as fd:
-            key = f"filter-{checksum_of(fd)}-{os.uname().machine}"
-            path = self._parts.cache.find(key)
-            if path is None:
+    def _filter(self, profile: Mapping[str, Any] | None) -> bytes:
+        text = self._parts.default_profile if profile is None else packed_profile(profile)
+        key = f"filter-{hashlib.sha256(text).hexdigest()}-{_MACHINE}"
+        path = self._parts.cache.find(key)
+        if path is None:
+            with _memory_file(text) as fd:
                 self._ask({"missing": launch.MISSING_FILTER, "key": key, "kind": ""}, [fd])
-                path = self._parts.cache.find(key)
+            path = self._parts.cache.find(key)
         if path is None:
             raise Internal(f"the compiled filter {key} vanished from the cache")
         with open(path, "rb") as file:
@@ -211,14 +224,6 @@ class ModuleProcess:
         if process.terminal:
             make_controlling(0)
 
-    def _close_inherited(self) -> None:
-        """Close what the server has open; what is opened from here on is ours or the engine's."""
-        first = _FIRST_OTHER_FD
-        for fd in sorted(fd for fd in self._fds if fd >= _FIRST_OTHER_FD):
-            os.closerange(first, fd)
-            first = fd + 1
-        os.closerange(first, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-
     def _announce(self) -> None:
         """Say that the module can be run, and wait until the daemon has that on record.
 
@@ -234,6 +239,30 @@ class ModuleProcess:
         if received is None:
             os._exit(1)  # the daemon is gone, and with it whoever knows of us
         launch.raise_error(received[0])
+
+
+def rehearse(parts: Parts) -> None:
+    """Go through what needs no container yet: the pages that this writes to are copied before somebody waits for it.
+
+    It saves a launch about 1.3 of 7 ms.
+    """
+    spec = json.loads(_REHEARSAL)
+    plan_container(spec)
+    plan_process(spec["process"])
+    packed_profile(spec)
+    parts.cache.find("none")
+    cgroup = parts.hierarchies.at("/none")
+    for controller in cgroup.controllers:
+        cgroup.directory(controller)
+    root_fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    os.close(open_in_root(root_fd, "/", os.O_PATH))
+    os.close(root_fd)
+    parts.engine.rehearse()
+
+
+def packed_profile(profile: Mapping[str, Any]) -> bytes:
+    """Return a seccomp profile as the text that its filter is made from and known by."""
+    return json.dumps(profile, separators=(",", ":")).encode()
 
 
 def _read_json(path: str) -> dict[str, Any]:

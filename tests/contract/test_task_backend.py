@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from common.cgroup import Hierarchies
 from common.oci.runtime import OciRuntime
 from common.process.exits import ExitWatcher
 from common.task.oci_backend import OciBackend
+from sandboxers.wasm.backend import WasmBackend
+from sandboxers.wasm.cache import Cache
+from sandboxers.wasm.compiler import Compiler
+from sandboxers.wasm.config import ModulesConfig
+from sandboxers.wasm.fork_server import ForkServer
 from tests.contract.fake_backend import FakeBackend
 from tests.contract.task_backend import TaskBackendContract
+from tests.contract.wasm import forked_processes_end
+from tests.modules import module
 
 APPLETS = ("sh", "sleep", "cat", "echo", "true", "test")
 
@@ -63,3 +72,33 @@ class TestOciBackend(TaskBackendContract):
             Path(binary).write_text(CRUN_ON_A_HYBRID_HOST)
             os.chmod(binary, 0o755)
         return OciBackend(OciRuntime(binary, str(state), exits, timeout_s=20))
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+class TestWasmBackend(TaskBackendContract):
+    """Real modules."""
+
+    @pytest.fixture
+    def rootfs(self, tmp_path: Path) -> Path:
+        root = tmp_path / "rootfs"
+        (root / "bin").mkdir(parents=True)
+        for name in ("sh", "sleep", "cat", "true"):
+            shutil.copy(module("sh"), root / "bin" / name)
+        return root
+
+    @pytest.fixture
+    async def backend(
+        self, exits: ExitWatcher, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, subreaper: None
+    ) -> AsyncIterator[WasmBackend]:
+        # One for all tests: that they find compiled what another one has left is part of it.
+        config = ModulesConfig(cache_dir=str(tmp_path_factory.getbasetemp() / "modules"))
+        cache = Cache(config.cache_dir, config.cache_size_mib << 20)
+        cache.prepare()
+        server = ForkServer(exits, [str(tmp_path), config.engine.value, config.cache_dir])
+        await server.start()
+        compiler = Compiler(config, cache, exits, str(tmp_path))
+        yield WasmBackend(server, compiler, Hierarchies.read())
+        await compiler.close()
+        server.close()
+        await forked_processes_end()

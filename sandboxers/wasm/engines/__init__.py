@@ -77,6 +77,10 @@ class Engine(Protocol):
         """
         ...
 
+    def rehearse(self) -> None:
+        """Do what a run does as far as that needs no module and starts no thread."""
+        ...
+
 
 def load_engine(name: EngineName) -> Engine:
     """Load an engine into this process.

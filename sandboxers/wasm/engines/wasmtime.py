@@ -16,6 +16,8 @@ from sandboxers.wasm.modules import Kind
 
 _RUN_INTERFACE = "wasi:cli/run@0.2."
 _RUN_VERSIONS = range(12)
+# The packages of the world wasi:cli/command.
+_OFFERED = ("wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/")
 _BACKTRACE_VARIABLE = "WASMTIME_BACKTRACE_DETAILS"
 
 
@@ -25,6 +27,8 @@ class Wasmtime:
     def __init__(self) -> None:
         # A file name and a line per frame would need debug information, which costs more than it tells here.
         os.environ.setdefault(_BACKTRACE_VARIABLE, "0")
+        # Looked up once: it reads the package's files.
+        self._key = f"wasmtime-{importlib.metadata.version('wasmtime')}-{os.uname().machine}"
         config = wasmtime.Config()
         config.wasm_component_model = True
         self._engine = wasmtime.Engine(config)
@@ -35,7 +39,7 @@ class Wasmtime:
 
     @property
     def key(self) -> str:
-        return f"wasmtime-{importlib.metadata.version('wasmtime')}-{os.uname().machine}"
+        return self._key
 
     def compile(self, module: bytes, kind: Kind) -> bytes:
         try:
@@ -57,6 +61,9 @@ class Wasmtime:
             )
         except wasmtime.WasmtimeError as error:
             raise ValueError(f"{path} is not code of this engine: {_chain(error)}") from None
+
+    def rehearse(self) -> None:
+        _store(self._engine, Invocation(["none"], {"PATH": "/"}, 1))
 
 
 class CoreProgram:
@@ -117,8 +124,12 @@ class ComponentProgram:
         self._run: components.ExportIndex | None = None
 
     def link(self) -> None:
-        # Without a store nothing of it can run, and the linker checks imports before it needs one... but only
-        # when it instantiates: what is unknown shows there.
+        imports = self._component.type.imports(self._engine)
+        unknown = [name for name in imports if not name.startswith(_OFFERED)]
+        if unknown:
+            raise InvalidArgument(
+                f"the component imports what this engine does not offer: {', '.join(unknown)}"
+            )
         self._run = self._find_run()
         if self._run is None:
             raise InvalidArgument(
