@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from common.task.backend import PreparedContainer
 from common.task.stdio import Stdio
 from sandboxers.wasm import launch
 from sandboxers.wasm.compiler import Compiler
-from sandboxers.wasm.files import CONFIG_FILE, GATE, PROCESS_FILE, exec_file, exec_process_file
+from sandboxers.wasm.files import CONFIG_FILE, ProcessFiles
 from sandboxers.wasm.fork_server import ForkServer, receive
 from sandboxers.wasm.plan import pid_namespace
 
@@ -64,55 +63,24 @@ class WasmBackend:
         :raise AlreadyExists: the container's directory or cgroup has a process already, which is left alone.
         :raise InvalidArgument: there is no module, or it cannot be run, and why.
         """
-        directory = container.directory
-        if os.path.lexists(f"{directory}/{PROCESS_FILE}"):
+        files = ProcessFiles(container.directory)
+        if os.path.lexists(files.record):
             raise AlreadyExists(f"container {container_id} exists already")
-        os.mkfifo(f"{directory}/{GATE}", 0o600)
         try:
             with _shared_pid_namespace(container) as joined:
-                return await self._launch(
-                    container_id, container, stdio, f"{directory}/{PROCESS_FILE}", joined
-                )
+                return await self._launch(f"container {container_id}", container, stdio, files, joined)
         except BaseException:
-            for name in (GATE, PROCESS_FILE):
-                _remove(f"{directory}/{name}")
+            _remove(files)
             raise
 
     async def start(self, container_id: str, container: PreparedContainer) -> None:
         """Open the gate."""
-        gate = f"{container.directory}/{GATE}"
-        try:
-            fd = os.open(gate, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            # Nobody waits there (ENXIO), or it was opened before and removed.
-            raise FailedPrecondition(f"container {container_id} does not wait for its start") from None
-        try:
-            os.write(fd, b"\n")
-        finally:
-            os.close(fd)
-        failpoint(Failpoint.MODULE_RELEASED)
-        os.unlink(gate)
+        if not _open_gate(ProcessFiles(container.directory)):
+            raise FailedPrecondition(f"container {container_id} does not wait for its start")
 
     async def is_started(self, container_id: str, container: PreparedContainer) -> bool:
-        """Tell whether the gate was opened: it is gone, a byte lies in it, or nobody waits there any more."""
-        gate = f"{container.directory}/{GATE}"
-        try:
-            fd = os.open(gate, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return True
-        try:
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            events = poll.poll(0)
-        finally:
-            os.close(fd)
-        if events and events[0][1] & select.POLLIN:
-            return True
-        try:
-            os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-        except OSError:
-            return True
-        return False
+        """Tell whether the gate was opened; if that was cut short, do it now."""
+        return _is_opened(ProcessFiles(container.directory))
 
     async def exec(
         self, container_id: str, exec_id: str, container: PreparedContainer, process: bytes, stdio: Stdio
@@ -122,15 +90,18 @@ class WasmBackend:
         :raise FailedPrecondition: the first process has ended.
         :raise InvalidArgument: there is no module, or it cannot be run, and why.
         """
-        directory = container.directory
-        first = self._open_first_process(container_id, container)
+        files = ProcessFiles(container.directory, exec_id)
+        first = self._open_process(ProcessFiles(container.directory))
+        if first < 0:
+            raise FailedPrecondition(f"the first process of container {container_id} has ended")
         try:
-            path = exec_file(directory, exec_id)
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            with open(os.open(path, flags, 0o600), "wb") as file:
+            with open(os.open(files.request, flags, 0o600), "wb") as file:
                 file.write(process)
-            record = exec_process_file(directory, exec_id)
-            return await self._launch(container_id, container, stdio, record, first, exec_id)
+            what = f"exec {exec_id} of container {container_id}"
+            pid = await self._launch(what, container, stdio, files, first, exec_id)
+            _open_gate(files)
+            return pid
         except BaseException:
             self.forget_exec(exec_id, container)
             raise
@@ -138,23 +109,25 @@ class WasmBackend:
             os.close(first)
 
     def pid_of_exec(self, exec_id: str, container: PreparedContainer) -> int | None:
-        """Look at the files that an exec leaves while it is being started."""
-        if not os.path.lexists(exec_file(container.directory, exec_id)):
+        """Look at the files that an exec leaves while it is being started; one that still waits has failed."""
+        files = ProcessFiles(container.directory, exec_id)
+        if not os.path.lexists(files.request):
             return None
-        record = _read(exec_process_file(container.directory, exec_id))
-        return record.pid if record is not None else 0
+        record = _read(files.record)
+        if record is None:
+            return 0
+        if _is_opened(files):
+            return record.pid
+        self._kill(files)
+        return 0
 
     def forget_exec(self, exec_id: str, container: PreparedContainer) -> None:
         """Remove the files of an exec."""
-        _remove(exec_process_file(container.directory, exec_id))
-        _remove(exec_file(container.directory, exec_id))
+        _remove(ProcessFiles(container.directory, exec_id))
 
     async def delete(self, container_id: str, container: PreparedContainer) -> None:
         """Kill what is left of the container, and remove its cgroup."""
-        with contextlib.suppress(FailedPrecondition):
-            first = self._open_first_process(container_id, container)
-            signal.pidfd_send_signal(first, signal.SIGKILL)
-            os.close(first)
+        self._kill(ProcessFiles(container.directory))
         cgroup = self._hierarchies.of_container(container.cgroups_path, container_id)
         if cgroup is not None:
             await kill_all(cgroup, _KILL_TIMEOUT_S)
@@ -177,16 +150,16 @@ class WasmBackend:
 
     async def _launch(
         self,
-        container_id: str,
+        what: str,
         container: PreparedContainer,
         stdio: Stdio,
-        record_path: str,
+        files: ProcessFiles,
         joined: int,
         exec_id: str = "",
     ) -> int:
+        os.mkfifo(files.gate, 0o600)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        what = f"exec {exec_id} of container {container_id}" if exec_id else f"container {container_id}"
         message: launch.Message = {
             "directory": container.directory,
             "exec": exec_id,
@@ -197,7 +170,7 @@ class WasmBackend:
             with theirs:
                 fds = [theirs.fileno(), *stdio.child_fds, *([joined] if joined >= 0 else [])]
                 await self._server.launch(message, fds)
-            pid = await self._attend(ours, what, stdio, record_path)
+            pid = await self._attend(ours, what, stdio, files.record)
             failpoint(Failpoint.MODULE_READY)
             try:
                 launch.send(ours, {})
@@ -247,12 +220,49 @@ class WasmBackend:
             raise FailedPrecondition(f"container {container_id} has no cgroup of its own")
         return self._hierarchies.at(parse_cgroups_path(container.cgroups_path).path)
 
-    def _open_first_process(self, container_id: str, container: PreparedContainer) -> int:
-        record = _read(f"{container.directory}/{PROCESS_FILE}")
+    def _open_process(self, files: ProcessFiles) -> int:
+        """Return a pidfd of a process, which is the caller's; -1 if it has ended or never was."""
+        record = _read(files.record)
         with contextlib.suppress(ProcessLookupError):
             if record is not None:
                 return open_same_process(record.pid, record.start_time)
-        raise FailedPrecondition(f"the first process of container {container_id} has ended")
+        return -1
+
+    def _kill(self, files: ProcessFiles) -> None:
+        pidfd = self._open_process(files)
+        if pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+
+
+def _open_gate(files: ProcessFiles) -> bool:
+    """Let a process go on that waits at its gate; tell whether one does."""
+    try:
+        fd = os.open(files.gate, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False  # nobody waits there (ENXIO), or it has been opened
+    try:
+        # From here on it counts as started, whoever writes the byte.
+        os.rename(files.gate, files.open_gate)
+        failpoint(Failpoint.MODULE_RELEASED)
+        os.write(fd, b"\n")
+    finally:
+        os.close(fd)
+    return True
+
+
+def _is_opened(files: ProcessFiles) -> bool:
+    if not os.path.lexists(files.open_gate):
+        return False
+    # Who opened it may have died before the byte was written; one too many is read by nobody.
+    with contextlib.suppress(OSError):
+        fd = os.open(files.open_gate, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"\n")
+        finally:
+            os.close(fd)
+    return True
 
 
 def _read(path: str) -> ProcessRecord | None:
@@ -263,9 +273,12 @@ def _read(path: str) -> ProcessRecord | None:
     return record if of_this_boot else None
 
 
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+def _remove(files: ProcessFiles) -> None:
+    # The request last: without it there was no exec.
+    for path in (files.gate, files.open_gate, files.record, files.request):
+        if path:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,13 @@
-"""The files of a container's directory that the daemon and its module processes share."""
+"""The files of a container's directory that the daemon and its module processes share.
+
+config.json                  the specification
+exec-<id>.json               the process of an exec, while that is being started
+<process>.gate               a FIFO at which a process waits for a byte...
+<process>.open               ...renamed to this just before the byte is written: from then on it has been started
+<process>.pid.json           the record of a process
+
+where <process> is "first" or "exec-<id>".
+"""
 
 from __future__ import annotations
 
@@ -6,17 +15,17 @@ from typing import Final
 
 from common.oci.spec import CONFIG_FILE as CONFIG_FILE
 
-GATE: Final = "start"
-"""A FIFO at which the first process waits for a byte; removed once that is written."""
-PROCESS_FILE: Final = "process.json"
-"""The record of the first process."""
+_FIRST: Final = "first"
 
 
-def exec_file(directory: str, exec_id: str) -> str:
-    """Return where the process of an exec stands as JSON while it is being started."""
-    return f"{directory}/exec-{exec_id}.json"
+class ProcessFiles:
+    """The paths of one process: the container's first (empty `exec_id`), or an exec."""
 
+    __slots__ = ("gate", "open_gate", "record", "request")
 
-def exec_process_file(directory: str, exec_id: str) -> str:
-    """Return where the record of the process of an exec is, once it has one."""
-    return f"{directory}/exec-{exec_id}.pid.json"
+    def __init__(self, directory: str, exec_id: str = "") -> None:
+        path = f"{directory}/{f'exec-{exec_id}' if exec_id else _FIRST}"
+        self.request = f"{path}.json" if exec_id else ""
+        self.gate = f"{path}.gate"
+        self.open_gate = f"{path}.open"
+        self.record = f"{path}.pid.json"

@@ -28,7 +28,7 @@ from common.linux.terminal import make_controlling
 from sandboxers.wasm import launch
 from sandboxers.wasm.cache import Cache, checksum_of
 from sandboxers.wasm.engines import Engine, Invocation, Program
-from sandboxers.wasm.files import CONFIG_FILE, GATE, exec_file
+from sandboxers.wasm.files import CONFIG_FILE, ProcessFiles
 from sandboxers.wasm.modules import open_module
 from sandboxers.wasm.plan import ContainerPlan, ProcessPlan, plan_container, plan_process
 
@@ -79,6 +79,7 @@ class ModuleProcess:
         self._parts = parts
         self._directory = str(message["directory"])
         self._exec_id = str(message["exec"])
+        self._files = ProcessFiles(self._directory, self._exec_id)
         self._console = str(message["console"])
         self._fds = fds
         self._channel = socket.socket(fileno=fds.channel)
@@ -103,9 +104,7 @@ class ModuleProcess:
     def _prepare(self) -> tuple[Program, Invocation]:
         spec = _read_json(f"{self._directory}/{CONFIG_FILE}")
         container = plan_container(spec)
-        process = plan_process(
-            _read_json(exec_file(self._directory, self._exec_id)) if self._exec_id else spec["process"]
-        )
+        process = plan_process(_read_json(self._files.request) if self._exec_id else spec["process"])
         self._enter_cgroup(container)
         _set_oom_score(process)
         self._open_gate()
@@ -195,14 +194,13 @@ class ModuleProcess:
     # -- streams and start -------------------------------------------------------------------------
 
     def _open_gate(self) -> None:
-        """Open what the first process waits at for its start, also for writing, so that nothing ends the wait."""
-        self._gate = -1 if self._exec_id else os.open(f"{self._directory}/{GATE}", os.O_RDWR | os.O_CLOEXEC)
+        # Also for writing, so that nothing but a byte ends the wait.
+        self._gate = os.open(self._files.gate, os.O_RDWR | os.O_CLOEXEC)
 
     def _wait_for_start(self) -> None:
         self._channel.close()
-        if self._gate >= 0:
-            os.read(self._gate, 1)
-            os.close(self._gate)
+        os.read(self._gate, 1)
+        os.close(self._gate)
 
     def _open_terminal(self, process: ProcessPlan) -> None:
         if not self._console:
