@@ -7,13 +7,18 @@ engine's parent cgroup.
 
 from __future__ import annotations
 
-from common.cgroup.limits import apply_limits, join_cgroup, make_cgroup, set_frozen
-from common.cgroup.locate import Cgroup, Hierarchies
-from common.cgroup.oom import OomWatch, OomWatcher, oom_kill_count
-from common.cgroup.paths import CgroupsPath, parse_cgroups_path
-from common.cgroup.primer import MigrationPrimer
-from common.cgroup.processes import kill_all, pids, remove_leaf, signal_all
-from common.cgroup.stats import read_metrics
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from common.cgroup.freezer import set_frozen
+    from common.cgroup.limits import apply_limits, join_cgroup, make_cgroup
+    from common.cgroup.locate import Cgroup, Hierarchies
+    from common.cgroup.oom import OomWatch, OomWatcher, oom_kill_count
+    from common.cgroup.paths import CgroupsPath, parse_cgroups_path
+    from common.cgroup.primer import MigrationPrimer
+    from common.cgroup.processes import kill_all, pids, remove_leaf, signal_all
+    from common.cgroup.stats import read_metrics
 
 __all__ = [
     "Cgroup",
@@ -34,3 +39,30 @@ __all__ = [
     "set_frozen",
     "signal_all",
 ]
+
+_HOMES = {
+    "Cgroup": "locate",
+    "CgroupsPath": "paths",
+    "Hierarchies": "locate",
+    "MigrationPrimer": "primer",
+    "OomWatch": "oom",
+    "OomWatcher": "oom",
+    "apply_limits": "limits",
+    "join_cgroup": "limits",
+    "kill_all": "processes",
+    "make_cgroup": "limits",
+    "oom_kill_count": "oom",
+    "parse_cgroups_path": "paths",
+    "pids": "processes",
+    "read_metrics": "stats",
+    "remove_leaf": "processes",
+    "set_frozen": "freezer",
+    "signal_all": "processes",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for only then (PEP 562): a process that joins a cgroup needs no event loop, nor messages."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,25 +1,21 @@
-"""Making a container's cgroup, its limits, and freezing it, where no OCI runtime does so.
+"""Making a container's cgroup and its limits, where no OCI runtime does so.
 
 Sources: OCI runtime-spec config-linux.md "Control groups"; the kernel's cgroup-v1 documents and cgroup-v2.rst.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import errno
 import os
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from common.cgroup.files import read_text
+from common.cgroup.files import read_text, write_text
 from common.cgroup.locate import UNIFIED, Cgroup
-from common.errors import AlreadyExists, DeadlineExceeded, InvalidArgument
+from common.errors import AlreadyExists, InvalidArgument
 
 _V2_CONTROLLERS = ("cpu", "memory", "pids", "cpuset", "io")
 _V2_NEEDED = {"cpu", "memory", "pids"}
-_FREEZE_TIMEOUT_S = 10.0
 
 
 def make_cgroup(cgroup: Cgroup) -> None:
@@ -45,7 +41,7 @@ def join_cgroup(cgroup: Cgroup) -> None:
     for controller in _controllers(cgroup):
         directory = cgroup.directory(controller)
         if directory is not None:
-            _write(f"{directory}/cgroup.procs", "0")
+            write_text(f"{directory}/cgroup.procs", "0")
 
 
 def apply_limits(cgroup: Cgroup, resources: Mapping[str, Any]) -> None:
@@ -59,7 +55,7 @@ def apply_limits(cgroup: Cgroup, resources: Mapping[str, Any]) -> None:
         if directory is None:
             raise InvalidArgument(f"cgroup {cgroup.path} has no {controller} controller for {name}")
         try:
-            _write(f"{directory}/{name}", value)
+            write_text(f"{directory}/{name}", value)
         except FileNotFoundError as error:
             if "memsw" in name:
                 continue  # this kernel does not account swap, so there is none to limit
@@ -68,31 +64,6 @@ def apply_limits(cgroup: Cgroup, resources: Mapping[str, Any]) -> None:
             raise InvalidArgument(
                 f"cgroup {cgroup.path}: cannot set {name} to {value}: {error.strerror}"
             ) from error
-
-
-async def set_frozen(cgroup: Cgroup, frozen: bool) -> None:
-    """Freeze all processes of a cgroup, or thaw them, and wait until that is so.
-
-    :raise DeadlineExceeded: they do not freeze.
-    :raise OSError: the cgroup is gone, or has no freezer.
-    """
-    directory = cgroup.directory("freezer")
-    if directory is None:
-        raise FileNotFoundError(errno.ENOENT, "there is no freezer", cgroup.path)
-    if cgroup.unified:
-        _write(f"{directory}/cgroup.freeze", str(int(frozen)))
-        path, wanted = f"{directory}/cgroup.events", f"frozen {int(frozen)}"
-    else:
-        wanted = "FROZEN" if frozen else "THAWED"
-        path = f"{directory}/freezer.state"
-        _write(path, wanted)
-    deadline = time.monotonic() + _FREEZE_TIMEOUT_S
-    while wanted not in (read_text(path) or wanted):
-        if time.monotonic() >= deadline:
-            raise DeadlineExceeded(
-                f"cgroup {cgroup.path} is not {wanted.lower()} after {_FREEZE_TIMEOUT_S:g} s"
-            )
-        await asyncio.sleep(0.001)
 
 
 def _controllers(cgroup: Cgroup) -> list[str]:
@@ -131,7 +102,7 @@ def _delegate(directory: str) -> None:
         return
     for controller in set((read_text(f"{directory}/cgroup.controllers") or "").split()) - given:
         if controller in _V2_CONTROLLERS:
-            _write(f"{directory}/cgroup.subtree_control", f"+{controller}")
+            write_text(f"{directory}/cgroup.subtree_control", f"+{controller}")
 
 
 def _inherit_cpuset(cgroup: Cgroup) -> None:
@@ -146,7 +117,7 @@ def _inherit(directory: str, name: str) -> str:
     text = (read_text(f"{directory}/{name}") or "").strip()
     if not text and os.path.exists(f"{directory}/cgroup.procs"):
         text = _inherit(os.path.dirname(directory), name)
-        _write(f"{directory}/{name}", text)
+        write_text(f"{directory}/{name}", text)
     return text
 
 
@@ -229,13 +200,3 @@ def _text(section: Mapping[str, Any], name: str) -> str:
 
 def _or_max(value: int) -> str:
     return "max" if value < 0 else str(value)
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
-    finally:
-        os.close(fd)

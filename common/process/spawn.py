@@ -32,7 +32,7 @@ CLEAN_ENVIRONMENT: Final[Mapping[str, str]] = {
 }
 
 _IMPORT_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv.pop(1)); from {module} import main; main()"
+_BOOTSTRAP = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from {module} import main; main()"
 
 _READ_BYTES = 65536
 _FINAL_READS = CAPTURE_LIMIT_BYTES // _READ_BYTES
@@ -44,10 +44,12 @@ _KILL_LIMIT_S = 1.0
 def own_program(module: str, *, with_packages: bool = False) -> list[str]:
     """Return the command that runs `main()` of a module of ours, from where we ourselves were loaded.
 
-    :param with_packages: whether it uses others' packages; without, the interpreter starts faster.
+    :param with_packages: whether it uses others' packages, which it finds where we do.
     """
-    options = ["-I"] if with_packages else ["-I", "-S"]
-    return [sys.executable, *options, "-c", _BOOTSTRAP.format(module=module), _IMPORT_ROOT]
+    # Without -S the interpreter would look for them itself, which takes it three times as long to start.
+    places = [_IMPORT_ROOT, *(sys.path if with_packages else ())]
+    path = ":".join(dict.fromkeys(place for place in places if os.path.isabs(place)))
+    return [sys.executable, "-I", "-S", "-c", _BOOTSTRAP.format(module=module), path]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
-import tempfile
 from typing import Final
 
 from common.errors import Internal
@@ -23,6 +23,7 @@ _NEW: Final = ".new-"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,200}")
 _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 1 << 20
+_serial = itertools.count()
 
 
 def checksum_of(fd: int) -> str:
@@ -79,8 +80,8 @@ class Cache:
 
     def new_file(self) -> int:
         """Return a descriptor of an empty file in the directory, for what is going to be added."""
-        fd, _ = tempfile.mkstemp(prefix=_NEW, dir=self.directory)
-        return fd
+        path = f"{self.directory}/{_NEW}{os.getpid()}-{next(_serial)}"
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def add(self, key: str, fd: int, checksum: str) -> None:
         """Make a file of new_file() an entry, in place of an older one, and keep to the limit."""

@@ -12,6 +12,7 @@ A channel that ends means that the other one is gone: a process that was not tol
 
 from __future__ import annotations
 
+import array
 import json
 import socket
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any, Final
 from common import errors
 
 PACKET_BYTES: Final = 64 << 10
-MAX_FDS: Final = 8
+_FDS_SPACE: Final = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 
 MISSING_MODULE: Final = "module"
 MISSING_FILTER: Final = "filter"
@@ -41,11 +42,15 @@ def send(channel: socket.socket, message: Mapping[str, Any], fds: Sequence[int] 
 def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     """Return the next message with its descriptors, which are the caller's; None when the other end is gone."""
     try:
-        packet, fds, _, _ = socket.recv_fds(channel, PACKET_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        # Not recv_fds(), which forgets the flag.
+        packet, ancillary, _, _ = channel.recvmsg(PACKET_BYTES, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return None
     if not packet:
         return None
+    fds = array.array("i")
+    for _, _, data in ancillary:
+        fds.frombytes(data)
     message: Message = json.loads(packet)
     return message, list(fds)
 
