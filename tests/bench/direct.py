@@ -1,13 +1,14 @@
-"""Containers of modules started as an engine does it, without one: what a sandboxer alone takes until a first line."""
+"""Containers started as an engine does it, without one: what a sandboxer alone takes until a first line."""
 
 import asyncio
 import itertools
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from proto.gen.runtime.v1 import api_pb2 as api
 from tests.integration.daemon.client import Container, Controller, Pod
@@ -18,25 +19,26 @@ from tests.integration.daemon.specs import pod_config
 _serial = itertools.count(1)
 
 
-class ModuleStarts:
-    """A pod of a sandboxer, and the image that its containers have."""
+class Starts:
+    """A pod of a sandboxer, and the image that its containers have. `mounts` are read-only directories of ours."""
 
-    def __init__(self, lab: Lab, pod: Pod) -> None:
+    def __init__(self, lab: Lab, pod: Pod, mounts: Sequence[Path]) -> None:
         self._image = lab.path(IMAGE)
         self._pod = pod
+        self._mounts = mounts
 
-    def install(self, module: Path) -> str:
-        """Put a module into the image and return its path there."""
-        shutil.copyfile(module, self._image / module.name)
-        return f"/{module.name}"
+    def install(self, file: Path) -> str:
+        """Put a file into the image and return its path there."""
+        shutil.copy(file, self._image / file.name)
+        return f"/{file.name}"
 
-    async def first_line_s(self, module: str) -> float:
+    async def first_line_s(self, *command: str) -> float:
         """Create and start a container; how long it took until it had written a line. It is gone then."""
-        return await self.first_lines_s(module, 1)
+        return await self.first_lines_s(1, *command)
 
-    async def first_lines_s(self, module: str, count: int) -> float:
+    async def first_lines_s(self, count: int, *command: str) -> float:
         """The same for many containers at once: how long until each of them had written a line."""
-        containers = [self._pod.container(module, streams=("stdout",)) for _ in range(count)]
+        containers = [self._container(command) for _ in range(count)]
         began = time.perf_counter()
         await asyncio.gather(*(_first_line(container) for container in containers))
         took_s = time.perf_counter() - began
@@ -44,6 +46,19 @@ class ModuleStarts:
             await container.remove()
             self._pod.containers.remove(container)
         return took_s
+
+    def _container(self, command: Sequence[str]) -> Container:
+        container = self._pod.container(*command, streams=("stdout",))
+        for path in self._mounts:
+            mount = {
+                "destination": str(path),
+                "type": "bind",
+                "source": str(path),
+                "options": ["rbind", "ro"],
+            }
+            container.spec["mounts"].append(mount)
+        container.write_spec()
+        return container
 
 
 async def _first_line(container: Container) -> None:
@@ -53,14 +68,16 @@ async def _first_line(container: Container) -> None:
 
 
 @asynccontextmanager
-async def module_starts(
-    lab: Lab, engine: str, python: Path = Path(sys.executable)
-) -> AsyncIterator[ModuleStarts]:
-    """A sandboxer that runs modules with an engine, and one pod on the host's network."""
-    name = f"wasm{next(_serial)}"
-    daemon = Daemon(
-        lab, name, "wasm", python, modules={"engine": engine, "cache_dir": f"/run/lab/{name}-cache"}
-    )
+async def starts(
+    lab: Lab,
+    kind: str,
+    python: Path = Path(sys.executable),
+    mounts: Sequence[Path] = (),
+    **config: Mapping[str, Any],
+) -> AsyncIterator[Starts]:
+    """A sandboxer of an isolation type, configured by section, and one pod of it on the host's network."""
+    name = f"{kind}{next(_serial)}"
+    daemon = Daemon(lab, name, kind, python, **config)
     await daemon.start()
     events = Events(daemon)
     controller = Controller(daemon)
@@ -68,7 +85,7 @@ async def module_starts(
     try:
         await pod.create()
         await pod.start()
-        yield ModuleStarts(lab, pod)
+        yield Starts(lab, pod, mounts)
         await pod.remove()
     finally:
         await controller.close()

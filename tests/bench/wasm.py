@@ -1,7 +1,8 @@
 """`make bench-wasm`: measure pods of WebAssembly modules against stock pods and against the engines' own commands.
 
-What is compared takes turns; only ratios of one run mean something. A command runs a module as a plain process
-without a container around it, which is the least that anybody pays who starts one per container.
+What is compared takes turns; only ratios of one run mean something. An engine's own command is run in a container of
+the type runc, without a shim and with crun, which is the least that a command per container costs; and, to tell what
+the container is of that, as a plain process without namespaces, cgroup, mounts and limits.
 """
 
 import argparse
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests import modules
 from tests.bench import census, load
-from tests.bench.direct import module_starts
+from tests.bench.direct import starts
 from tests.bench.interpreter import (
     PACKAGES,
     WASMEDGE,
@@ -31,14 +31,15 @@ from tests.bench.interpreter import (
 )
 from tests.bench.report import Report, add_common_arguments, run_parts
 from tests.engine import handlers
-from tests.engine.engine import STOCK_RUNC, Engine
+from tests.engine.engine import RECENT_RUNTIMES, STOCK_RUNC, Engine
 from tests.engine.images import leb128
 from tests.engine.parts import prepare
-from tests.integration.daemon.lab import Lab
+from tests.integration.daemon.lab import BASE, Lab
 
 # Writes a line and stays.
 MODULE = "sleeper"
 RUNNING_CONTAINERS = 20
+CRUN = str(RECENT_RUNTIMES / "crun")
 AT_ONCE = 50
 
 
@@ -58,14 +59,18 @@ QUICK = Sizes(starts=15, cold_starts=4, pods=6, bursts=2)
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """An engine's own command. `compilation` is what it executes to compile a {module} to a {target}."""
+    """An engine's own command: `run` runs a module, compiled or not, and `compilation` makes a {target} of a {module}.
 
+    It needs what is in `directories`.
+    """
+
+    directories: tuple[Path, ...]
     run: tuple[str, ...]
     compilation: tuple[str, ...]
     suffix: str
 
     def first_line_s(self, module: Path) -> float:
-        """Run a module, compiled or not, until it has written a line, and end it."""
+        """Run a module as a plain process until it has written a line, and end it."""
         began = time.perf_counter()
         with subprocess.Popen([*self.run, str(module)], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
@@ -92,6 +97,7 @@ def wasmtime_command() -> Command:
     program = Path(package.origin).with_name("wasmtime")
     program.chmod(0o755)
     return Command(
+        (program.parent, Path("/lib"), Path("/lib64")),
         (str(program), "run", "-C", "cache=n", "--allow-precompiled"),
         (str(program), "compile", "{module}", "-o", "{target}"),
         ".cwasm",
@@ -99,8 +105,10 @@ def wasmtime_command() -> Command:
 
 
 def wasmedge_command() -> Command:
-    program = str(WASMEDGE / "wasmedge")
-    return Command((program,), (program, "compile", "{module}", "{target}"), ".so")
+    """The command of scripts/fetch-runtimes, which has its libraries beside it."""
+    tree = WASMEDGE.resolve()
+    program = str(tree / "wasmedge")
+    return Command((tree,), (program,), (program, "compile", "{module}", "{target}"), ".so")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +121,11 @@ class Bench:
     async def starts(self) -> None:
         """Containers of a sandboxer without an engine, one at a time and many at once."""
         with Lab() as lab:
-            async with module_starts(lab, "wasmtime") as ours:
+            async with starts(lab, "wasm", modules=wasm_config("wasmtime")) as ours:
                 module = ours.install(modules.module(MODULE))
                 await ours.first_line_s(module)
                 one_ms = [await ours.first_line_s(module) * 1000 for _ in range(self.sizes.starts)]
-                many_s = [await ours.first_lines_s(module, AT_ONCE) for _ in range(self.sizes.bursts)]
+                many_s = [await ours.first_lines_s(AT_ONCE, module) for _ in range(self.sizes.bursts)]
         self.report.details["starts"] = {"one_ms": one_ms, "many_s": many_s}
         self.report.add("Create + Start to the first line, cached", statistics.median(one_ms), "ms", 8)
         self.report.add(
@@ -125,51 +133,48 @@ class Bench:
         )
 
     async def commands(self) -> None:
-        """Containers of a sandboxer against processes of the engines' commands, by engine."""
-        with ExitStack() as stack:
-            directory = Path(stack.enter_context(TemporaryDirectory()))
-            lab = stack.enter_context(Lab())
-            wasmedge_python = copy_interpreter_with_wasmedge(directory / "python")
-            await self._against("wasmtime", wasmtime_command(), lab, Path(sys.executable), directory)
-            await self._against("wasmedge", wasmedge_command(), lab, wasmedge_python, directory)
+        """Containers of a sandboxer against the engines' own commands."""
+        with TemporaryDirectory() as name:
+            directory = Path(name)
+            await self._against("wasmtime", wasmtime_command(), Path(sys.executable), directory)
+            python = copy_interpreter_with_wasmedge(directory / "python")
+            await self._against("wasmedge", wasmedge_command(), python, directory)
 
-    async def _against(self, engine: str, command: Command, lab: Lab, python: Path, directory: Path) -> None:
+    async def _against(self, engine: str, command: Command, python: Path, directory: Path) -> None:
         times_ms: dict[str, list[float]] = {}
 
         async def measure(name: str, work: Awaitable[float]) -> None:
             times_ms.setdefault(name, []).append(await work * 1000)
 
-        async with module_starts(lab, engine, python) as ours:
-            known = ours.install(modules.module(MODULE))
-            compiled = directory / f"{engine}-{MODULE}.wasm"
-            compiled.write_bytes(modules.module(MODULE).read_bytes())
-            compiled = command.compile(compiled)
-            await ours.first_line_s(known)
-            for _ in range(self.sizes.starts):
-                await measure("cached, ours", ours.first_line_s(known))
-                await measure("cached, command", _soon(command.first_line_s(compiled)))
-            for number in range(self.sizes.cold_starts):
-                fresh = directory / f"{engine}-{number}.wasm"
-                fresh.write_bytes(distinct(modules.module(MODULE), number))
-                await measure("cold, ours", ours.first_line_s(ours.install(fresh)))
-                await measure("cold, command", _soon(command.first_line_s(fresh)))
-                began = time.perf_counter()
-                native = command.compile(fresh)
-                compile_s = time.perf_counter() - began
-                await measure("cold, command that compiles", _soon(compile_s + command.first_line_s(native)))
+        with Lab() as lab:
+            async with (
+                starts(lab, "wasm", python, modules=wasm_config(engine)) as ours,
+                starts(lab, "runc", mounts=command.directories, runtime={"binary": CRUN}) as theirs,
+            ):
+                known = ours.install(modules.module(MODULE))
+                await ours.first_line_s(known)
+                plain = directory / f"{engine}-{MODULE}.wasm"
+                plain.write_bytes(modules.module(MODULE).read_bytes())
+                compiled = command.compile(plain)
+                inside = theirs.install(compiled)
+                for _ in range(self.sizes.starts):
+                    await measure("cached, ours", ours.first_line_s(known))
+                    await measure("cached, command in a container", theirs.first_line_s(*command.run, inside))
+                    await measure("cached, command alone", _soon(command.first_line_s(compiled)))
+                for number in range(self.sizes.cold_starts):
+                    fresh = directory / f"{engine}-{number}.wasm"
+                    fresh.write_bytes(distinct(modules.module(MODULE), number))
+                    inside = theirs.install(fresh)
+                    await measure("cold, ours", ours.first_line_s(ours.install(fresh)))
+                    await measure("cold, command in a container", theirs.first_line_s(*command.run, inside))
+                    await measure("cold, command alone", _soon(command.first_line_s(fresh)))
         self.report.details[f"commands_{engine}_ms"] = times_ms
         median = {name: statistics.median(values) for name, values in times_ms.items()}
         for name, value in median.items():
             self.report.add(f"{engine}, {name}", value, "ms")
-        self.report.add(
-            f"{engine}, cached, against its command",
-            median["cached, ours"] / median["cached, command"],
-            "x",
-            1,
-        )
-        self.report.add(
-            f"{engine}, cold, against its command", median["cold, ours"] / median["cold, command"], "x", 1
-        )
+        for state in ("cached", "cold"):
+            ratio = median[f"{state}, ours"] / median[f"{state}, command in a container"]
+            self.report.add(f"{engine}, {state}, against its command per container", ratio, "x", 1)
 
     async def pods(self) -> None:
         """Pods through the CRI, against stock."""
@@ -208,6 +213,11 @@ PARTS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "pods": Bench.pods,
     "memory": Bench.memory,
 }
+
+
+def wasm_config(engine: str) -> dict[str, str]:
+    """Which engine runs modules, with a cache in the lab that nobody has used before."""
+    return {"engine": engine, "cache_dir": f"{BASE}/cache-{engine}"}
 
 
 def distinct(module: Path, number: int) -> bytes:
