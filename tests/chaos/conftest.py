@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.chaos.sizes import SHARED, SHARED_IDS
 from tests.chaos.trial import Trial
 from tests.engine.conftest import EVIDENCE, parts, pytest_runtest_makereport
 from tests.engine.engine import Engine
@@ -40,7 +39,7 @@ def trial(parts: None, handler: Handler, request: pytest.FixtureRequest) -> Iter
         yield trial
 
 
-@pytest.fixture(scope="module", params=SHARED, ids=SHARED_IDS)
+@pytest.fixture(scope="module")
 def shared_trial(parts: None, request: pytest.FixtureRequest) -> Iterator[Trial]:
     """An engine with a sandboxer that the tests of a module share; the parameter is an element of `SHARED`."""
     handler, without = request.param

@@ -6,9 +6,10 @@ import pytest
 
 from common.failpoints import Failpoint
 from tests.chaos.results import record
-from tests.chaos.sizes import SIZES
+from tests.chaos.sizes import FULL, SHARED, SHARED_IDS, SIZES
 from tests.chaos.trial import Trial
 from tests.chaos.workload import Container, Pod
+from tests.engine.handlers import RUNC, Handler
 from tests.engine.streaming import attach_stream, exec_piped, exec_stream
 
 # A terminal gets its size when it is there already.
@@ -16,6 +17,22 @@ SIZED = ("sh", "-c", 'until [ "$(stty size 2>/dev/null)" = "37 101" ]; do sleep 
 # Passed only after a death in the middle of something.
 AFTER = {Failpoint.RECOVERY_CONTAINER_UNDONE: Failpoint.CONTAINER_MADE}
 RECOVERY = {point for point in Failpoint if point.value.startswith("recovery.")} - AFTER.keys()
+COMPILING = {Failpoint.MODULE_COMPILED, Failpoint.MODULE_CACHED}
+
+
+def points_of(handler: Handler) -> list[Failpoint]:
+    """The failpoints that pods of a handler pass; at little size those of a type's own only, beyond the first type."""
+    if handler == RUNC:
+        return [point for point in Failpoint if not point.startswith("module.")]
+    own = ("module.", "container.", "exec.")
+    return [point for point in Failpoint if FULL or point.startswith(own)]
+
+
+TRIALS = [
+    pytest.param(shared, point, id=f"{name} {point}")
+    for shared, name in zip(SHARED, SHARED_IDS, strict=True)
+    for point in points_of(shared[0])
+]
 
 
 @pytest.fixture
@@ -87,12 +104,14 @@ def use_terminal(trial: Trial, container: Container) -> None:
 
 
 @pytest.mark.parametrize("passes", SIZES.failpoint_passes)
-@pytest.mark.parametrize("point", Failpoint)
+@pytest.mark.parametrize(("shared_trial", "point"), TRIALS, indirect=["shared_trial"], scope="module")
 def test_nobody_can_tell_that_the_daemon_was_killed_at(
     tidy_trial: Trial, hit: dict[str, int], point: Failpoint, passes: int
 ) -> None:
     trial = tidy_trial
     in_recovery = point in RECOVERY
+    if point in COMPILING:
+        trial.forget_compiled_modules()
     before, starts = trial.remains(), trial.starts
     if in_recovery:
         trial.arm_next(f"{point}=kill@{passes}")
