@@ -6,6 +6,7 @@ that no link leads astray (openat2(2), move_mount(2)). Mounts are finished befor
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -161,10 +162,12 @@ def _open_or_make(root_fd: int, parts: Sequence[str], is_directory: bool) -> int
         pass
     parent = open_in_root(root_fd, "/".join(parts[:-1]) or "/", os.O_PATH | os.O_DIRECTORY)
     try:
-        if is_directory:
-            os.mkdir(parts[-1], 0o755, dir_fd=parent)
-        else:
-            os.mknod(parts[-1], stat.S_IFREG | 0o644, dir_fd=parent)
+        # Somebody else who uses the same root may have been quicker.
+        with contextlib.suppress(FileExistsError):
+            if is_directory:
+                os.mkdir(parts[-1], 0o755, dir_fd=parent)
+            else:
+                os.mknod(parts[-1], stat.S_IFREG | 0o644, dir_fd=parent)
     finally:
         os.close(parent)
     return open_in_root(root_fd, path, os.O_PATH)

@@ -158,52 +158,61 @@ class WasmBackend:
         exec_id: str = "",
     ) -> int:
         os.mkfifo(files.gate, 0o600)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
         message: launch.Message = {
             "directory": container.directory,
             "exec": exec_id,
             "console": stdio.terminal.socket_path if stdio.terminal else "",
             "new_pid_namespace": container.private_pid_namespace and not exec_id,
         }
-        with ours:
-            with theirs:
-                fds = [theirs.fileno(), *stdio.child_fds, *([joined] if joined >= 0 else [])]
-                await self._server.launch(message, fds)
-            pid = await self._attend(ours, what, stdio, files.record)
-            failpoint(Failpoint.MODULE_READY)
-            try:
-                launch.send(ours, {})
-            except OSError:
-                raise Internal(f"{what}: its process has died while it was being made") from None
+        fds = [*stdio.child_fds, *([joined] if joined >= 0 else [])]
+        pid = await self._try_to_launch(what, message, fds, stdio, files)
+        if not pid:
+            # A server that dies with a launch in its hands has taken it along.
+            await self._server.ensure_alive()
+            pid = await self._try_to_launch(what, message, fds, stdio, files)
+        if not pid:
+            raise Internal(f"{what}: its process has died while it was being made")
         return pid
 
-    async def _attend(self, channel: socket.socket, what: str, stdio: Stdio, record_path: str) -> int:
-        """Serve a process until it is ready; return its pid, which is on record then."""
+    async def _try_to_launch(
+        self, what: str, message: launch.Message, fds: list[int], stdio: Stdio, files: ProcessFiles
+    ) -> int:
+        """Return the pid of a process that waits at its gate; 0 if none has ever said a word."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            ours.setblocking(False)
+            launch.tell_senders(ours)
+            with theirs:
+                await self._server.launch(message, [theirs.fileno(), *fds])
+            failpoint(Failpoint.MODULE_LAUNCHED)
+            pid = await self._attend(ours, what, files.record)
+            if pid and stdio.terminal:
+                await stdio.terminal.receive_master(_TERMINAL_TIMEOUT_S)
+            failpoint(Failpoint.MODULE_READY)
+            if pid:
+                _go_on(ours, what)
+        return pid
+
+    async def _attend(self, channel: socket.socket, what: str, record_path: str) -> int:
+        """Serve a process until it is ready; return its pid, which is on record from its first message on."""
         pid = 0
-        ready = False
-        while not (pid and ready):
-            received = await receive(channel)
-            if received is None:
-                raise Internal(f"{what}: its process has died while it was being made")
-            message, fds = received
+        while (received := await receive(channel)) is not None:
+            message, fds, sender = received
             try:
                 launch.raise_error(message, what)
-                if "pid" in message:
-                    pid = int(message["pid"])
-                    failpoint(Failpoint.MODULE_LAUNCHED)
+                if not pid:
+                    pid = sender
                     write_record(record_path, ProcessRecord(pid, start_time(pid)))
                     failpoint(Failpoint.MODULE_RECORDED)
-                elif "missing" in message:
-                    await self._compile(channel, message, fds)
-                else:
-                    ready = True
+                if "missing" not in message:
+                    return pid
+                await self._compile(channel, message, fds)
             finally:
                 for fd in fds:
                     os.close(fd)
-        if stdio.terminal:
-            await stdio.terminal.receive_master(_TERMINAL_TIMEOUT_S)
-        return pid
+        if pid:
+            raise Internal(f"{what}: its process has died while it was being made")
+        return 0
 
     async def _compile(self, channel: socket.socket, message: launch.Message, fds: Sequence[int]) -> None:
         try:
@@ -211,7 +220,8 @@ class WasmBackend:
             answer: launch.Message = {}
         except SandboxdError as error:
             answer = launch.error_message(error)
-        launch.send(channel, answer)
+        with contextlib.suppress(OSError):
+            launch.send(channel, answer)  # if it has died, that shows at once
 
     # -- what is there -----------------------------------------------------------------------------
 
@@ -234,6 +244,13 @@ class WasmBackend:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
+
+
+def _go_on(channel: socket.socket, what: str) -> None:
+    try:
+        launch.send(channel, {})
+    except OSError:
+        raise Internal(f"{what}: its process has died while it was being made") from None
 
 
 def _open_gate(files: ProcessFiles) -> bool:

@@ -34,6 +34,8 @@ class ForkServer:
         self._argv = [*PROGRAM, *arguments]
         self._socket: socket.socket | None = None
         self._child: Child | None = None
+        # One reads its socket at a time.
+        self._asking = asyncio.Lock()
 
     @property
     def pid(self) -> int:
@@ -63,8 +65,21 @@ class ForkServer:
         if received is None:
             status = await self._child.wait()
             raise Internal(f"the fork server ended with code {status.code} before it was ready")
-        launch.raise_error(received[0], "the fork server")
+        launch.raise_error(received.message, "the fork server")
         log.info("wasm.fork_server_started", pid=self._child.pid)
+
+    async def ensure_alive(self) -> None:
+        """Return when the server has answered, or another one has taken its place.
+
+        :raise Unavailable: it has died, and a new one is not to be had.
+        """
+        async with self._asking:
+            if self._socket is not None and self.pid:
+                with contextlib.suppress(BrokenPipeError):
+                    await _send(self._socket, {"directory": ""}, ())
+                    if await receive(self._socket) is not None:
+                        return
+            await self._restart()
 
     async def launch(self, message: launch.Message, fds: Sequence[int]) -> None:
         """Ask for a process; what becomes of it is told on the channel, the first of the descriptors.
@@ -73,13 +88,16 @@ class ForkServer:
         """
         for _ in range(2):
             if self._socket is None or not self.pid:
-                await self._restart()
-            assert self._socket is not None
+                await self.ensure_alive()
+            used = self._socket
+            assert used is not None
             try:
-                await _send(self._socket, message, fds)
+                await _send(used, message, fds)
                 return
-            except (BrokenPipeError, ConnectionResetError):
-                self.close()
+            except OSError as error:
+                log.warning("wasm.fork_server_lost", error=error)
+                if used is self._socket:
+                    self.close()
         raise Unavailable("the fork server dies as soon as it is started")
 
     def close(self) -> None:
@@ -101,7 +119,7 @@ class ForkServer:
             raise Unavailable(f"the fork server cannot be started: {error}") from error
 
 
-async def receive(channel: socket.socket) -> tuple[launch.Message, list[int]] | None:
+async def receive(channel: socket.socket) -> launch.Received | None:
     """Wait for a message on a non-blocking socket (`launch.receive`)."""
     while True:
         try:

@@ -45,7 +45,10 @@ def main() -> None:
     server = Server(Parts(loaded, Cache(cache_directory), Hierarchies.read(), profile))
     launch.send(daemon, {"ready": True})
     while (received := launch.receive(daemon)) is not None:
-        server.serve(*received)
+        if received.message["directory"]:
+            server.serve(received.message, received.fds)
+        else:
+            launch.send(daemon, {"ready": True})
 
 
 class Server:
@@ -57,33 +60,30 @@ class Server:
         self._spare = self._fork_spare()
 
     def serve(self, message: launch.Message, fds: list[int]) -> None:
-        """Let a process do what a launch asks for, and tell its pid."""
-        answers = socket.socket(fileno=os.dup(fds[0]))
+        """Let a process do what a launch asks for."""
         wants_spare = message["new_pid_namespace"]
         try:
-            pid = self._hand_to_spare(message, fds) if wants_spare else 0
-            answer: launch.Message = {"pid": pid or self._fork(message, fds)}
+            if not wants_spare or not self._hand_to_spare(message, fds):
+                self._fork(message, fds)
         except OSError as error:
-            answer = launch.error_message(error)
+            # The daemon may have given up this launch.
+            with socket.socket(fileno=os.dup(fds[0])) as channel, contextlib.suppress(OSError):
+                launch.send(channel, launch.error_message(error))
         finally:
             for fd in fds:
                 os.close(fd)
-        # The daemon may have given up this launch.
-        with answers, contextlib.suppress(OSError):
-            launch.send(answers, answer)
         if wants_spare:
             self._spare = self._fork_spare()
 
-    def _hand_to_spare(self, message: launch.Message, fds: list[int]) -> int:
-        pid, channel = self._spare
+    def _hand_to_spare(self, message: launch.Message, fds: list[int]) -> bool:
         try:
-            with channel:
-                launch.send(channel, message, fds)
+            with self._spare:
+                launch.send(self._spare, message, fds)
         except OSError:
-            return 0  # somebody has killed it
-        return pid
+            return False  # somebody has killed it
+        return True
 
-    def _fork_spare(self) -> tuple[int, socket.socket]:
+    def _fork_spare(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
         def run() -> NoReturn:
@@ -92,13 +92,14 @@ class Server:
             if received is None:
                 os._exit(0)  # the server is gone
             theirs.close()
-            self._become(*received)
+            self._become(received.message, received.fds)
 
         with theirs:
-            return self._forker.fork(run, [theirs.fileno()], new_pid_namespace=True), ours
+            self._forker.fork(run, [theirs.fileno()], new_pid_namespace=True)
+        return ours
 
-    def _fork(self, message: launch.Message, fds: list[int]) -> int:
-        return self._forker.fork(
+    def _fork(self, message: launch.Message, fds: list[int]) -> None:
+        self._forker.fork(
             partial(self._become, message, fds),
             fds,
             new_pid_namespace=message["new_pid_namespace"],

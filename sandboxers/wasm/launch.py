@@ -1,13 +1,16 @@
 """What the daemon, the fork server and a module process say to each other: JSON in packets, with descriptors.
 
-    daemon → server            {"directory": ..., "exec": ..., "console": ..., "new_pid_namespace": ...}, and the
-                               descriptors of `Launch.fds`
-    server → daemon            {"pid": ...}                  on the launch's own channel, as is all that follows
+    daemon → server            {"directory": ..., "exec": ..., "console": ..., "new_pid_namespace": ...}, with the
+                               launch's own channel, on which is all that follows, the three streams, and
+                               what has the PID namespace to join, if there is one; without a directory it
+                               is only asked whether the server is there
+    server → daemon            {"ready": true}
     module process → daemon    {"missing": ..., "key": ..., "kind": ...} and a file; answered by {} or an error
     module process → daemon    {"ready": true}               answered by {}: go on to the start
     anybody                    {"error": <class of common.errors>, "message": ...}
 
-A channel that ends means that the other one is gone: a process that was not told to go on ends too.
+Whose message it is tells the kernel (unix(7), SCM_CREDENTIALS): nobody needs to know or say a pid. A channel that
+ends means that the other one is gone: a process that was not told to go on ends too.
 """
 
 from __future__ import annotations
@@ -15,13 +18,15 @@ from __future__ import annotations
 import array
 import json
 import socket
+import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from common import errors
 
 PACKET_BYTES: Final = 64 << 10
-_FDS_SPACE: Final = socket.CMSG_SPACE(8 * array.array("i").itemsize)
+_UCRED: Final = struct.Struct("=iII")
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(8 * array.array("i").itemsize) + socket.CMSG_SPACE(_UCRED.size)
 
 MISSING_MODULE: Final = "module"
 MISSING_FILTER: Final = "filter"
@@ -39,20 +44,36 @@ def send(channel: socket.socket, message: Mapping[str, Any], fds: Sequence[int] 
     socket.send_fds(channel, [packed(message)], fds)
 
 
-def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
-    """Return the next message with its descriptors, which are the caller's; None when the other end is gone."""
+class Received(NamedTuple):
+    """A message; its descriptors, which are the receiver's; and the sender's pid as the receiver sees it, 0 if the
+    socket does not pass it (`tell_senders`)."""
+
+    message: Message
+    fds: list[int]
+    sender: int
+
+
+def tell_senders(channel: socket.socket) -> None:
+    """Let the kernel tell with each message who has sent it."""
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+
+
+def receive(channel: socket.socket) -> Received | None:
+    """Return the next message; None when the other end is gone."""
     try:
         # Not recv_fds(), which forgets the flag.
-        packet, ancillary, _, _ = channel.recvmsg(PACKET_BYTES, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC)
+        packet, ancillary, _, _ = channel.recvmsg(PACKET_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return None
     if not packet:
         return None
-    fds = array.array("i")
-    for _, _, data in ancillary:
-        fds.frombytes(data)
-    message: Message = json.loads(packet)
-    return message, list(fds)
+    fds, sender = array.array("i"), 0
+    for _, kind, data in ancillary:
+        if kind == socket.SCM_RIGHTS:
+            fds.frombytes(data)
+        elif kind == socket.SCM_CREDENTIALS:
+            sender, _, _ = _UCRED.unpack(data)
+    return Received(json.loads(packet), list(fds), sender)
 
 
 def error_message(error: BaseException) -> Message:

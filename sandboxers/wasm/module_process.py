@@ -236,7 +236,7 @@ class ModuleProcess:
         received = launch.receive(self._channel)
         if received is None:
             os._exit(1)  # the daemon is gone, and with it whoever knows of us
-        launch.raise_error(received[0])
+        launch.raise_error(received.message)
 
 
 def rehearse(parts: Parts) -> None:

@@ -1,5 +1,8 @@
 """Which file of an image is the module, and what kind of module it is.
 
+Every container of this type is one: what an image or its annotations say of themselves does not matter, only what the
+file begins with.
+
 Sources: WebAssembly core specification, "Binary Format: Modules"; component-model/design/mvp/Binary.md.
 """
 
@@ -20,9 +23,6 @@ _MAGIC = b"\0asm"
 _VERSIONS = {b"\x01\x00\x00\x00": "core", b"\x0d\x00\x01\x00": "component"}
 _ELF = b"\x7fELF"
 _SCRIPT = b"#!"
-
-# By which images say that they are for a WebAssembly handler: crun's and runwasi's names for it.
-_ANNOTATIONS = ("module.wasm.image/variant", "run.oci.handler")
 
 
 class Kind(enum.StrEnum):
@@ -54,12 +54,6 @@ def kind_of(header: bytes) -> Kind:
     raise InvalidArgument(
         f"it is {found}: the runtime handler of sandboxd's type runc runs it, this one (type wasm) runs modules"
     )
-
-
-def declares_wasm(annotations: Mapping[str, object]) -> bool:
-    """Tell whether a specification says of itself that it is for a WebAssembly handler."""
-    variant, handler = (str(annotations.get(name, "")) for name in _ANNOTATIONS)
-    return variant.startswith("compat") or handler == "wasm"
 
 
 def open_module(root_fd: int, args: Sequence[str], cwd: str, env: Mapping[str, str]) -> tuple[int, Kind]:

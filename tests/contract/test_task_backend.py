@@ -9,19 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from common.cgroup import Hierarchies
 from common.oci.runtime import OciRuntime
 from common.process.exits import ExitWatcher
 from common.task.oci_backend import OciBackend
 from sandboxers.wasm.backend import WasmBackend
-from sandboxers.wasm.cache import Cache
-from sandboxers.wasm.compiler import Compiler
 from sandboxers.wasm.config import ModulesConfig
-from sandboxers.wasm.fork_server import ForkServer
 from tests.contract.fake_backend import FakeBackend
 from tests.contract.task_backend import TaskBackendContract
-from tests.contract.wasm import forked_processes_end
-from tests.modules import module
+from tests.contract.wasm import make_rootfs, running_modules
 
 APPLETS = ("sh", "sleep", "cat", "echo", "true", "test")
 
@@ -81,11 +76,7 @@ class TestWasmBackend(TaskBackendContract):
 
     @pytest.fixture
     def rootfs(self, tmp_path: Path) -> Path:
-        root = tmp_path / "rootfs"
-        (root / "bin").mkdir(parents=True)
-        for name in ("sh", "sleep", "cat", "true"):
-            shutil.copy(module("sh"), root / "bin" / name)
-        return root
+        return make_rootfs(tmp_path / "rootfs")
 
     @pytest.fixture
     async def backend(
@@ -93,12 +84,5 @@ class TestWasmBackend(TaskBackendContract):
     ) -> AsyncIterator[WasmBackend]:
         # One for all tests: that they find compiled what another one has left is part of it.
         config = ModulesConfig(cache_dir=str(tmp_path_factory.getbasetemp() / "modules"))
-        cache = Cache(config.cache_dir, config.cache_size_mib << 20)
-        cache.prepare()
-        server = ForkServer(exits, [str(tmp_path), config.engine.value, config.cache_dir])
-        await server.start()
-        compiler = Compiler(config, cache, exits, str(tmp_path))
-        yield WasmBackend(server, compiler, Hierarchies.read())
-        await compiler.close()
-        server.close()
-        await forked_processes_end()
+        async with running_modules(exits, tmp_path, config) as modules:
+            yield modules.backend

@@ -17,11 +17,20 @@ def test_a_message_arrives_with_its_descriptors() -> None:
         launch.send(ours, {"a": [1, "ä"]}, [ours.fileno()])
         received = launch.receive(theirs)
         assert received is not None
-        message, fds = received
+        message, fds, sender = received
+        assert sender == 0
         assert message == {"a": [1, "ä"]}
         assert os.path.sameopenfile(fds[0], ours.fileno())
         assert not os.get_inheritable(fds[0])
         os.close(fds[0])
+
+
+def test_the_kernel_tells_who_has_sent_a_message() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        launch.tell_senders(ours)
+        theirs.send(b"{}")
+        assert launch.receive(ours) == ({}, [], os.getpid())
 
 
 def test_an_end_is_no_message() -> None:

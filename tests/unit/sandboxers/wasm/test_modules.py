@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from common.errors import InvalidArgument
 from sandboxers.wasm import modules
-from sandboxers.wasm.modules import Kind, declares_wasm, kind_of, open_module
+from sandboxers.wasm.modules import Kind, kind_of, open_module
 
 CORE = b"\0asm\x01\0\0\0"
 COMPONENT = b"\0asm\x0d\0\x01\0"
@@ -114,17 +114,3 @@ def test_any_header_is_a_kind_or_refused(header: bytes) -> None:
     except InvalidArgument:
         return
     assert header in (CORE, COMPONENT)
-
-
-@pytest.mark.parametrize(
-    ("annotations", "expected"),
-    [
-        ({}, False),
-        ({"module.wasm.image/variant": "compat"}, True),
-        ({"module.wasm.image/variant": "compat-smart"}, True),
-        ({"run.oci.handler": "wasm"}, True),
-        ({"run.oci.handler": "krun"}, False),
-    ],
-)
-def test_images_can_say_that_they_are_for_wasm(annotations: dict[str, str], expected: bool) -> None:
-    assert declares_wasm(annotations) is expected
