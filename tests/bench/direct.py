@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import shutil
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from tests.integration.daemon.events import Events
 from tests.integration.daemon.lab import IMAGE, Daemon, Lab
 from tests.integration.daemon.specs import pod_config
 
+_UNTIL_IT_WAITS_S = 0.1
 _serial = itertools.count(1)
 
 
@@ -47,8 +49,24 @@ class Starts:
             self._pod.containers.remove(container)
         return took_s
 
-    def _container(self, command: Sequence[str]) -> Container:
-        container = self._pod.container(*command, streams=("stdout",))
+    async def stop_s(self, *command: str) -> float:
+        """Start a container that waits, for its input or for ever; how long it takes to end after SIGTERM."""
+        container = self._container(command, ("stdin", "stdout"))
+        await container.create()
+        await container.start()
+        await asyncio.sleep(_UNTIL_IT_WAITS_S)
+        began = time.perf_counter()
+        await container.kill(signal.SIGTERM)
+        code = await container.wait()
+        took_s = time.perf_counter() - began
+        await container.remove()
+        self._pod.containers.remove(container)
+        if code != 128 + signal.SIGTERM:
+            raise RuntimeError(f"{command[0]} ended with {code}")
+        return took_s
+
+    def _container(self, command: Sequence[str], streams: Sequence[str] = ("stdout",)) -> Container:
+        container = self._pod.container(*command, streams=streams)
         for path in self._mounts:
             mount = {
                 "destination": str(path),

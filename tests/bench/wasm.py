@@ -49,12 +49,13 @@ class Sizes:
 
     starts: int
     cold_starts: int
+    stops: int
     pods: int
     bursts: int
 
 
-FULL = Sizes(starts=60, cold_starts=15, pods=30, bursts=7)
-QUICK = Sizes(starts=15, cold_starts=4, pods=6, bursts=2)
+FULL = Sizes(starts=60, cold_starts=15, stops=10, pods=30, bursts=7)
+QUICK = Sizes(starts=15, cold_starts=4, stops=3, pods=6, bursts=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +127,25 @@ class Bench:
                 await ours.first_line_s(module)
                 one_ms = [await ours.first_line_s(module) * 1000 for _ in range(self.sizes.starts)]
                 many_s = [await ours.first_lines_s(AT_ONCE, module) for _ in range(self.sizes.bursts)]
-        self.report.details["starts"] = {"one_ms": one_ms, "many_s": many_s}
+                stops_ms = {
+                    name: [
+                        await ours.stop_s(ours.install(modules.module(module))) * 1000
+                        for _ in range(self.sizes.stops)
+                    ]
+                    for name, module in (
+                        ("sleeps", "sleeper"),
+                        ("reads its input", "cat"),
+                        ("computes", "spin"),
+                    )
+                }
+        self.report.details["starts"] = {"one_ms": one_ms, "many_s": many_s, "stops_ms": stops_ms}
         self.report.add("Create + Start to the first line, cached", statistics.median(one_ms), "ms", 8)
         self.report.add(
             f"{AT_ONCE} containers at once to the last first line", statistics.median(many_s), "s", 0.35
         )
+
+        for name, times_ms in stops_ms.items():
+            self.report.add(f"SIGTERM to the end of one that {name}", max(times_ms), "ms", 200, "the longest")
 
     async def commands(self) -> None:
         """Containers of a sandboxer against the engines' own commands."""
