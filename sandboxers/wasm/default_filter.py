@@ -67,6 +67,12 @@ _WAITING_AND_TIME = (
     *("epoll_create1", "epoll_ctl", "epoll_pwait", "epoll_pwait2", "epoll_wait", "eventfd2", "poll", "ppoll"),
     *("pselect6", "select", "timerfd_create", "timerfd_settime"),
 )
+# Components have sockets (wasi:sockets), in the pod's network: of these families.
+_FAMILIES = {"AF_INET": 2, "AF_INET6": 10}
+_SOCKETS = (
+    *("accept4", "bind", "connect", "getpeername", "getsockname", "getsockopt", "listen", "recvfrom"),
+    *("recvmsg", "sendmmsg", "sendmsg", "sendto", "setsockopt", "shutdown"),
+)
 
 
 def _allow(names: tuple[str, ...], args: list[dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -76,7 +82,11 @@ def _allow(names: tuple[str, ...], args: list[dict[str, Any]] | None = None) -> 
 DEFAULT_PROFILE: Final[Mapping[str, Any]] = {
     "defaultAction": "SCMP_ACT_ERRNO",
     "syscalls": [
-        _allow((*_STREAMS_AND_FILES, *_MEMORY, *_THREADS_AND_SIGNALS, *_WAITING_AND_TIME)),
+        _allow((*_STREAMS_AND_FILES, *_MEMORY, *_THREADS_AND_SIGNALS, *_WAITING_AND_TIME, *_SOCKETS)),
+        *(
+            _allow(("socket",), [{"index": 0, "value": family, "valueTwo": 0, "op": "SCMP_CMP_EQ"}])
+            for family in _FAMILIES.values()
+        ),
         # Threads, but no processes.
         _allow(
             ("clone",),

@@ -153,11 +153,9 @@ class ModuleProcess:
 
     def _load(self, root_fd: int, process: ProcessPlan) -> Program:
         try:
-            program = self._load_module(root_fd, process)
-            program.link()
+            return self._load_module(root_fd, process)
         except InvalidArgument as error:
             raise InvalidArgument(f"{process.args[0]}: {error}") from error
-        return program
 
     def _load_module(self, root_fd: int, process: ProcessPlan) -> Program:
         module, kind = open_module(root_fd, process.args, process.cwd, process.env)

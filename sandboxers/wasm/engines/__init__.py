@@ -40,13 +40,6 @@ class Invocation:
 class Program(Protocol):
     """A loaded module."""
 
-    def link(self) -> None:
-        """Resolve its imports, without running anything of it.
-
-        :raise InvalidArgument: some are unknown, which are named, or it exports nothing to run.
-        """
-        ...
-
     def run(self, invocation: Invocation) -> int:
         """Run it, with `/` as its only directory and our standard streams; return the exit code.
 
@@ -64,9 +57,9 @@ class Engine(Protocol):
         ...
 
     def compile(self, module: bytes, kind: Kind) -> bytes:
-        """Return native code.
+        """Return native code of a module that can be run.
 
-        :raise InvalidArgument: the module is malformed.
+        :raise InvalidArgument: it is malformed, imports what is not offered (named), or exports nothing to run.
         """
         ...
 

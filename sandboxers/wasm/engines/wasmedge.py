@@ -150,6 +150,7 @@ class WasmEdge:
             result = library.CompilerCompileFromBytes(compiler, _Bytes(len(module), module), path.encode())
             if result.number != _SUCCESS:
                 raise InvalidArgument(f"not a valid WebAssembly module: {library.message(result)}")
+            self.load(path, kind).check()
             with open(path, "rb") as file:
                 return file.read()
 
@@ -174,24 +175,22 @@ class WasmEdgeProgram:
         self._configuration = configuration
         self._module = module
 
-    def link(self) -> None:
+    def check(self) -> None:
+        """Raise InvalidArgument unless it can be run."""
         library = self._library
         validator = library.ValidatorCreate(self._configuration)
         result = library.ValidatorValidate(validator, self._module)
         if result.number != _SUCCESS:
             raise InvalidArgument(f"not a valid WebAssembly module: {library.message(result)}")
         if unknown := self._unknown_imports():
-            raise InvalidArgument(
-                "the module cannot be linked: it imports what this engine does not offer: "
-                + ", ".join(unknown)
-            )
+            raise InvalidArgument("it imports what this engine does not offer: " + ", ".join(unknown))
         exports = self._list("ASTModuleListExports")
         if not any(
             library.ExportTypeGetExternalType(export) == _FUNCTION
             and str(library.ExportTypeGetExternalName(export)) == _START
             for export in exports
         ):
-            raise InvalidArgument("the module exports no function _start: it is a library, not a command")
+            raise InvalidArgument("it exports no function _start: it is a library, not a command")
 
     def run(self, invocation: Invocation) -> int:
         library = self._library

@@ -1,194 +1,184 @@
-"""wasmtime, by its Python package: core modules with WASI preview 1, components that export wasi:cli/run."""
+"""wasmtime: core modules with WASI preview 1, components that export wasi:cli/run."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from abc import ABC, abstractmethod
+from ctypes import byref, c_void_p
 
-import wasmtime
-from wasmtime import component as components
-
-from common.errors import InvalidArgument
 from sandboxers.wasm.engines import NOT_RUN_EXIT_CODE, TRAP_EXIT_CODE, Invocation
+from sandboxers.wasm.engines.libwasmtime import LibWasmtime, Value, WasmtimeError, strings
 from sandboxers.wasm.modules import Kind
 
+_START = b"_start"
 _RUN_INTERFACE = "wasi:cli/run@0.2."
-_RUN_VERSIONS = range(12)
-# The packages of the world wasi:cli/command.
-_OFFERED = ("wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/")
+_RUN = b"run"
+RUN_VERSIONS = range(12)
 _BACKTRACE_VARIABLE = "WASMTIME_BACKTRACE_DETAILS"
+_NO_LIMIT = -1
 
 
 class Wasmtime:
-    """The engine (`Engine`)."""
+    """The engine (`Engine`). What it makes lives as long as the process, which runs one module or compiles one."""
 
     def __init__(self) -> None:
         # A file name and a line per frame would need debug information, which costs more than it tells here.
         os.environ.setdefault(_BACKTRACE_VARIABLE, "0")
-        self._key = f"{_distribution()}-{os.uname().machine}"
-        config = wasmtime.Config()
-        config.wasm_component_model = True
-        self._engine = wasmtime.Engine(config)
-        self._core_linker = wasmtime.Linker(self._engine)
-        self._core_linker.define_wasi()
-        self._component_linker = components.Linker(self._engine)
-        self._component_linker.add_wasip2()
+        library = self._library = LibWasmtime()
+        config = library.wasm_config_new()
+        library.wasmtime_config_wasm_component_model_set(config, True)
+        self._engine = library.wasm_engine_new_with_config(config)
+        self._core_linker = library.wasmtime_linker_new(self._engine)
+        library.check(library.wasmtime_linker_define_wasi(self._core_linker))
+        self._component_linker = library.wasmtime_component_linker_new(self._engine)
+        library.check(library.wasmtime_component_linker_add_wasip2(self._component_linker))
 
     @property
     def key(self) -> str:
-        return self._key
+        return f"{self._library.version}-{os.uname().machine}"
 
     def compile(self, module: bytes, kind: Kind) -> bytes:
-        try:
-            loaded = (wasmtime.Module if kind is Kind.CORE else components.Component)(self._engine, module)
-        except wasmtime.WasmtimeError as error:
-            raise InvalidArgument(f"not a valid WebAssembly module: {_chain(error)}") from None
-        return bytes(loaded.serialize())
+        from sandboxers.wasm.engines.wasmtime_compiler import compile_module
+
+        return compile_module(module, kind)
 
     def load(self, path: str, kind: Kind) -> CoreProgram | ComponentProgram:
+        library, loaded = self._library, c_void_p()
+        deserialize = (
+            library.wasmtime_module_deserialize_file
+            if kind is Kind.CORE
+            else library.wasmtime_component_deserialize_file
+        )
         try:
-            if kind is Kind.CORE:
-                return CoreProgram(
-                    self._engine, self._core_linker, wasmtime.Module.deserialize_file(self._engine, path)
-                )
-            return ComponentProgram(
-                self._engine,
-                self._component_linker,
-                components.Component.deserialize_file(self._engine, path),
-            )
-        except wasmtime.WasmtimeError as error:
-            raise ValueError(f"{path} is not code of this engine: {_chain(error)}") from None
+            library.check(deserialize(self._engine, path.encode(), byref(loaded)))
+        except WasmtimeError as error:
+            raise ValueError(f"{path} is not code of this engine: {error}") from None
+        if kind is Kind.CORE:
+            return CoreProgram(library, self._engine, self._core_linker, loaded)
+        return ComponentProgram(library, self._engine, self._component_linker, loaded)
 
     def rehearse(self) -> None:
-        _store(self._engine, Invocation(["none"], {"PATH": "/"}, 1))
+        _make_context(self._library, self._engine, Invocation(["none"], {"PATH": "/"}, 1))
 
 
-class CoreProgram:
+class _Program(ABC):
+    """What both kinds have in common."""
+
+    def __init__(self, library: LibWasmtime, engine: int) -> None:
+        self._library = library
+        self._engine = engine
+        self._context = 0
+
+    def run(self, invocation: Invocation) -> int:
+        self._context = _make_context(self._library, self._engine, invocation)
+        code = NOT_RUN_EXIT_CODE
+        try:
+            self._instantiate()
+            code = TRAP_EXIT_CODE
+            return self._call()
+        except WasmtimeError as error:
+            if error.exit_code is not None:
+                return error.exit_code & 0xFF
+            print(error, file=sys.stderr, flush=True)
+            return code
+
+    @abstractmethod
+    def _instantiate(self) -> None:
+        """Make an instance in the store."""
+
+    @abstractmethod
+    def _call(self) -> int:
+        """Call what makes it a command; return the exit code where that returns."""
+
+
+class CoreProgram(_Program):
     """A core module (`Program`)."""
 
-    def __init__(self, engine: wasmtime.Engine, linker: wasmtime.Linker, module: wasmtime.Module) -> None:
-        self._engine = engine
+    def __init__(self, library: LibWasmtime, engine: int, linker: int, module: c_void_p) -> None:
+        super().__init__(library, engine)
         self._linker = linker
         self._module = module
-        self._linked: Any = None
+        self._instance = Value()
 
-    def link(self) -> None:
-        try:
-            self._linked = self._linker.instantiate_pre(self._module)
-        except wasmtime.WasmtimeError as error:
-            raise InvalidArgument(
-                f"the module cannot be linked: {self._unknown_imports() or _chain(error)}"
-            ) from None
-        if "_start" not in {export.name for export in self._module.exports}:
-            raise InvalidArgument("the module exports no function _start: it is a library, not a command")
+    def _instantiate(self) -> None:
+        library, trap = self._library, c_void_p()
+        instance = byref(self._instance)
+        error = library.wasmtime_linker_instantiate(
+            self._linker, self._context, self._module, instance, byref(trap)
+        )
+        library.check(error, trap)
 
-    def run(self, invocation: Invocation) -> int:
-        store = _store(self._engine, invocation)
-        try:
-            instance = self._linked.instantiate(store)
-        except wasmtime.ExitTrap as exit:
-            return exit.code & 0xFF
-        except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
-            return _failed(error, NOT_RUN_EXIT_CODE)
-        try:
-            instance.exports(store)["_start"](store)
-        except wasmtime.ExitTrap as exit:
-            return exit.code & 0xFF
-        except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
-            return _failed(error, TRAP_EXIT_CODE)
+    def _call(self) -> int:
+        library, trap, start = self._library, c_void_p(), Value()
+        instance = byref(self._instance)
+        library.wasmtime_instance_export_get(self._context, instance, _START, len(_START), byref(start))
+        # The function itself comes after the kind of what is exported.
+        function = byref(start, type(start).is_ok.offset)
+        library.check(
+            library.wasmtime_func_call(self._context, function, None, 0, None, 0, byref(trap)), trap
+        )
         return 0
 
-    def _unknown_imports(self) -> str:
-        unknown = []
-        store = wasmtime.Store(self._engine)
-        for wanted in self._module.imports:
-            try:
-                self._linker.get(store, wanted.module, wanted.name or "")
-            except wasmtime.WasmtimeError:
-                unknown.append(f"{wanted.module}.{wanted.name}")
-        return f"it imports what this engine does not offer: {', '.join(unknown)}" if unknown else ""
 
-
-class ComponentProgram:
+class ComponentProgram(_Program):
     """A component (`Program`)."""
 
-    def __init__(
-        self, engine: wasmtime.Engine, linker: components.Linker, component: components.Component
-    ) -> None:
-        self._engine = engine
+    def __init__(self, library: LibWasmtime, engine: int, linker: int, component: c_void_p) -> None:
+        super().__init__(library, engine)
         self._linker = linker
         self._component = component
-        self._run: components.ExportIndex | None = None
+        self._instance = Value()
 
-    def link(self) -> None:
-        imports = self._component.type.imports(self._engine)
-        unknown = [name for name in imports if not name.startswith(_OFFERED)]
-        if unknown:
-            raise InvalidArgument(
-                f"the component imports what this engine does not offer: {', '.join(unknown)}"
+    def _instantiate(self) -> None:
+        library = self._library
+        library.check(
+            library.wasmtime_component_linker_instantiate(
+                self._linker, self._context, self._component, byref(self._instance)
             )
-        self._run = self._find_run()
-        if self._run is None:
-            raise InvalidArgument(
-                "the component exports no wasi:cli/run of version 0.2: its world is not that of a command"
-            )
+        )
 
-    def run(self, invocation: Invocation) -> int:
-        store = _store(self._engine, invocation)
-        assert self._run is not None
-        try:
-            instance = self._linker.instantiate(store, self._component)
-        except wasmtime.ExitTrap as exit:
-            return exit.code & 0xFF
-        except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
-            return _failed(error, NOT_RUN_EXIT_CODE)
-        function = instance.get_func(store, self._run)
-        assert function is not None
-        try:
-            result = function(store)
-        except wasmtime.ExitTrap as exit:
-            return exit.code & 0xFF
-        except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
-            return _failed(error, TRAP_EXIT_CODE)
-        return int(getattr(result, "tag", None) == "err")
+    def _call(self) -> int:
+        library, function, result = self._library, Value(), Value()
+        library.wasmtime_component_instance_get_func(
+            byref(self._instance), self._context, self._find_run(), byref(function)
+        )
+        library.check(
+            library.wasmtime_component_func_call(byref(function), self._context, None, 0, byref(result), 1)
+        )
+        return int(not result.is_ok)
 
-    def _find_run(self) -> components.ExportIndex | None:
-        for patch in _RUN_VERSIONS:
-            interface = self._component.get_export_index(f"{_RUN_INTERFACE}{patch}")
-            if interface is not None:
-                return self._component.get_export_index("run", interface)
+    def _find_run(self) -> int | None:
+        find = self._library.wasmtime_component_get_export_index
+        for name in run_interfaces():
+            if interface := find(self._component, None, name.encode(), len(name)):
+                index: int | None = find(self._component, interface, _RUN, len(_RUN))
+                return index
         return None
 
 
-def _distribution() -> str:
-    """Return the package's name and version, as its installer has it; what reads it properly weighs 2 MiB."""
-    suffix = ".dist-info"
-    beside = os.listdir(os.path.dirname(os.path.dirname(wasmtime.__file__)))
-    found = [name for name in beside if name.startswith("wasmtime-") and name.endswith(suffix)]
-    return found[0].removesuffix(suffix) if found else "wasmtime"
-
-
-def _store(engine: wasmtime.Engine, invocation: Invocation) -> wasmtime.Store:
-    wasi = wasmtime.WasiConfig()
-    wasi.argv = list(invocation.args)
-    wasi.env = list(invocation.env.items())
-    wasi.inherit_stdin()
-    wasi.inherit_stdout()
-    wasi.inherit_stderr()
-    wasi.preopen_dir("/", "/")
-    store = wasmtime.Store(engine)
-    store.set_wasi(wasi)
+def _make_context(library: LibWasmtime, engine: int, invocation: Invocation) -> int:
+    """Make a store for one instance, with WASI; return its context."""
+    wasi = library.wasi_config_new()
+    args, names, values = list(invocation.args), list(invocation.env), list(invocation.env.values())
+    library.wasi_config_set_argv(wasi, len(args), strings(args))
+    library.wasi_config_set_env(wasi, len(names), strings(names), strings(values))
+    library.wasi_config_inherit_stdin(wasi)
+    library.wasi_config_inherit_stdout(wasi)
+    library.wasi_config_inherit_stderr(wasi)
+    # That of the pod, as for any program.
+    library.wasi_config_inherit_network(wasi)
+    library.wasi_config_allow_ip_name_lookup(wasi, True)
+    library.wasi_config_preopen_dir(wasi, b"/", b"/", True)
+    store = library.wasmtime_store_new(engine, None, None)
+    context = library.wasmtime_store_context(store)
+    library.check(library.wasmtime_context_set_wasi(context, wasi))
     if invocation.memory_limit_bytes > 0:
-        store.set_limits(memory_size=invocation.memory_limit_bytes)
-    return store
+        others = [_NO_LIMIT] * 4
+        library.wasmtime_store_limiter(store, invocation.memory_limit_bytes, *others)
+    return int(context)
 
 
-def _failed(error: Exception, code: int) -> int:
-    print(str(error), file=sys.stderr, flush=True)
-    return code
-
-
-def _chain(error: Exception) -> str:
-    """Return an error with its causes in one line."""
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())[:1000]
+def run_interfaces() -> list[str]:
+    """Return the names under which a component may export what makes it a command."""
+    return [f"{_RUN_INTERFACE}{patch}" for patch in RUN_VERSIONS]
