@@ -65,6 +65,11 @@ def install_filter(instructions: bytes) -> None:
     _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program))
 
 
+def require_library() -> None:
+    """Raise Unimplemented unless libseccomp can be loaded."""
+    _load()
+
+
 def compile_filter(profile: Mapping[str, Any]) -> bytes:
     """Return the instructions for `linux.seccomp` of a specification.
 

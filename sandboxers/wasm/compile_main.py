@@ -1,6 +1,6 @@
 """The program that compiles one thing and ends: a module to native code, or a seccomp profile to a filter.
 
-    <state directory> <engine|-> <kind|-> <memory limit in MiB> <descriptor>
+    <engine|-> <kind|-> <memory limit in MiB> <descriptor>
 
 What is compiled comes by standard input, what comes out goes to the descriptor, and a line of JSON to standard output.
 It works on what an image or its author has made, so it has given up all its privileges by then. A process of its own
@@ -13,9 +13,11 @@ import hashlib
 import json
 import os
 import resource
+import signal
 import sys
 
 from common.errors import InvalidArgument, ResourceExhausted
+from common.linux.prctl import set_parent_death_signal
 from common.linux.privileges import drop_privileges, forbid_inspection
 from common.linux.seccomp import compile_filter
 from sandboxers.wasm import launch
@@ -27,7 +29,7 @@ _UNPRIVILEGED_ID = 65534
 
 def main() -> None:
     """Compile; exit code 0 also where the answer is an error."""
-    _, engine, kind, memory_mib, output = sys.argv[1:]
+    engine, kind, memory_mib, output = sys.argv[1:]
     try:
         answer: launch.Message = {"checksum": _compile(engine, kind, int(memory_mib), int(output))}
     except MemoryError:
@@ -59,6 +61,8 @@ def _confine(memory_mib: int) -> None:
     os.nice(5)
     drop_privileges(_UNPRIVILEGED_ID, _UNPRIVILEGED_ID)
     forbid_inspection()
+    # Nobody waits for what a daemon that has died wanted. Last, since a change of the user ends it.
+    set_parent_death_signal(signal.SIGKILL)
 
 
 def _parse_profile(text: bytes) -> dict[str, object]:

@@ -17,17 +17,16 @@ from sandboxers.wasm.config import ModulesConfig
 
 log = get_logger()
 
-PROGRAM = tuple(own_program("sandboxers.wasm.compile_main", with_packages=True))
+_PROGRAM = tuple(own_program("sandboxers.wasm.compile_main", with_packages=True))
 
 
 class Compiler:
     """Adds to a cache. Lives in the daemon's event loop."""
 
-    def __init__(self, config: ModulesConfig, cache: Cache, exits: ExitWatcher, state_dir: str) -> None:
+    def __init__(self, config: ModulesConfig, cache: Cache, exits: ExitWatcher) -> None:
         self._config = config
         self._cache = cache
         self._exits = exits
-        self._state_dir = state_dir
         self._running: dict[str, asyncio.Task[None]] = {}
         # More at once would only make each slower.
         self._places = asyncio.Semaphore(os.cpu_count() or 1)
@@ -74,7 +73,7 @@ class Compiler:
     async def _run(self, what: str, kind: str, source: int, output: int) -> launch.Message:
         is_module = what == launch.MISSING_MODULE
         engine, kind = (self._config.engine.value, kind) if is_module else ("-", "-")
-        argv = [*PROGRAM, self._state_dir, engine, kind]
+        argv = [*_PROGRAM, engine, kind]
         argv += [str(self._config.compile_memory_mib), str(output)]
         try:
             completed = await run(

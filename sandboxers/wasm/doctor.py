@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from common.errors import Unimplemented
+from common.linux.seccomp import require_library
 from sandboxers.doctor import Examination, Finding, Severity
 from sandboxers.wasm.config import WasmConfig
-from sandboxers.wasm.engines import load_engine
+from sandboxers.wasm.engines import EngineName, load_engine
 
-_SUBJECT = "module engine"
+_ADVICE = {
+    EngineName.WASMTIME: "pip install 'sandboxd[wasm]' into sandboxd's environment",
+    EngineName.WASMEDGE: "apt-get install libwasmedge0 (Debian 13 or newer)",
+}
 
 
-async def examine(config: WasmConfig, examination: Examination) -> list[Finding]:
-    """Look for the engine that runs the modules."""
+async def examine(config: WasmConfig, _: Examination) -> list[Finding]:
+    """Look for the engine that runs the modules, and for what makes their system call filters."""
+    return [_engine(config.modules.engine), _filters()]
+
+
+def _engine(name: EngineName) -> Finding:
+    subject = "module engine"
     try:
-        engine = load_engine(config.modules.engine)
+        return Finding(Severity.OK, subject, load_engine(name).key)
     except Unimplemented as error:
-        advice = "pip install 'sandboxd[wasm]' into sandboxd's environment, or name another one in modules.engine"
-        return [Finding(Severity.ERROR, _SUBJECT, str(error), advice)]
-    return [Finding(Severity.OK, _SUBJECT, engine.key)]
+        return Finding(Severity.ERROR, subject, str(error), f"{_ADVICE[name]}, or change modules.engine")
+
+
+def _filters() -> Finding:
+    subject = "seccomp"
+    try:
+        require_library()
+    except Unimplemented as error:
+        return Finding(Severity.ERROR, subject, str(error), "apt-get install libseccomp2")
+    return Finding(Severity.OK, subject, "libseccomp")

@@ -15,11 +15,9 @@ from sandboxers.pod_config import PodConfig
 from sandboxers.sandbox import Stray
 from sandboxers.wasm.backend import WasmBackend
 from sandboxers.wasm.cache import Cache
-from sandboxers.wasm.compiler import PROGRAM as COMPILER_PROGRAM
 from sandboxers.wasm.compiler import Compiler
 from sandboxers.wasm.config import WasmConfig
-from sandboxers.wasm.fork_server import PROGRAM as SERVER_PROGRAM
-from sandboxers.wasm.fork_server import ForkServer
+from sandboxers.wasm.fork_server import PROGRAM, ForkServer
 
 _SETTLE_TIMEOUT_S = 10.0
 
@@ -35,18 +33,17 @@ class WasmSandboxer:
         modules = config.modules
         self._cache = Cache(modules.cache_dir, modules.cache_size_mib << 20)
         self._server = ForkServer(self._exits, [config.state_dir, modules.engine.value, modules.cache_dir])
-        compiler = Compiler(modules, self._cache, self._exits, config.state_dir)
+        compiler = Compiler(modules, self._cache, self._exits)
         hierarchies = Hierarchies.read()
         backend = WasmBackend(self._server, compiler, hierarchies)
         self._pods = HostPods(config, outlasting, self._exits, hierarchies, backend)
 
     async def settle(self) -> None:
-        """Let an earlier daemon's programs end, and start ours.
+        """Let an earlier daemon's fork server end, with what it keeps ahead or has in hand, and start ours.
 
         :raise Unimplemented: the configured engine is not installed.
         """
-        for program in (SERVER_PROGRAM, COMPILER_PROGRAM):
-            await outlive([*program[1:], self._state_dir], _SETTLE_TIMEOUT_S)
+        await outlive([*PROGRAM[1:], self._state_dir], _SETTLE_TIMEOUT_S)
         self._cache.prepare()
         await self._server.start()
 

@@ -42,7 +42,7 @@ async def running_modules(
     cache.prepare()
     server = ForkServer(exits, [str(state_dir), config.engine.value, config.cache_dir])
     await server.start()
-    compiler = Compiler(config, cache, exits, str(state_dir))
+    compiler = Compiler(config, cache, exits)
     try:
         yield Modules(WasmBackend(server, compiler, Hierarchies.read()), server, cache)
     finally:
