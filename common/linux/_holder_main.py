@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 from common.errors import InvalidArgument
 from common.linux import _libc
-from common.linux.flags import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC
+from common.linux.flags import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC
+from common.linux.mounts import pivot_to_working_directory
 from common.linux.namespaces import enter
 from common.linux.privileges import drop_privileges
 from common.linux.sysctls import write_sysctls
@@ -151,10 +152,7 @@ def _enter_empty_root() -> None:
     _libc.mount(None, "/", None, MS_PRIVATE | MS_REC, None)
     _libc.mount("none", "/proc", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0555,size=4k")
     os.chdir("/proc")
-    # The old root ends up on top of the new one and goes at once (pivot_root(2), "pivot_root(".", ".")").
-    _libc.pivot_root(".", ".")
-    _libc.umount2(".", MNT_DETACH)
-    os.chdir("/")
+    pivot_to_working_directory()
 
 
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:

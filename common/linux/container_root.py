@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from common.errors import InvalidArgument
 from common.linux import _libc
 from common.linux.flags import (
-    MNT_DETACH,
     MS_BIND,
     MS_NODEV,
     MS_NOEXEC,
@@ -28,6 +27,7 @@ from common.linux.flags import (
     MS_SLAVE,
 )
 from common.linux.mount_options import parse_options
+from common.linux.mounts import pivot_to_working_directory
 from common.linux.paths import open_in_root
 
 # Equal to MS_* (include/uapi/linux/mount.h), but for MOUNT_ATTR_NOSYMFOLLOW.
@@ -89,10 +89,7 @@ class ContainerRoot:
             _libc.mount_setattr(self.fd, attr_set=MS_RDONLY, path="/")
         os.fchdir(self.fd)
         os.close(self.fd)
-        # The old root ends up on top of the new one and goes at once (pivot_root(2), "pivot_root(".", ".")").
-        _libc.pivot_root(".", ".")
-        _libc.umount2(".", MNT_DETACH)
-        os.chdir("/")
+        pivot_to_working_directory()
 
     def _bind(self, inner: InnerMount) -> None:
         flags = parse_options([option for option in inner.options if option not in _RECURSIVE_OPTIONS])

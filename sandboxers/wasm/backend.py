@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -20,7 +21,14 @@ from common.cgroup import (
     remove_leaf,
     set_frozen,
 )
-from common.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, SandboxdError
+from common.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    SandboxdError,
+)
 from common.failpoints import Failpoint, failpoint
 from common.linux.pidfd import open_same_process, start_time
 from common.oci.spec import check_resources
@@ -35,6 +43,7 @@ from sandboxers.wasm.plan import pid_namespace
 
 _KILL_TIMEOUT_S = 10.0
 _TERMINAL_TIMEOUT_S = 10.0
+_STEP_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +205,7 @@ class WasmBackend:
     async def _attend(self, channel: socket.socket, what: str, record_path: str) -> int:
         """Serve a process until it is ready; return its pid, which is on record from its first message on."""
         pid = 0
-        while (received := await receive(channel)) is not None:
+        while (received := await self._next(channel, what)) is not None:
             message, fds, sender = received
             try:
                 launch.raise_error(message, what)
@@ -213,6 +222,13 @@ class WasmBackend:
         if pid:
             raise Internal(f"{what}: its process has died while it was being made")
         return 0
+
+    async def _next(self, channel: socket.socket, what: str) -> launch.Received | None:
+        try:
+            async with asyncio.timeout(_STEP_TIMEOUT_S):
+                return await receive(channel)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{what}: its process says nothing for {_STEP_TIMEOUT_S:g} s") from None
 
     async def _compile(self, channel: socket.socket, message: launch.Message, fds: Sequence[int]) -> None:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -17,21 +18,24 @@ from common.log import get_logger
 from common.process.exits import ExitWatcher
 from common.process.spawn import Child, own_program, spawn
 from sandboxers.wasm import launch
+from sandboxers.wasm.engines import EngineName
 
 log = get_logger()
 
-PROGRAM: Final = tuple(own_program("sandboxers.wasm.fork_server_main", with_packages=True))
+# By which it is found on a node, with the state directory: what comes before depends on the version.
+NAME: Final = "fork-server"
 _STANDARD_ERROR = 2
 _READY_TIMEOUT_S = 30.0
+_ANSWER_TIMEOUT_S = 10.0
 
 
 class ForkServer:
     """One program at a time. Lives in the daemon's event loop."""
 
-    def __init__(self, exits: ExitWatcher, arguments: Sequence[str]) -> None:
-        """:param arguments: those of `fork_server_main`."""
+    def __init__(self, exits: ExitWatcher, state_dir: str, engine: EngineName, cache_dir: str) -> None:
         self._exits = exits
-        self._argv = [*PROGRAM, *arguments]
+        program = own_program("sandboxers.wasm.fork_server_main", with_packages=True)
+        self._argv = [*program, NAME, state_dir, engine.value, cache_dir]
         self._socket: socket.socket | None = None
         self._child: Child | None = None
         # One reads its socket at a time.
@@ -75,10 +79,11 @@ class ForkServer:
         """
         async with self._asking:
             if self._socket is not None and self.pid:
-                with contextlib.suppress(BrokenPipeError):
-                    await _send(self._socket, {"directory": ""}, ())
-                    if await receive(self._socket) is not None:
-                        return
+                with contextlib.suppress(BrokenPipeError, TimeoutError):
+                    async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                        await _send(self._socket, {"directory": ""}, ())
+                        if await receive(self._socket) is not None:
+                            return
             await self._restart()
 
     async def launch(self, message: launch.Message, fds: Sequence[int]) -> None:
@@ -108,7 +113,7 @@ class ForkServer:
         if self._child is not None:
             # It ends by itself; but one that is stopped or stuck must not keep what it has inherited.
             with contextlib.suppress(NotFound):
-                self._child.signal(9)
+                self._child.signal(signal.SIGKILL)
             self._child = None
 
     async def _restart(self) -> None:

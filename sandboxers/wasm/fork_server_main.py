@@ -1,6 +1,6 @@
 """The fork server: loads the engine once, then forks a process for each launch that the daemon asks for.
 
-    <state directory> <engine> <cache directory>
+    fork-server <state directory> <engine> <cache directory>
 
 Its standard input is the daemon's socket. It ends with the daemon; what it has forked does not.
 """
@@ -30,7 +30,7 @@ _STREAMS = 4
 
 def main() -> None:
     """Serve until the daemon is gone."""
-    _, engine, cache_directory = sys.argv[1:]
+    _, _, engine, cache_directory = sys.argv[1:]
     # Children inherit both. Who writes to a reader that is gone learns so instead of dying; and the first process of
     # a PID namespace, which the kernel would let ignore all signals, is ended by them like any other.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -117,6 +117,7 @@ class ModuleProcess:
             program = self._load_in_new_root(container, process)
         self._open_streams(process)
         _enter_directory(process.cwd)
+        os.umask(process.umask)
         for number, soft, hard in process.rlimits:
             resource.setrlimit(number, (soft, hard))
         set_name(os.path.basename(process.args[0]))

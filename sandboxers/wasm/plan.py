@@ -17,6 +17,8 @@ from common.linux.container_root import InnerMount
 # A module has no system calls that these could serve, and they would show it the host.
 _KERNEL_FILESYSTEMS = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"})
 
+_DEFAULT_UMASK = 0o022
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessPlan:
@@ -28,6 +30,7 @@ class ProcessPlan:
     uid: int
     gid: int
     groups: list[int]
+    umask: int
     rlimits: list[tuple[int, int, int]]
     """Number (resource.RLIMIT_*), soft and hard limit."""
     oom_score_adj: int | None
@@ -100,6 +103,7 @@ def plan_process(process: Mapping[str, Any]) -> ProcessPlan:
         uid=user.get("uid", 0),
         gid=user.get("gid", 0),
         groups=[int(group) for group in user.get("additionalGids") or []],
+        umask=user.get("umask", _DEFAULT_UMASK),
         rlimits=[_limit(entry) for entry in process.get("rlimits") or []],
         oom_score_adj=process.get("oomScoreAdj"),
         terminal=bool(process.get("terminal")),

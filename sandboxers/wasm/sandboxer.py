@@ -17,7 +17,7 @@ from sandboxers.wasm.backend import WasmBackend
 from sandboxers.wasm.cache import Cache
 from sandboxers.wasm.compiler import Compiler
 from sandboxers.wasm.config import WasmConfig
-from sandboxers.wasm.fork_server import PROGRAM, ForkServer
+from sandboxers.wasm.fork_server import NAME, ForkServer
 
 _SETTLE_TIMEOUT_S = 10.0
 
@@ -32,7 +32,7 @@ class WasmSandboxer:
         self._state_dir = config.state_dir
         modules = config.modules
         self._cache = Cache(modules.cache_dir, modules.cache_size_mib << 20)
-        self._server = ForkServer(self._exits, [config.state_dir, modules.engine.value, modules.cache_dir])
+        self._server = ForkServer(self._exits, config.state_dir, modules.engine, modules.cache_dir)
         compiler = Compiler(modules, self._cache, self._exits)
         hierarchies = Hierarchies.read()
         backend = WasmBackend(self._server, compiler, hierarchies)
@@ -43,7 +43,7 @@ class WasmSandboxer:
 
         :raise Unimplemented: the configured engine is not installed.
         """
-        await outlive([*PROGRAM[1:], self._state_dir], _SETTLE_TIMEOUT_S)
+        await outlive([NAME, self._state_dir], _SETTLE_TIMEOUT_S)
         self._cache.prepare()
         await self._server.start()
 

@@ -40,7 +40,7 @@ async def running_modules(
     """A backend with a fork server of its own, which is gone in the end with all that it keeps ahead."""
     cache = Cache(config.cache_dir, config.cache_size_mib << 20)
     cache.prepare()
-    server = ForkServer(exits, [str(state_dir), config.engine.value, config.cache_dir])
+    server = ForkServer(exits, str(state_dir), config.engine, config.cache_dir)
     await server.start()
     compiler = Compiler(config, cache, exits)
     try:

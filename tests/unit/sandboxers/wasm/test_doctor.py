@@ -26,7 +26,10 @@ async def test_an_engine_is_named_with_its_version() -> None:
 async def test_an_engine_that_is_missing_is_an_error_with_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(libwasmtime.importlib.util, "find_spec", lambda _: None)
+    def not_found() -> str:
+        raise ImportError("no module named 'wasmtime'")
+
+    monkeypatch.setattr(libwasmtime, "_package_directory", not_found)
     found = (await findings())["module engine"]
     assert found.severity is Severity.ERROR
     assert "wasmtime" in found.found

@@ -91,7 +91,12 @@ def test_a_process_has_its_environment_user_and_limits() -> None:
     )
     assert plan.env == {"A": "1", "B": "x=y", "EMPTY": "", "PWD": "/data"}
     assert (plan.uid, plan.gid, plan.groups, plan.oom_score_adj) == (7, 8, [9, 10], 300)
+    assert plan.umask == 0o022
     assert plan.rlimits == [(resource.RLIMIT_NOFILE, 5, resource.RLIM_INFINITY)]
+
+
+def test_a_process_can_have_a_umask_of_its_own() -> None:
+    assert plan_process({"args": ["x"], "user": {"umask": 0o077}}).umask == 0o077
 
 
 def test_a_working_directory_that_the_environment_names_already_stays() -> None:
