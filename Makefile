@@ -26,8 +26,8 @@ demo: .venv/.ready-demo ## run a pod with two containers under a private contain
 demo-wasm: .venv/.ready-demo-wasm ## the same with WebAssembly modules, compiled here (root)
 	$(PYTHON) scripts/demo wasm
 
-test: .venv/.ready-test ## run every test but test-node: linters, unit, integration, engine with critest (root)
-	$(PYTEST) --ignore=tests/node
+test: .venv/.ready-test ## run every test: linters, unit, integration, engine with critest, chaos, node (root)
+	$(PYTEST)
 
 test-unit: .venv/.ready-venv ## run what needs neither root nor programs of the system
 	$(PYTEST) tests/unit
@@ -42,13 +42,10 @@ chaos: .venv/.ready-test ## kill the daemon at every failpoint and at random, at
 	CHAOS=full $(PYTEST) tests/chaos
 	$(PYTHON) -m tests.chaos.results
 
-test-node: .venv/.ready-node ## run what needs systemd and cgroup v2, in a virtual machine without KVM (root)
+test-node: .venv/.ready-test ## run what needs systemd and cgroup v2, in a virtual machine without KVM (root)
 	$(PYTEST) tests/node
 
-cridemo-wasm: .venv/.ready-demo-wasm ## the same with WebAssembly modules, compiled here (root)
-	$(PYTHON) scripts/demo wasm
-
-test: .venv/.ready-test ## run the CRI conformance suite alone (root, Go)
+critest: .venv/.ready-test ## run the CRI conformance suite alone (root, Go)
 	$(PYTEST) tests/engine -k critest
 
 lint: .venv/.ready-venv ## check style and who imports whom

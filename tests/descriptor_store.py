@@ -34,7 +34,7 @@ class KeptInMemory:
 
     def put(self, name: str, fds: Sequence[int]) -> None:
         for fd in fds:
-            if not any(_same_description(fd, other) for group in self.kept.values() for other in group):
+            if not any(same_description(fd, other) for group in self.kept.values() for other in group):
                 self.kept.setdefault(name, []).append(os.dup(fd))
         self._taken.add(name)
 
@@ -76,7 +76,7 @@ class KeptInMemory:
             self.remove(name)
 
 
-def _same_description(first: int, second: int) -> bool:
+def same_description(first: int, second: int) -> bool:
     """Tell whether one open file description is behind both (kcmp(2))."""
     libc = ctypes.CDLL(None, use_errno=True)
     pid = os.getpid()

@@ -98,12 +98,17 @@ async def _recover(pod: TaskPod, found: _Found) -> None:
 
 async def _roll_back(pod: TaskPod, container: Container, record: ContainerRecord) -> None:
     assert container.prepared is not None
-    _discard_streams(pod, container.init, record.descriptors)
+    streams_kept = _discard_streams(pod, container.init, record.descriptors)
     container.init.finish(ExitStatus(UNKNOWN_EXIT_CODE, time.time_ns(), known=False))
     await pod.kill_unknown(container.id, container.prepared)
     await pod.delete_container(container)
     failpoint(Failpoint.RECOVERY_CONTAINER_UNDONE)
-    log.info("container.rolled_back", sandbox_id=pod.sandbox_id, container_id=container.id)
+    log.info(
+        "container.rolled_back",
+        sandbox_id=pod.sandbox_id,
+        container_id=container.id,
+        streams_kept=streams_kept,
+    )
 
 
 async def _take_up(pod: TaskPod, container: Container, init: Process, record: ContainerRecord) -> None:
@@ -180,10 +185,12 @@ async def _take_up_exec(pod: TaskPod, container: Container, record: ExecRecord) 
     _follow(pod, container, process, record, pidfd)
 
 
-def _discard_streams(pod: TaskPod, process: Process, descriptors: str) -> None:
+def _discard_streams(pod: TaskPod, process: Process, descriptors: str) -> bool:
+    """Undo the streams of a process that was not made; tell whether the engine has seen no end of them."""
     kept = Stdio.discard(pod.parts.store, descriptors)
     if kept:
         pod.unmade.add(process.container_id, process.exec_id, kept)
+    return bool(kept)
 
 
 def _follow(

@@ -89,8 +89,6 @@ class Stdio:
                 self._open_streams(spec, owner)
             if self._stdin_hold >= 0:
                 self._put(_STDIN_GROUP, [self._stdin_hold])
-            if self._store.keeps:
-                self._keep_given()
         except BaseException:
             self.close()
             raise
@@ -199,20 +197,8 @@ class Stdio:
         if self._name:
             self._store.remove(group + self._name[1:])
 
-    def _keep_given(self) -> None:
-        if self.terminal is None:
-            given = [fd for fd in self._child_fds if stat.S_ISFIFO(os.fstat(fd).st_mode)]
-            self._put_given(given)
-            return
-        with contextlib.ExitStack() as closing:
-            given = []
-            for fd in self.terminal.fds:
-                given.append(_open_again(fd))
-                closing.callback(os.close, given[-1])
-            self._put_given(given)
-
-    def _put_given(self, fds: list[int]) -> None:
-        if fds:
+    def _keep_given(self, fds: list[int]) -> None:
+        if fds and self._store.keeps:
             self._keeps_given = True
             self._put(_GIVEN_GROUP, fds)
 
@@ -233,22 +219,34 @@ class Stdio:
                 os.close(reader)
 
     def _open_streams(self, spec: StdioSpec, owner: tuple[int, int]) -> None:
+        given: list[int] = []
         if spec.stdin:
             child, self._stdin_hold = open_fifo(spec.stdin, owner)
             self._child_fds.append(child)
-            os.set_blocking(child, True)
+            given.append(child)
         else:
             self._child_fds.append(_open_null())
-        for path in (spec.stdout, spec.stderr):
-            if not path:
-                self._child_fds.append(_open_null())
-            elif path.startswith("file://"):
-                self._child_fds.append(_open_log_file(path.removeprefix("file://"), owner))
-            else:
-                hold, child = open_fifo(path, owner)
-                self._holds.append(hold)
-                self._child_fds.append(child)
-                os.set_blocking(child, True)
+        with contextlib.ExitStack() as pins:
+            outputs: list[tuple[int, int]] = []
+            for number, path in enumerate((spec.stdout, spec.stderr), 1):
+                if not path:
+                    self._child_fds.append(_open_null())
+                elif path.startswith("file://"):
+                    self._child_fds.append(_open_log_file(path.removeprefix("file://"), owner))
+                else:
+                    inode = _pin_fifo(path)
+                    pins.callback(os.close, inode)
+                    self._holds.append(_open_end(inode, os.O_RDONLY, owner))
+                    outputs.append((number, inode))
+            # Between an opening for writing and the keeping a death would end the output for the engine, which does
+            # not read on then: nothing else is done in between.
+            for number, inode in outputs:
+                child = _open_end(inode, os.O_WRONLY)
+                self._child_fds.insert(number, child)
+                given.append(child)
+            self._keep_given(given)
+        for fd in given:
+            os.set_blocking(fd, True)
 
     def _open_terminal(self, spec: StdioSpec, directory: str) -> None:
         # Engines may name a FIFO for stderr all the same: a terminal has one output, and they expect no second.
@@ -262,6 +260,13 @@ class Stdio:
                 hold, sink = open_fifo(spec.stdout, root)
                 self._holds.append(hold)
                 undo.callback(os.close, sink)
+            with contextlib.ExitStack() as closing:
+                given = []
+                for fd in (source, sink):
+                    if fd >= 0:
+                        given.append(_open_again(fd))
+                        closing.callback(os.close, given[-1])
+                self._keep_given(given)
             self.terminal = Terminal(directory, source, sink)
             # At once: a process whose master nobody holds is hung up.
             self.terminal.on_master = self._keep_terminal
@@ -318,12 +323,9 @@ def open_fifo(path: str, owner: tuple[int, int] | None) -> tuple[int, int]:
     non-blocking."""
     inode = _pin_fifo(path)
     try:
-        link = f"/proc/self/fd/{inode}"
-        reader = os.open(link, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        reader = _open_end(inode, os.O_RDONLY, owner)
         try:
-            if owner is not None and owner != (0, 0):
-                os.fchown(reader, *owner)
-            return reader, os.open(link, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return reader, _open_end(inode, os.O_WRONLY)
         except BaseException:
             os.close(reader)
             raise
@@ -333,8 +335,19 @@ def open_fifo(path: str, owner: tuple[int, int] | None) -> tuple[int, int]:
 
 def _open_again(fd: int) -> int:
     """Open a FIFO another time, as it is open already: a store keeps a description under its first name only."""
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-    return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    return _open_end(fd, fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE)
+
+
+def _open_end(inode: int, mode: int, owner: tuple[int, int] | None = None) -> int:
+    """Open one end of a FIFO that is known by a descriptor, non-blocking, and give it to `owner`."""
+    fd = os.open(f"/proc/self/fd/{inode}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if owner is not None and owner != (0, 0):
+            os.fchown(fd, *owner)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _pin_fifo(path: str) -> int:

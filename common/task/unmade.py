@@ -23,11 +23,12 @@ log = get_logger()
 
 @dataclass(frozen=True, slots=True)
 class UnmadeRecord:
-    """The names of what is kept, by "<container>/<exec>" (the exec is empty for a container's first process)."""
+    """The names of what is kept, by "<container>/<exec>" (the exec is empty for a container's first process): several
+    where it was undone several times."""
 
     VERSION: ClassVar[int] = 1
 
-    names: dict[str, str]
+    names: dict[str, list[str]]
 
 
 class Unmade:
@@ -39,7 +40,7 @@ class Unmade:
         """:param directory: where the record is, the pod's own."""
         self._path = f"{directory}/{RECORD_FILE}"
         self._store = store
-        self._names: dict[str, str] | None = None
+        self._names: dict[str, list[str]] | None = None
 
     def recover(self) -> None:
         """Go on with what an earlier daemon has noted.
@@ -51,30 +52,35 @@ class Unmade:
         except FileNotFoundError:
             return
         self._names = {}
-        for key, name in record.names.items() if of_this_boot else ():
-            if kept := self._store.take(name):
-                self._names[key] = name
-            for fd in kept:
-                os.close(fd)
+        for key, names in record.names.items() if of_this_boot else ():
+            for name in names:
+                if kept := self._store.take(name):
+                    self._names.setdefault(key, []).append(name)
+                for fd in kept:
+                    os.close(fd)
 
     def add(self, container_id: str, exec_id: str, name: str) -> None:
         """Note what is kept for a process."""
-        self._names = {**(self._names or {}), f"{container_id}/{exec_id}": name}
+        self._names = self._names or {}
+        self._names.setdefault(f"{container_id}/{exec_id}", []).append(name)
         self._save()
 
     def forget(self, container_id: str, exec_id: str = "") -> None:
         """Let go of what is kept for a process, if there is anything."""
-        if self._names and (name := self._names.pop(f"{container_id}/{exec_id}", "")):
-            self._store.remove(name)
-            self._save()
+        if self._names and (names := self._names.pop(f"{container_id}/{exec_id}", [])):
+            self._let_go(names)
 
     def forget_all(self) -> None:
         """Let go of everything."""
-        for name in (self._names or {}).values():
-            self._store.remove(name)
         if self._names:
+            names = [name for names in self._names.values() for name in names]
             self._names.clear()
-            self._save()
+            self._let_go(names)
+
+    def _let_go(self, names: list[str]) -> None:
+        for name in names:
+            self._store.remove(name)
+        self._save()
 
     def _save(self) -> None:
         """Write the record; without it a daemon that comes later lets go too early, which must not stop this one."""

@@ -38,5 +38,21 @@ SHARED_IDS = [
     for condition in (WITHOUT_IDS if FULL else WITHOUT_IDS[:1])
 ]
 
+# Who keeps the descriptors: our supervisor, or a manager like systemd, where pidfds alone tell exit codes.
+SUPERVISOR, MANAGER = "supervisor", "manager"
+KEEPERS = (SUPERVISOR, MANAGER)
+
+# The ways in which a daemon learns exit codes of which it was not there to be told.
+WAYS = (*((SUPERVISOR, without) for without in WITHOUT), (MANAGER, ""))
+WAYS_IDS = (*WITHOUT_IDS, "by pidfds alone")
+
+
+def way_name(trial: str, keeper: str, without: str) -> str:
+    """Return the name under which the figures of a trial are kept."""
+    return "-".join(
+        [trial, *(["pidfds-alone"] if keeper == MANAGER else []), *(["without", without] if without else [])]
+    )
+
+
 # A run that has failed is repeated with the seed that it has printed.
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)

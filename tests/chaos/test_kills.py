@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pytest
 
 from tests.chaos.results import RESULTS, record
-from tests.chaos.sizes import FULL, HANDLERS, SEED, SIZES, WITHOUT, WITHOUT_IDS
+from tests.chaos.sizes import FULL, HANDLERS, SEED, SIZES, WAYS, WAYS_IDS, way_name
 from tests.chaos.trial import Trial
 from tests.chaos.workload import Pod, strays
 
@@ -58,14 +58,16 @@ def keep_busy(trial: Trial, number: int, over: threading.Event, tally: Tally) ->
 
 
 @pytest.mark.timeout(1800 if FULL else 90)
-@pytest.mark.parametrize("without", WITHOUT, ids=WITHOUT_IDS)
+@pytest.mark.parametrize(("keeper", "without"), WAYS, ids=WAYS_IDS)
 @pytest.mark.parametrize("handler", HANDLERS, ids=str)
-def test_kills_at_random_moments_lose_no_container_exit_code_or_log_line(trial: Trial, without: str) -> None:
+def test_kills_at_random_moments_lose_no_container_exit_code_or_log_line(
+    trial: Trial, keeper: str, without: str
+) -> None:
     print(f"repeat with CHAOS_SEED={SEED}")
-    name = trial.named(f"kills-without-{without}" if without else "kills")
+    name = trial.named(way_name("kills", keeper, without))
     rng = random.Random(SEED)
     # A pod whose start nobody was told of is the collector's.
-    trial.start(config=trial.impatient_config(2.0), env={"SANDBOXD_WITHOUT": without})
+    trial.start(config=trial.impatient_config(2.0), env={"SANDBOXD_WITHOUT": without}, keeper=keeper)
     first = Pod(trial, host_network=False)
     first.stop(first.writer())
     first.remove()

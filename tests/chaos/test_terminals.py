@@ -2,6 +2,9 @@
 
 import time
 
+import pytest
+
+from tests.chaos.sizes import KEEPERS
 from tests.chaos.trial import Trial
 from tests.chaos.workload import Pod
 from tests.engine.streaming import exec_stream
@@ -10,8 +13,9 @@ from tests.engine.streaming import exec_stream
 SHELL = 'trap "echo hung up" HUP; echo ready; while read word; do echo "$word: $(stty size)"; done; exit 9'
 
 
-def test_a_terminal_outlives_the_daemon_with_its_size(trial: Trial) -> None:
-    trial.start()
+@pytest.mark.parametrize("keeper", KEEPERS)
+def test_a_terminal_outlives_the_daemon_with_its_size(trial: Trial, keeper: str) -> None:
+    trial.start(keeper=keeper)
     pod = Pod(trial)
     container = pod.run("sleep", "1000000")
     with exec_stream(trial.engine, container.id, "sh", "-c", SHELL, tty=True) as terminal:

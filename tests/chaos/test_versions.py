@@ -45,4 +45,5 @@ def test_a_version_that_writes_newer_records_can_come_go_and_come_again(
         trial, trial.state(), lambda: use(installation.newer), lambda: use(installation.older)
     )
     assert "start the version that wrote it" in (trial.engine.logs / "sandboxer.log").read_text()
+    assert trial.told == []
     assert trial.lost_connections() == []

@@ -3,12 +3,14 @@
 import os
 import re
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from common.ttrpc import Client
 from tests.chaos.kubelet import Kubelet
+from tests.chaos.sizes import MANAGER, SUPERVISOR
 from tests.engine.cri import Cri
 from tests.engine.engine import Engine
 from tests.engine.handlers import RUNC
@@ -16,6 +18,7 @@ from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
 
 HOOK = Path(__file__).with_name("hook")
+PLAIN_MANAGER = Path(__file__).with_name("manager.py")
 # What containerd says once it has lost a task's connection.
 LOST_CONNECTION = re.compile(r"ttrpc: (server )?closed")
 PROCESSES_OF_DAEMONS = re.compile(r"containerd|catatonit")
@@ -39,19 +42,27 @@ class Trial(Kubelet):
         return self.engine.cri
 
     def start(
-        self, *, code: Path = CHECKOUT, config: Path | None = None, env: Mapping[str, str] | None = None
+        self,
+        *,
+        code: Path = CHECKOUT,
+        config: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        keeper: str = SUPERVISOR,
     ) -> None:
-        """Start the supervisor, which starts the daemon from the code in a directory."""
+        """Start what keeps the descriptors (`KEEPERS`), which starts the daemon from the code in a directory."""
         self.without = (env or {}).get("SANDBOXD_WITHOUT", "")
         settings = {
             "PYTHONPATH": f"{HOOK}:{code}",
             "CHAOS_DIRECTORY": str(self.directory),
             **(env or {}),
         }
-        if config is None:
-            self.engine.start_sandboxer(env=settings, supervise=True)
-        else:
-            self.engine.start_sandboxer(config, env=settings, supervise=True)
+        manager = [sys.executable, "-I", str(PLAIN_MANAGER), str(self.directory)]
+        self.engine.start_sandboxer(
+            config or CHECKOUT / "configs/runc.yaml",
+            env=settings,
+            supervise=keeper == SUPERVISOR,
+            manager=manager if keeper == MANAGER else (),
+        )
 
     def impatient_config(self, grace_s: float) -> Path:
         """Write a configuration with which what the engine has forgotten is collected sooner."""

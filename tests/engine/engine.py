@@ -4,7 +4,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ import grpc
 
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.engine.cri import Cri
+from tests.engine.daemons import daemon_below, listens
 from tests.engine.handlers import RUNC, Handler
 from tests.engine.images import CHECKOUT, PAUSE
 from tests.engine.namespaces import Daemon, Namespaces, wait_until
@@ -206,11 +206,16 @@ class Engine:
         python: Path = PYTHON,
         env: Mapping[str, str] | None = None,
         supervise: bool = False,
+        manager: Sequence[str] = (),
     ) -> None:
-        """Start the sandboxer of our handler, below a supervisor or not, and wait until it listens."""
-        self._supervised = supervise
+        """Start the sandboxer of our handler, below a supervisor or not, and wait until it listens.
+
+        `manager` is a command that starts the one behind it as its child, and starts it again.
+        """
+        self._supervised = supervise or bool(manager)
         supervisor = ["--supervise"] if supervise else []
         self._sandboxer_command = [
+            *manager,
             str(python),
             "-m",
             "sandboxers",
@@ -251,17 +256,7 @@ class Engine:
         Raises ProcessLookupError while there is none.
         """
         pid = self.sandboxer_pid
-        if not self._supervised:
-            return pid
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            try:
-                words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            # A child that has not executed its program yet still looks like the supervisor.
-            if b"sandboxers" in words and b"--supervise" not in words:
-                return int(child)
-        raise ProcessLookupError(f"the supervisor {pid} has no daemon at present")
+        return daemon_below(pid) if self._supervised else pid
 
     def kill_daemon(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End the daemon, not its supervisor, and wait until it is gone."""
@@ -293,20 +288,13 @@ class Engine:
         """Wait until a daemon listens, be it the first or one that the supervisor has started again."""
         if self._sandboxer is None:
             raise RuntimeError("the sandboxer does not run")
-        self._wait_for(self._sandboxer, self._sandboxer_listens, "the sandboxer")
+        address = self.namespaces.root / self.ours.socket
+        self._wait_for(self._sandboxer, lambda: listens(address), "the sandboxer")
 
     def _spawn_sandboxer(self) -> None:
         with (self.logs / "sandboxer.log").open("ab") as log:
             self._sandboxer = self.namespaces.spawn(self._sandboxer_command, log, self._sandboxer_env)
         self.wait_for_daemon()
-
-    def _sandboxer_listens(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as client:
-            try:
-                client.connect(str(self.namespaces.root / self.ours.socket))
-            except (FileNotFoundError, ConnectionRefusedError):
-                return False
-        return True
 
     # ---------------------------------------------------------------- end and evidence
 

@@ -11,24 +11,26 @@ from typing import Protocol
 import pytest
 
 from tests.node.machine import missing_programs
-from tests.node.template import BUILD, Node, ready
+from tests.node.template import COPY, Node, ready
 
 ON_NODE = os.environ.get("SANDBOXD_NODE", "") != ""
 collect_ignore = [] if ON_NODE else ["inside"]
 
 REPORT = "/run/report.xml"
+PYTHON = "/opt/sandboxd/bin/python"
 # In the root cgroup, which alone may have processes and hand controllers to children.
 IN_ROOT_CGROUP = 'echo $$ >/sys/fs/cgroup/cgroup.procs; exec "$@"'
 SILENCE_LIMIT_S = 300
 
 
 class Inside(Protocol):
-    """Runs pytest in a node of the test's own; each failure, error and skip there fails the test here.
+    """Runs pytest in the node; each failure, error and skip there fails the test here.
 
-    Returns how many tests passed. `in_root_cgroup` is for suites that make trees of cgroups with controllers.
+    Returns how many tests passed. `supervised` is for those that look at the service: with the drop-in for kernels
+    before 6.15. `in_root_cgroup` is for suites that make trees of cgroups with controllers.
     """
 
-    def __call__(self, *arguments: str, in_root_cgroup: bool = False) -> int: ...
+    def __call__(self, *arguments: str, supervised: bool = False, in_root_cgroup: bool = False) -> int: ...
 
 
 @pytest.fixture(scope="session")
@@ -37,37 +39,48 @@ def template() -> Path:
     if os.geteuid() != 0:
         pytest.skip("a node is built by root")
     if missing := missing_programs():
-        pytest.skip(f"no {', '.join(missing)}: run scripts/install-packages node")
+        pytest.skip(f"no {', '.join(missing)}: run scripts/install-packages test")
     try:
         return ready()
     except FileNotFoundError as error:
         pytest.skip(f"{error.filename} is missing: run scripts/setup test")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def node(template: Path) -> Iterator[Node]:
-    """A clone of the template with this checkout in it."""
+    """A clone of the template with this checkout in it, which the tests of a module share."""
     node = Node(template)
     yield node
     node.close()
 
 
+@pytest.fixture(scope="module")
+def package(node: Node) -> None:
+    """The package, installed on the node as an operator does it."""
+    node.install_package()
+
+
 @pytest.fixture
 def inside(node: Node) -> Inside:
-    def run(*arguments: str, in_root_cgroup: bool = False) -> int:
+    def run(*arguments: str, supervised: bool = False, in_root_cgroup: bool = False) -> int:
         pytest_command = [
-            "/opt/sandboxd/bin/python", "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--junitxml={REPORT}",
+            PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--junitxml={REPORT}",
             # Emulated, all takes five to ten times as long.
             "-o", "timeout=300", "--tb=short", "--durations=5", *arguments,
         ]  # fmt: skip
         wrapper = ["sh", "-c", IN_ROOT_CGROUP, "sh"] if in_root_cgroup else []
         ended = node.channel.run(
             [*wrapper, *pytest_command],
-            cwd=BUILD,
-            env={"CI": "true", "SANDBOXD_NODE": "1", "TMPDIR": "/var/tmp"},
+            cwd=COPY,
+            env={
+                "CI": "true",
+                "SANDBOXD_NODE": "1",
+                "SANDBOXD_SUPERVISED": "1" if supervised else "",
+                "TMPDIR": "/var/tmp",
+            },
             timeout_s=SILENCE_LIMIT_S,
+            on_output=lambda text: print(text, end="", flush=True),
         )
-        print(ended.output)
         assert ended.status == 0, f"pytest ended with {ended.status} on the node"
         return _passed(node.run("cat", REPORT))
 

@@ -5,26 +5,22 @@ A template knows nothing of this checkout's code: a clone brings it along (`Node
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
-import io
-import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.node.machine import DEVICES, Machine, version
+from tests.node.package import CHECKOUT, checkout_archive, wheels_archive
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = CHECKOUT / ".cache/node"
 BUILD_TIMEOUT_S = 900
 BOOT_TIMEOUT_S = 180
+INSTALL_TIMEOUT_S = 300
 
 # The files that a node's disk is made of; others are the pins in pyproject.toml, and what is done after the boot.
 INPUTS = (
@@ -33,9 +29,21 @@ INPUTS = (
     ".cache/engine/.versions",
     ".cache/images/demo/index.json",
 )
-# What a clone gets of the checkout.
-PARTS = ("common", "configs", "proto", "sandboxers", "tests", "vmm", "pyproject.toml")
-BUILD = "/opt/sandboxd/build"
+# What a clone gets of the checkout, for the tests.
+PARTS = ("common", "configs", "proto", "sandboxers", "tests", "vmm", "pyproject.toml", "README.md")
+COPY = "/opt/node/checkout"
+
+# Two environments side by side, of which a link says which one is in use. Each is filled through the link, so that
+# its programs go by it.
+INSTALL = """\
+set -eu
+mv /opt/sandboxd /opt/sandboxd-older
+cp -al /opt/sandboxd-older /opt/sandboxd-newer
+for version in newer older; do
+    ln -sfn "/opt/sandboxd-$version" /opt/sandboxd
+    /opt/sandboxd/bin/pip install --quiet --disable-pip-version-check --no-index --no-deps "/opt/node/wheels/$version"/*
+done
+"""
 
 # With what it has read in its page cache, a clone starts its first programs in half the time.
 PREPARE = """\
@@ -48,6 +56,7 @@ systemctl start containerd
 tar -C /opt/node/images -cf - . | ctr --namespace k8s.io images import -
 systemctl stop containerd
 rm -rf /opt/node/images
+/opt/sandboxd/bin/pip --version
 /opt/sandboxd/bin/python -c 'import asyncio, ctypes, grpc.aio, hypothesis, psutil, pytest, structlog, yaml'
 crun --version && runc --version && find /usr/lib/cni -type f -exec cat {} + >/dev/null
 sync
@@ -122,10 +131,15 @@ class Node:
         self.channel = self.machine.channel
         try:
             self.run("date", "-s", f"@{time.time():.3f}")
-            self.upload(_checkout(), BUILD)
+            self.upload(checkout_archive(PARTS), COPY)
         except BaseException:
             self.close()
             raise
+
+    def install_package(self) -> None:
+        """Install the package in two versions, the older one being in use (tests/node/package.py)."""
+        self.upload(wheels_archive(), "/opt/node/wheels")
+        self.run("sh", "-c", INSTALL, timeout_s=INSTALL_TIMEOUT_S)
 
     def upload(self, archive: bytes, directory: str) -> None:
         """Unpack a tar archive into a directory of the node."""
@@ -141,32 +155,6 @@ class Node:
     def close(self) -> None:
         """End it; nothing is left of it. Idempotent."""
         self.machine.close()
-
-
-@contextlib.contextmanager
-def node() -> Iterator[Node]:
-    """A node for as long as the context is open."""
-    clone = Node(ready())
-    try:
-        yield clone
-    finally:
-        clone.close()
-
-
-def _checkout() -> bytes:
-    """What git knows of this checkout, or would add, as it lies here."""
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS],
-        cwd=CHECKOUT,
-        capture_output=True,
-        check=True,
-    )
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name in listing.stdout.decode().split("\0"):
-            if name and os.path.lexists(CHECKOUT / name):
-                archive.add(CHECKOUT / name, name)
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import shlex
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,64 +11,82 @@ import grpc
 import pytest
 
 from proto.gen.runtime.v1 import service_pb2 as pb
+from tests.chaos.kubelet import Kubelet
+from tests.engine.conftest import EVIDENCE, pytest_runtest_makereport
 from tests.engine.cri import Cri
+from tests.engine.namespaces import wait_until
+from tests.node.inside.systemd import SUPERVISED, Service, journal, systemctl
 
-BUILD = Path(__file__).resolve().parents[3]
+__all__ = ["pytest_runtest_makereport"]
+
+COPY = Path(__file__).resolve().parents[3]
 UNIT = "sandboxd@runc.service"
-LAUNCHER = """\
-#!/opt/sandboxd/bin/python
-import sys
-from sandboxers.__main__ import main
-sys.exit(main())
-"""
+SOCKET = Path("/run/sandboxd/runc.sock")
+STATE_DIR = Path("/run/sandboxd/runc")
+SUPERVISE = "sandboxd@.service.d/supervise.conf"
 
 
-def systemctl(*arguments: str) -> str:
-    """Run systemctl to its end and return its output; CalledProcessError if it fails."""
-    command = ["systemctl", *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=120).stdout.strip()
+class NodeKubelet(Kubelet):
+    """The client of the node's containerd."""
 
+    def __init__(self, cri: Cri, directory: Path) -> None:
+        super().__init__(directory)
+        self._cri = cri
 
-def show(unit: str, name: str) -> str:
-    """Return a property of a unit."""
-    return systemctl("show", "--value", "--property", name, unit)
+    @property
+    def cri(self) -> Cri:
+        return self._cri
 
 
 @pytest.fixture(scope="session")
-def service() -> Iterator[str]:
-    """The name of the running unit."""
-    Path("/etc/sandboxd").mkdir(exist_ok=True)
-    shutil.copy(BUILD / "configs/runc.yaml", "/etc/sandboxd/runc.yaml")
-    shutil.copy(BUILD / "configs/systemd/sandboxd@.service", "/etc/systemd/system/")
-    shutil.copy(BUILD / "configs/containerd/sandboxd-runc.toml", "/etc/containerd/conf.d/")
-    launcher = Path("/opt/sandboxd/bin/sandboxd")
-    launcher.write_text(LAUNCHER)
-    launcher.chmod(0o755)
+def installed() -> None:
+    """What the README tells to install; the drop-in for older kernels only if these tests are about it."""
+    for line in (COPY / "README.md").read_text().splitlines():
+        if line.startswith("    install "):
+            subprocess.run(shlex.split(line), cwd=COPY, check=True)
+    if not SUPERVISED:
+        Path("/etc/systemd/system", SUPERVISE).unlink()
     systemctl("daemon-reload")
-    systemctl("start", UNIT)
+
+
+@pytest.fixture(scope="session")
+def containerd(installed: None) -> Iterator[Cri]:
+    """The node's containerd, which answers."""
     systemctl("start", "containerd")
-    yield UNIT
-    systemctl("stop", "containerd", UNIT)
+    with Cri(Path("/run/containerd/containerd.sock")) as cri:
+
+        def answers() -> bool:
+            try:
+                cri.runtime.Status(pb.StatusRequest(), timeout=10)
+            except grpc.RpcError:
+                return False
+            return True
+
+        wait_until(answers, timeout_s=120, what="containerd's CRI", interval_s=0.2)
+        yield cri
+    systemctl("stop", "containerd")
+
+
+@pytest.fixture(scope="session")
+def service(installed: None, request: pytest.FixtureRequest) -> Iterator[Service]:
+    """The unit, running."""
+    service = Service(UNIT, SOCKET)
+    collectors = request.session.stash.setdefault(EVIDENCE, [])
+
+    def evidence() -> str:
+        return "\n".join(f"--- {unit}\n{journal(unit, 60)}" for unit in (UNIT, "containerd"))
+
+    collectors.append(evidence)
+    # Enabled, as the README says: what nothing refers to loses its descriptors when it stops.
+    service("enable", "--now")
+    yield service
+    service("stop")
+    collectors.remove(evidence)
 
 
 @pytest.fixture
-def cri(service: str) -> Iterator[Cri]:
-    """The engine's client; every pod is removed afterwards."""
-    with Cri(Path("/run/containerd/containerd.sock")) as cri:
-        _wait_for_answer(cri)
-        yield cri
-        for pod in cri.pods():
-            cri.stop_pod(pod.id)
-            cri.remove_pod(pod.id)
-
-
-def _wait_for_answer(cri: Cri) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            cri.runtime.Status(pb.StatusRequest(), timeout=10)
-            return
-        except grpc.RpcError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+def kubelet(service: Service, containerd: Cri, tmp_path: Path) -> Iterator[Kubelet]:
+    """A client of the engine; every pod is removed afterwards."""
+    kubelet = NodeKubelet(containerd, tmp_path)
+    yield kubelet
+    kubelet.remove_all_pods()

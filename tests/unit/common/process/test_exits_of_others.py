@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,10 +14,12 @@ from textwrap import dedent
 import pytest
 
 from common.linux.pidfd import start_time
+from common.process import exits
 from common.process.exit_log import DAEMON, ExitLog
 from common.process.exits import ExitStatus, ExitWatcher
 from tests.unit.common.process.supervised import ROOT, Supervised
 
+KERNEL = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
 WITHOUT = ["", "pidfd-info", "pidfd-info pidfd-hup"]
 
 # The first daemon starts containers and dies; the second finds out how they end, some before and some after it came.
@@ -108,20 +111,50 @@ def test_an_older_kernel_without_a_supervisor_says_that_the_code_is_unknown() ->
         watcher = ExitWatcher()
         end = asyncio.get_running_loop().create_future()
         watcher.watch(pid, end.set_result)
+        print("watching", flush=True)
         status = await asyncio.wait_for(end, 10)
         print(status.code, status.known)
         watcher.close()
 
     asyncio.run(main(int(sys.argv[2])))
     """
-    process = subprocess.Popen(["/bin/sleep", "0.5"])
+    process = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
     argv = [sys.executable, "-I", "-c", dedent(script), str(ROOT), str(process.pid)]
     environment = {"SANDBOXD_WITHOUT": "pidfd-info pidfd-hup"}
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment) as watching:
-        time.sleep(1.2)  # a zombie all that time
+        assert watching.stdout is not None
+        assert watching.stdout.readline() == "watching\n"
+        assert process.stdin is not None
+        process.stdin.close()
+        time.sleep(0.7)  # a zombie all that time
         process.wait()
         output, _ = watching.communicate(timeout=20)
     assert output == "255 False\n"
+
+
+@pytest.mark.skipif(KERNEL < (6, 15), reason="no PIDFD_GET_INFO")
+@pytest.mark.may_skip("the kernel is older than 6.15")
+async def test_a_foreign_parent_may_take_any_time_to_reap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exits, "_SLOW_RETRIES", 2)
+    script = (
+        "import os; p = os.spawnlp(os.P_NOWAIT, 'sh', 'sh', '-c', 'exit 7'); print(p, flush=True); input()"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", f"{script}; os.waitpid(p, 0)", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    assert parent.stdin is not None
+    watcher = ExitWatcher()
+    end: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+    watcher.watch(int(await parent.stdout.readline()), end.set_result)
+    await asyncio.sleep(1.0)  # longer than the retries
+    assert not end.done()
+    parent.stdin.write(b"\n")
+    status = await asyncio.wait_for(end, 10)
+    assert (status.code, status.known) == (7, True)
+    watcher.close()
+    parent.stdin.close()
+    await parent.wait()
 
 
 async def test_the_end_of_our_own_child_is_in_the_log_before_anybody_is_told() -> None:
