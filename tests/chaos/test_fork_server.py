@@ -51,7 +51,7 @@ def test_no_container_minds_the_death_of_the_fork_server(trial: Trial, without: 
     before = trial.remains()
     pod = Pod(trial)
     writer = pod.writer()
-    echo = pod.run(*pod.programs.reply(5), name="echo", stdin=True)
+    echo = pod.run(*pod.programs.echo(5), name="echo", stdin=True)
     for number in range(ROUNDS):
         kill_fork_server(trial)
         assert pod.status(writer).state == pod.status(echo).state == RUNNING

@@ -35,10 +35,6 @@ class Programs(ABC):
         """Copy the input to the output and exit."""
 
     @abstractmethod
-    def reply(self, code: int) -> tuple[str, ...]:
-        """Read a line, answer `got <line>` and exit."""
-
-    @abstractmethod
     def echo(self, code: int) -> tuple[str, ...]:
         """Answer each line with `got <line>`; exit after the line `end`."""
 
@@ -65,9 +61,6 @@ class ShellScripts(Programs):
 
     def cat(self, code: int) -> tuple[str, ...]:
         return "sh", "-c", f"cat; exit {code}"
-
-    def reply(self, code: int) -> tuple[str, ...]:
-        return "sh", "-c", f"read line; sleep 0.2; echo got $line; exit {code}"
 
     def echo(self, code: int) -> tuple[str, ...]:
         script = f'while read line; do echo "got $line"; [ "$line" != end ] || exit {code}; done'
@@ -105,9 +98,6 @@ class Modules(Programs):
 
     def cat(self, code: int) -> tuple[str, ...]:
         return "/cat.wasm", str(code)
-
-    def reply(self, code: int) -> tuple[str, ...]:
-        return "/reply.wasm", str(code)
 
     def echo(self, code: int) -> tuple[str, ...]:
         return "/echo.wasm", str(code)

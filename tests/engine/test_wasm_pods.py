@@ -132,19 +132,19 @@ def test_standard_input_reaches_a_module_and_its_end_too(engine: Engine, pod: Mo
 
 
 def test_who_attaches_talks_to_the_module(engine: Engine, pod: ModulePod) -> None:
-    container = pod.start("/reply.wasm", "5", stdin=True)
+    container = pod.start("/echo.wasm", "5", stdin=True)
     with attach_stream(engine, container) as stream:
-        stream.write(b"is anybody there\n")
-        stream.expect(b"got is anybody there\n")
+        stream.ask(b"is anybody there\n", b"got is anybody there\n")
+        stream.write(b"end\n")
     assert pod.outcome(container).code == 5
 
 
 def test_a_terminal_echoes_and_ends_with_the_module(engine: Engine, pod: ModulePod) -> None:
-    container = pod.start("/reply.wasm", "9", stdin=True, tty=True)
+    container = pod.start("/echo.wasm", "9", stdin=True, tty=True)
     with attach_stream(engine, container, tty=True) as stream:
-        stream.write(b"typed\n")
-        stream.expect(b"typed\r\n")
-        stream.expect(b"got typed\r\n")
+        # What is typed is shown, and then answered.
+        stream.ask(b"typed\n", b"typed\r\ngot typed\r\n")
+        stream.write(b"end\n")
     assert pod.outcome(container).code == 9
     with exec_stream(engine, pod.start("/sleeper.wasm", name="other"), "/cat.wasm", "7", tty=True) as stream:
         stream.write(b"line\n")
