@@ -58,7 +58,7 @@ class Trial(Kubelet):
         }
         manager = [sys.executable, "-I", str(PLAIN_MANAGER), str(self.directory)]
         self.engine.start_sandboxer(
-            config or CHECKOUT / "configs/runc.yaml",
+            config or self.engine.ours.config,
             env=settings,
             supervise=keeper == SUPERVISOR,
             manager=manager if keeper == MANAGER else (),
