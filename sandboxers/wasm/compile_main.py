@@ -43,6 +43,9 @@ def main() -> None:
 
 def _compile(engine: str, kind: str, memory_mib: int, output: int) -> str:
     loaded = load_engine(EngineName(engine)) if engine != "-" else None
+    if loaded is not None:
+        # Our installation may be root's alone.
+        loaded.load_compiler()
     _confine(memory_mib)
     with open(0, "rb") as file:
         file.seek(0)

@@ -56,6 +56,10 @@ class Engine(Protocol):
         """What compiled code depends on beside the module: name, version, target; as part of a file name."""
         ...
 
+    def load_compiler(self) -> None:
+        """Load what `compile` needs beside: later this process may not be able to read it any more."""
+        ...
+
     def compile(self, module: bytes, kind: Kind) -> bytes:
         """Return native code of a module that can be run.
 

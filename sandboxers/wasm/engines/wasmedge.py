@@ -138,6 +138,9 @@ class WasmEdge:
     def key(self) -> str:
         return f"wasmedge-{self._library.VersionGet().decode()}-{os.uname().machine}"
 
+    def load_compiler(self) -> None:
+        """It is in the library."""
+
     def compile(self, module: bytes, kind: Kind) -> bytes:
         _require_core(kind)
         library = self._library

@@ -38,6 +38,9 @@ class Wasmtime:
     def key(self) -> str:
         return f"{self._library.version}-{os.uname().machine}"
 
+    def load_compiler(self) -> None:
+        from sandboxers.wasm.engines import wasmtime_compiler  # noqa: F401  (weighs more than all else here)
+
     def compile(self, module: bytes, kind: Kind) -> bytes:
         from sandboxers.wasm.engines.wasmtime_compiler import compile_module
 
