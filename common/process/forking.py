@@ -48,7 +48,7 @@ class Forker:
             if pid == 0:
                 # Whatever happens in there, the server's code after this must not run twice.
                 try:
-                    _close_all_but(keep_fds)
+                    close_all_but(keep_fds)
                     os.setsid()
                     run()
                 finally:
@@ -56,7 +56,8 @@ class Forker:
         return pid
 
 
-def _close_all_but(keep_fds: Collection[int]) -> None:
+def close_all_but(keep_fds: Collection[int]) -> None:
+    """Close all descriptors but these and the standard ones."""
     first = _FIRST_OTHER_FD
     for fd in sorted(keep_fds):
         os.closerange(first, fd)

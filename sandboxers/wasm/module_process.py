@@ -25,11 +25,12 @@ from common.linux.paths import open_in_root
 from common.linux.privileges import drop_privileges, forbid_inspection, set_name
 from common.linux.seccomp import install_filter
 from common.linux.terminal import make_controlling
+from common.process.forking import close_all_but
 from sandboxers.wasm import launch
 from sandboxers.wasm.cache import Cache, checksum_of
 from sandboxers.wasm.engines import Engine, Invocation, Program
 from sandboxers.wasm.files import CONFIG_FILE, ProcessFiles
-from sandboxers.wasm.modules import open_module
+from sandboxers.wasm.modules import Kind, open_module
 from sandboxers.wasm.plan import ContainerPlan, ProcessPlan, plan_container, plan_process
 
 _MACHINE = os.uname().machine
@@ -83,6 +84,7 @@ class ModuleProcess:
         self._console = str(message["console"])
         self._fds = fds
         self._channel = socket.socket(fileno=fds.channel)
+        self._code: list[int] = []
 
     def run(self) -> NoReturn:
         """Become the container and run the module; ends this process."""
@@ -116,6 +118,8 @@ class ModuleProcess:
         else:
             program = self._load_in_new_root(container, process)
         self._open_streams(process)
+        # Whatever a library has opened on the way here is of the host.
+        close_all_but({self._channel.fileno(), self._gate, *self._code})
         _enter_directory(process.cwd)
         os.umask(process.umask)
         for number, soft, hard in process.rlimits:
@@ -168,14 +172,20 @@ class ModuleProcess:
                 path = self._parts.cache.find(key)
                 if path is not None:
                     with contextlib.suppress(ValueError):
-                        return self._parts.engine.load(path, kind)
+                        return self._map(path, kind)
                 self._ask({"missing": launch.MISSING_MODULE, "key": key, "kind": kind}, [module])
             path = self._parts.cache.find(key)
             if path is None:
                 raise Internal(f"the compiled module {key} vanished from the cache")
-            return self._parts.engine.load(path, kind)
+            return self._map(path, kind)
         finally:
             os.close(module)
+
+    def _map(self, path: str, kind: Kind) -> Program:
+        program = self._parts.engine.load(path, kind)
+        # An engine may keep the file open, to map a module's memory from it.
+        self._code = _descriptors_of(path)
+        return program
 
     def _filter(self, profile: Mapping[str, Any] | None) -> bytes:
         text = self._parts.default_profile if profile is None else packed_profile(profile)
@@ -279,6 +289,16 @@ def _enter_directory(cwd: str) -> None:
         os.chdir(cwd)
     except OSError as error:
         raise InvalidArgument(f"the working directory {cwd} cannot be entered: {error.strerror}") from error
+
+
+def _descriptors_of(path: str) -> list[int]:
+    """Return our open descriptors of a file."""
+    wanted, found = os.stat(path), []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing itself
+            if os.path.samestat(os.fstat(int(name)), wanted):
+                found.append(int(name))
+    return found
 
 
 def _root_of(pidfd: int) -> int:

@@ -62,7 +62,9 @@ class Wasmtime:
         return ComponentProgram(library, self._engine, self._component_linker, loaded)
 
     def rehearse(self) -> None:
-        _make_context(self._library, self._engine, Invocation(["none"], {"PATH": "/"}, 1))
+        # Without a root: here that would be the host's, and stay open.
+        wasi = _configure(self._library, Invocation(["none"], {"PATH": "/"}))
+        _make_context(self._library, self._engine, wasi, 1)
 
 
 class _Program(ABC):
@@ -74,7 +76,11 @@ class _Program(ABC):
         self._context = 0
 
     def run(self, invocation: Invocation) -> int:
-        self._context = _make_context(self._library, self._engine, invocation)
+        library, wasi = self._library, _configure(self._library, invocation)
+        if not library.wasi_config_preopen_dir(wasi, b"/", b"/", True):
+            print("the root directory cannot be opened", file=sys.stderr, flush=True)
+            return NOT_RUN_EXIT_CODE
+        self._context = _make_context(library, self._engine, wasi, invocation.memory_limit_bytes)
         code = NOT_RUN_EXIT_CODE
         try:
             self._instantiate()
@@ -160,8 +166,8 @@ class ComponentProgram(_Program):
         return None
 
 
-def _make_context(library: LibWasmtime, engine: int, invocation: Invocation) -> int:
-    """Make a store for one instance, with WASI; return its context."""
+def _configure(library: LibWasmtime, invocation: Invocation) -> int:
+    """Return a configuration of WASI that has all but directories."""
     wasi = library.wasi_config_new()
     args, names, values = list(invocation.args), list(invocation.env), list(invocation.env.values())
     library.wasi_config_set_argv(wasi, len(args), strings(args))
@@ -172,13 +178,17 @@ def _make_context(library: LibWasmtime, engine: int, invocation: Invocation) -> 
     # That of the pod, as for any program.
     library.wasi_config_inherit_network(wasi)
     library.wasi_config_allow_ip_name_lookup(wasi, True)
-    library.wasi_config_preopen_dir(wasi, b"/", b"/", True)
+    return int(wasi)
+
+
+def _make_context(library: LibWasmtime, engine: int, wasi: int, memory_limit_bytes: int) -> int:
+    """Make a store for one instance, with WASI; return its context."""
     store = library.wasmtime_store_new(engine, None, None)
     context = library.wasmtime_store_context(store)
     library.check(library.wasmtime_context_set_wasi(context, wasi))
-    if invocation.memory_limit_bytes > 0:
+    if memory_limit_bytes > 0:
         others = [_NO_LIMIT] * 4
-        library.wasmtime_store_limiter(store, invocation.memory_limit_bytes, *others)
+        library.wasmtime_store_limiter(store, memory_limit_bytes, *others)
     return int(context)
 
 

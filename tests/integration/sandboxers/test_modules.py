@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -326,3 +327,19 @@ async def test_a_module_of_a_volume_runs_too(bench: Bench, tmp_path: Path) -> No
     process = bench._watched(await bench.backend.create("c", prepared, stdio), stdio, output, source)
     await bench.backend.start("c", prepared)
     assert await process.code() == 6
+
+
+# -- what a module must not reach ----------------------------------------------------------------------
+
+
+async def test_no_process_has_a_descriptor_of_a_directory_of_the_host(bench: Bench) -> None:
+    first, _ = await bench.run("c", "sh", "-c", "echo up; cat")
+    await first.expect(b"up\n")
+    second = await bench.exec("c", "sh", "-c", "echo up; cat")
+    await second.expect(b"up\n")
+    for pid in (first.pid, second.pid):
+        root = os.stat(f"/proc/{pid}/root/")
+        opened = [os.stat(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+        directories = [found for found in opened if stat.S_ISDIR(found.st_mode)]
+        assert directories
+        assert all(os.path.samestat(found, root) for found in directories)
