@@ -23,6 +23,7 @@ from common.linux.container_root import ContainerRoot
 from common.linux.namespaces import join, join_process
 from common.linux.paths import open_in_root
 from common.linux.privileges import drop_privileges, forbid_inspection, set_name
+from common.linux.sealed_file import sealed_file
 from common.linux.seccomp import install_filter
 from common.linux.terminal import make_controlling
 from common.process.forking import close_all_but
@@ -30,7 +31,7 @@ from sandboxers.wasm import launch
 from sandboxers.wasm.cache import Cache, checksum_of
 from sandboxers.wasm.engines import Engine, Invocation, Program
 from sandboxers.wasm.files import CONFIG_FILE, ProcessFiles
-from sandboxers.wasm.modules import Kind, open_module
+from sandboxers.wasm.modules import HEADER_BYTES, Kind, kind_of, module_parts, open_module
 from sandboxers.wasm.plan import ContainerPlan, ProcessPlan, plan_container, plan_process
 
 _MACHINE = os.uname().machine
@@ -165,21 +166,25 @@ class ModuleProcess:
     def _load_module(self, root_fd: int, process: ProcessPlan) -> Program:
         module, kind = open_module(root_fd, process.args, process.cwd, process.env)
         try:
-            digest = checksum_of(module)
-            key = f"{digest}-{kind}-{self._parts.engine.key}"
-            # What the cache holds may be of an engine that was configured otherwise: it is made again then, once.
-            for _ in range(2):
-                path = self._parts.cache.find(key)
-                if path is not None:
-                    with contextlib.suppress(ValueError):
-                        return self._map(path, kind)
-                self._ask({"missing": launch.MISSING_MODULE, "key": key, "kind": kind}, [module])
+            path = self._parts.cache.find(self._key(module, kind))
+            if path is not None:
+                # What the cache holds may be of an engine that was configured otherwise: it is made again then.
+                with contextlib.suppress(ValueError):
+                    return self._map(path, kind)
+            # Others may write to the file while it is compiled: what gives the key is what is compiled.
+            with sealed_file(module_parts(module)) as copy:
+                kind = kind_of(os.pread(copy, HEADER_BYTES, 0))
+                key = self._key(copy, kind)
+                self._ask({"missing": launch.MISSING_MODULE, "key": key, "kind": kind}, [copy])
             path = self._parts.cache.find(key)
             if path is None:
                 raise Internal(f"the compiled module {key} vanished from the cache")
             return self._map(path, kind)
         finally:
             os.close(module)
+
+    def _key(self, module: int, kind: Kind) -> str:
+        return f"{checksum_of(module)}-{kind}-{self._parts.engine.key}"
 
     def _map(self, path: str, kind: Kind) -> Program:
         program = self._parts.engine.load(path, kind)
@@ -192,7 +197,7 @@ class ModuleProcess:
         key = f"filter-{hashlib.sha256(text).hexdigest()}-{_MACHINE}"
         path = self._parts.cache.find(key)
         if path is None:
-            with _memory_file(text) as fd:
+            with sealed_file([text]) as fd:
                 self._ask({"missing": launch.MISSING_FILTER, "key": key, "kind": ""}, [fd])
             path = self._parts.cache.find(key)
         if path is None:
@@ -308,13 +313,3 @@ def _root_of(pidfd: int) -> int:
         return os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         raise FailedPrecondition("the container's first process has ended") from None
-
-
-@contextlib.contextmanager
-def _memory_file(text: bytes) -> Any:
-    fd = os.memfd_create("profile", os.MFD_CLOEXEC)
-    try:
-        os.write(fd, text)
-        yield fd
-    finally:
-        os.close(fd)

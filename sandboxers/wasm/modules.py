@@ -18,6 +18,8 @@ from common.errors import InvalidArgument
 from common.linux.paths import open_in_root
 
 MAX_MODULE_BYTES = 512 << 20
+HEADER_BYTES = 8
+_PART_BYTES = 1 << 20
 
 _MAGIC = b"\0asm"
 _VERSIONS = {b"\x01\x00\x00\x00": "core", b"\x0d\x00\x01\x00": "component"}
@@ -76,12 +78,29 @@ def open_module(root_fd: int, args: Sequence[str], cwd: str, env: Mapping[str, s
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise InvalidArgument("it is not a regular file")
             if os.fstat(fd).st_size > MAX_MODULE_BYTES:
-                raise InvalidArgument(f"it is larger than {MAX_MODULE_BYTES >> 20} MiB")
-            return fd, kind_of(os.pread(fd, 8, 0))
+                raise _too_large()
+            return fd, kind_of(os.pread(fd, HEADER_BYTES, 0))
         except BaseException:
             os.close(fd)
             raise
     raise InvalidArgument(f"there is no module {name}: no such file or directory in the container's root")
+
+
+def module_parts(fd: int) -> Iterator[bytes]:
+    """Give what a file holds, from its beginning, part by part.
+
+    :raise InvalidArgument: it has become larger than a module may be.
+    """
+    offset = 0
+    while part := os.pread(fd, _PART_BYTES, offset):
+        offset += len(part)
+        if offset > MAX_MODULE_BYTES:
+            raise _too_large()
+        yield part
+
+
+def _too_large() -> InvalidArgument:
+    return InvalidArgument(f"it is larger than {MAX_MODULE_BYTES >> 20} MiB")
 
 
 def _candidates(name: str, cwd: str, env: Mapping[str, str]) -> Iterator[str]:

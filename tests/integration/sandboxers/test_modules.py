@@ -17,7 +17,9 @@ import pytest
 from common.errors import InvalidArgument, ResourceExhausted
 from common.linux.pidfd import start_time
 from common.process.exits import ExitWatcher
+from sandboxers.wasm.compiler import Compiler
 from sandboxers.wasm.config import ModulesConfig
+from sandboxers.wasm.launch import MISSING_MODULE
 from tests.contract.task_backend import Bench
 from tests.contract.wasm import Modules, make_rootfs, running_modules
 from tests.modules import module
@@ -343,3 +345,28 @@ async def test_no_process_has_a_descriptor_of_a_directory_of_the_host(bench: Ben
         directories = [found for found in opened if stat.S_ISDIR(found.st_mode)]
         assert directories
         assert all(os.path.samestat(found, root) for found in directories)
+
+
+class OverwrittenMeanwhile(Compiler):
+    """A compiler before whose work somebody changes the module."""
+
+    target: Path
+    content: bytes
+
+    async def compile(self, what: str, key: str, kind: str, source: int) -> None:
+        if what == MISSING_MODULE:
+            self.target.write_bytes(self.content)
+        await super().compile(what, key, kind, source)
+
+
+async def test_who_overwrites_a_module_while_it_is_compiled_changes_nobody_elses(
+    bench: Bench, modules: Modules, config: ModulesConfig, exits: ExitWatcher, rootfs: Path
+) -> None:
+    compiler = OverwrittenMeanwhile(config, modules.cache, exits)
+    compiler.target, compiler.content = rootfs / "mine", module("hello").read_bytes()
+    compiler.target.write_bytes(module("sh").read_bytes())
+    modules.backend._compiler = compiler
+    own, _ = await bench.run("attacker", "/mine", "-c", "exit 3")
+    assert await own.code() == 3
+    other, _ = await bench.run("victim", "sh", "-c", "exit 4")
+    assert await other.code() == 4
