@@ -1,7 +1,8 @@
 """The root file system of a process in a mount namespace of its own: mounts on top, then everything else gone.
 
 Destinations lie in a tree that an image has filled: they are resolved inside it and mounted through descriptors, so
-that no link leads astray (openat2(2), move_mount(2)). Mounts are finished before they are attached.
+that no link leads astray (openat2(2), move_mount(2)). Mounts are finished before they are attached. Device nodes work
+nowhere but in a temporary /dev, which has the harmless ones.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ class ContainerRoot:
         _libc.mount(rootfs, rootfs, None, MS_BIND | MS_REC, None)
         _libc.mount(None, rootfs, None, MS_PRIVATE, None)
         self.fd = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # An image may hold nodes of any device of the host; there is no device cgroup here.
+        _libc.mount_setattr(self.fd, attr_set=MS_NODEV, recursive=True, path=rootfs)
 
     def mount(self, mounts: Iterable[InnerMount]) -> None:
         """Attach mounts, in order, making their mount points.
@@ -99,7 +102,7 @@ class ContainerRoot:
         try:
             for attributes, all_below in (
                 (_attributes(flags.flags), False),
-                (_recursive_attributes(inner.options), True),
+                (_recursive_attributes(inner.options) | MS_NODEV, True),
             ):
                 if attributes:
                     _libc.mount_setattr(tree, attr_set=attributes, recursive=all_below, path=inner.source)
@@ -121,12 +124,14 @@ class ContainerRoot:
 
     def _mount_tmpfs(self, inner: InnerMount) -> None:
         options = parse_options(inner.options)
+        has_devices = os.path.normpath(inner.destination) == "/dev"
+        flags = options.flags & ~MS_NODEV if has_devices else options.flags | MS_NODEV
         target = make_mount_point(self.fd, inner.destination, True)
         try:
-            _libc.mount("tmpfs", f"/proc/self/fd/{target}", "tmpfs", options.flags, options.data)
+            _libc.mount("tmpfs", f"/proc/self/fd/{target}", "tmpfs", flags, options.data)
         finally:
             os.close(target)
-        if os.path.normpath(inner.destination) == "/dev":
+        if has_devices:
             self._make_devices()
 
     def _make_devices(self) -> None:

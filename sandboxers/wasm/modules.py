@@ -68,15 +68,20 @@ def open_module(root_fd: int, args: Sequence[str], cwd: str, env: Mapping[str, s
     name = args[0]
     for path in _candidates(name, cwd, env):
         try:
-            fd = open_in_root(root_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            found = open_in_root(root_fd, path, os.O_PATH)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             reason = "a link that leads nowhere" if error.errno == errno.ELOOP else error.strerror
             raise InvalidArgument(f"it cannot be opened: {reason}") from error
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            # To open a device or a FIFO does something already.
+            if not stat.S_ISREG(os.fstat(found).st_mode):
                 raise InvalidArgument("it is not a regular file")
+            fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(found)
+        try:
             if os.fstat(fd).st_size > MAX_MODULE_BYTES:
                 raise _too_large()
             return fd, kind_of(os.pread(fd, HEADER_BYTES, 0))

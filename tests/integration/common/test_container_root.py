@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,29 @@ def test_a_read_only_root_is_so_and_what_is_mounted_in_it_is_not(rootfs: Path, v
     results = inside(rootfs, "write('/etc/new')", "write('/data/new')", mounts=mounts, readonly=True)
     assert results == ["read-only", None]
     assert (volume / "new").read_text() == "text"
+
+
+def test_device_nodes_work_in_dev_only(rootfs: Path, volume: Path) -> None:
+    below = volume / "below"
+    below.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", below], check=True)
+    try:
+        for directory in (rootfs, volume, below):
+            os.mknod(directory / "zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+        results = inside(
+            rootfs,
+            *(f"open('{path}/zero', 'rb').read(1).hex()" for path in ("", "/data", "/data/below", "/new")),
+            "open('/dev/zero', 'rb').read(1).hex()",
+            mounts=[
+                ["/data", "bind", str(volume), ["rbind", "dev"]],
+                ["/dev", "tmpfs", "tmpfs", ["nosuid", "nodev"]],
+                ["/new", "tmpfs", "tmpfs", ["dev"]],
+                ["/new/zero", "bind", str(volume / "zero"), ["bind"]],
+            ],
+        )
+    finally:
+        subprocess.run(["umount", below], check=True)
+    assert results == [*["PermissionError"] * 4, "00"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,7 +78,9 @@ def test_links_lead_to_files_of_the_same_root_only(root: int, tmp_path: Path) ->
 
 def test_only_regular_files_are_opened(root: int, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.wasm")
-    for name in ("/fifo.wasm", "/bin"):
+    # It cannot be opened: that it is none must be seen without.
+    os.mknod(tmp_path / "socket.wasm", stat.S_IFSOCK | 0o600)
+    for name in ("/fifo.wasm", "/socket.wasm", "/bin"):
         with pytest.raises(InvalidArgument, match="regular"):
             found(root, name)
 
