@@ -36,6 +36,10 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     exit_on_signals()
     daemon = socket.socket(fileno=os.dup(0))
+    # Children inherit it: a socket that lives on in them would keep what is queued there for a server that is gone.
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     try:
         loaded = load_engine(EngineName(engine))
     except SandboxdError as error:

@@ -114,6 +114,37 @@ async def test_launches_at_the_moment_of_its_death_succeed(bench: Bench, modules
         assert await process.code() == number
 
 
+class HeldBack(Compiler):
+    """A compiler that waits before it begins."""
+
+    begins: asyncio.Event
+
+    async def compile(self, what: str, key: str, kind: str, source: int) -> None:
+        await self.begins.wait()
+        await super().compile(what, key, kind, source)
+
+
+async def test_a_launch_that_dies_with_the_server_waits_for_no_other_launch(
+    bench: Bench, modules: Modules, config: ModulesConfig, exits: ExitWatcher, rootfs: Path
+) -> None:
+    await (await bench.run("warm", "true"))[0].code()
+    compiler = modules.backend._compiler = HeldBack(config, modules.cache, exits)
+    compiler.begins = asyncio.Event()
+    shutil.copy(module("cat"), rootfs / "other")
+    compiled = asyncio.create_task(bench.create("compiled", "/other"))
+    await asyncio.sleep(0.3)
+    old = modules.server.pid
+    os.kill(old, signal.SIGSTOP)
+    queued = asyncio.create_task(bench.run("queued", "sh", "-c", "exit 4"))
+    await asyncio.sleep(0.1)
+    os.kill(old, signal.SIGKILL)
+    process, _ = await asyncio.wait_for(queued, 10)
+    assert await process.code() == 4
+    assert not compiled.done()
+    compiler.begins.set()
+    await compiled
+
+
 async def test_a_process_that_was_kept_ahead_may_be_killed(bench: Bench, modules: Modules) -> None:
     await (await bench.run("first", "true"))[0].code()
     for pid in children_named(b"fork_server_main"):
