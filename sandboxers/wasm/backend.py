@@ -70,8 +70,15 @@ class WasmBackend:
         """Let a process become the container and load its module, up to the gate of its start; or nothing.
 
         :raise AlreadyExists: the container's directory or cgroup has a process already, which is left alone.
-        :raise InvalidArgument: there is no module, or it cannot be run, and why.
+        :raise InvalidArgument: there is no module, or it cannot be run, and why; or the cgroup has not the container's
+            name.
         """
+        if container.cgroups_path and self._own_cgroup(container_id, container) is None:
+            # What bears another name is never removed, whoever has made it (`Hierarchies.of_container`).
+            raise InvalidArgument(
+                f"container {container_id}: the cgroup {container.cgroups_path} must be named after the container: "
+                f"/<parent>/{container_id}, or <slice>:<prefix>:{container_id} with systemd"
+            )
         files = ProcessFiles(container.directory)
         if os.path.lexists(files.record):
             raise AlreadyExists(f"container {container_id} exists already")
@@ -137,7 +144,7 @@ class WasmBackend:
     async def delete(self, container_id: str, container: PreparedContainer) -> None:
         """Kill what is left of the container, and remove its cgroup."""
         self._kill(ProcessFiles(container.directory))
-        cgroup = self._hierarchies.of_container(container.cgroups_path, container_id)
+        cgroup = self._own_cgroup(container_id, container)
         if cgroup is not None:
             await kill_all(cgroup, _KILL_TIMEOUT_S)
             remove_leaf(cgroup)
@@ -245,6 +252,9 @@ class WasmBackend:
         if not container.cgroups_path:
             raise FailedPrecondition(f"container {container_id} has no cgroup of its own")
         return self._hierarchies.at(parse_cgroups_path(container.cgroups_path).path)
+
+    def _own_cgroup(self, container_id: str, container: PreparedContainer) -> Cgroup | None:
+        return self._hierarchies.of_container(container.cgroups_path, container_id)
 
     def _open_process(self, files: ProcessFiles) -> int:
         """Return a pidfd of a process, which is the caller's; -1 if it has ended or never was."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import shutil
 import signal
 import stat
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from common.cgroup import Hierarchies
 from common.errors import InvalidArgument, ResourceExhausted
 from common.linux.pidfd import start_time
 from common.process.exits import ExitWatcher
@@ -324,12 +327,13 @@ async def test_compiling_has_limits(
         await (await bench.run("filter", "true"))[0].code()
         await bench.close()
     config = ModulesConfig(cache_dir=config.cache_dir, **limits)
-    async with running_modules(exits, tmp_path, config) as tight:
+    async with AsyncExitStack() as stack:
+        tight = await stack.enter_async_context(running_modules(exits, tmp_path, config))
         (tmp_path / "others").mkdir()
         bench = Bench(tight.backend, exits, tmp_path / "others", rootfs)
+        stack.push_async_callback(bench.close)
         with pytest.raises(ResourceExhausted, match=reason):
             await create_prepared(bench, "c", bench.prepare("c", ["/other"]))
-        await bench.close()
         assert len(native(tight)) == 1
 
 
@@ -360,6 +364,14 @@ async def test_a_module_of_a_volume_runs_too(bench: Bench, tmp_path: Path) -> No
     process = bench._watched(await bench.backend.create("c", prepared, stdio), stdio, output, source)
     await bench.backend.start("c", prepared)
     assert await process.code() == 6
+
+
+async def test_a_cgroup_that_would_not_be_removed_is_not_made(bench: Bench) -> None:
+    prepared = change_spec(bench, "c", ["true"], cgroupsPath="/sandboxd-anything")
+    prepared = dataclasses.replace(prepared, cgroups_path="/sandboxd-anything")
+    with pytest.raises(InvalidArgument, match=r"/sandboxd-anything must be named after .*/<parent>/c"):
+        await create_prepared(bench, "c", prepared)
+    assert Hierarchies.read().at("/sandboxd-anything").directories() == []
 
 
 # -- what a module must not reach ----------------------------------------------------------------------
