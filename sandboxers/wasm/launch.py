@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import array
 import json
+import os
 import socket
 import struct
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from typing import Any, Final, NamedTuple
 from common import errors
 
 PACKET_BYTES: Final = 64 << 10
+# Even where each character becomes the 12 bytes of a surrogate pair it fits in a packet.
+MAX_ERROR_CHARACTERS: Final = 4096
 _UCRED: Final = struct.Struct("=iII")
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(8 * array.array("i").itemsize) + socket.CMSG_SPACE(_UCRED.size)
 
@@ -40,8 +43,17 @@ def packed(message: Mapping[str, Any]) -> bytes:
 
 
 def send(channel: socket.socket, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
-    """Send a message, and copies of descriptors. Raises OSError when the other end is gone."""
-    socket.send_fds(channel, [packed(message)], fds)
+    """Send a message, and copies of descriptors.
+
+    :raise OSError: the other end is gone.
+    :raise Internal: the message is too large, which is nobody's end.
+    """
+    packet = packed(message)
+    if len(packet) > PACKET_BYTES:
+        raise errors.Internal(
+            f"a message of {len(packet)} bytes is larger than a packet: {packet[:100]!r}..."
+        )
+    socket.send_fds(channel, [packet], fds)
 
 
 class Received(NamedTuple):
@@ -59,10 +71,13 @@ def tell_senders(channel: socket.socket) -> None:
 
 
 def receive(channel: socket.socket) -> Received | None:
-    """Return the next message; None when the other end is gone."""
+    """Return the next message; None when the other end is gone.
+
+    :raise Internal: it was larger than a packet, and cut.
+    """
     try:
         # Not recv_fds(), which forgets the flag.
-        packet, ancillary, _, _ = channel.recvmsg(PACKET_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        packet, ancillary, flags, _ = channel.recvmsg(PACKET_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return None
     if not packet:
@@ -73,14 +88,23 @@ def receive(channel: socket.socket) -> Received | None:
             fds.frombytes(data)
         elif kind == socket.SCM_CREDENTIALS:
             sender, _, _ = _UCRED.unpack(data)
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        for fd in fds:
+            os.close(fd)
+        raise errors.Internal(f"a message of process {sender} was cut: {packet[:100]!r}...")
     return Received(json.loads(packet), list(fds), sender)
 
 
 def error_message(error: BaseException) -> Message:
-    """Return an error as a message."""
+    """Return an error as a message, cut to what a packet holds."""
     if isinstance(error, errors.SandboxdError):
-        return {"error": type(error).__name__, "message": str(error)}
-    return {"error": errors.Internal.__name__, "message": f"{type(error).__name__}: {error}"}
+        return {"error": type(error).__name__, "message": _cut(str(error))}
+    return {"error": errors.Internal.__name__, "message": _cut(f"{type(error).__name__}: {error}")}
+
+
+def _cut(text: str) -> str:
+    beyond = len(text) - MAX_ERROR_CHARACTERS
+    return text if beyond <= 0 else f"{text[:MAX_ERROR_CHARACTERS]}... and {beyond} more characters"
 
 
 def raise_error(message: Mapping[str, Any], what: str = "") -> None:

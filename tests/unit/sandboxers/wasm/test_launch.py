@@ -55,3 +55,29 @@ def test_foreign_and_unknown_errors_are_our_fault() -> None:
 
 def test_no_error_is_none() -> None:
     launch.raise_error({"ready": True})
+
+
+@pytest.mark.parametrize("character", ["a", "\0", "ä", "\U0001f980"])
+def test_an_error_of_any_length_fits_in_a_packet(character: str) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        launch.send(ours, launch.error_message(InvalidArgument(character * 1_000_000)))
+        received = launch.receive(theirs)
+        assert received is not None
+        with pytest.raises(InvalidArgument, match=r"and \d+ more characters$") as raised:
+            launch.raise_error(received.message)
+        assert str(raised.value).startswith(character * 1000)
+
+
+def test_a_message_that_is_too_large_is_not_taken_for_an_end() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        with pytest.raises(Internal, match="larger than a packet"):
+            launch.send(ours, {"text": "x" * 1_000_000})
+        ours.setblocking(False)
+        # Who does not keep to it, and with descriptors that must not stay open.
+        socket.send_fds(ours, [b"{" * (launch.PACKET_BYTES + 1)], [ours.fileno()])
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(Internal, match="was cut"):
+            launch.receive(theirs)
+        assert os.listdir("/proc/self/fd") == before
