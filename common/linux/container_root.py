@@ -36,6 +36,9 @@ _PLAIN_ATTRIBUTES = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
 _MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 _RECURSIVE_OPTIONS = {"rro": MS_RDONLY, "rnosuid": MS_NOSUID, "rnodev": MS_NODEV, "rnoexec": MS_NOEXEC}
 
+# As the kernel has it (path_resolution(7)).
+_MAX_LINKS = 40
+
 # What programs expect in /dev and what gives nothing away: name, major and minor number (devices.txt).
 _DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9))
 
@@ -85,6 +88,10 @@ class ContainerRoot:
                 raise InvalidArgument(
                     f"cannot mount {inner.source} on {inner.destination}: {error}"
                 ) from error
+
+    def make_directory(self, path: str) -> None:
+        """Make a directory inside, with the parents that are missing. Raises OSError."""
+        os.close(make_mount_point(self.fd, path, is_directory=True))
 
     def enter(self, *, readonly: bool) -> None:
         """Make it the root of this process; nothing else is reachable by a path any more. Raises OSError."""
@@ -145,15 +152,58 @@ class ContainerRoot:
 
 
 def make_mount_point(root_fd: int, destination: str, is_directory: bool) -> int:
-    """Return an O_PATH descriptor of a path inside a root; what is missing of it is made. Raises OSError."""
-    parts = [part for part in destination.split("/") if part not in ("", ".")]
+    """Return an O_PATH descriptor of a path inside a root; what is missing of it is made, also behind links.
+
+    :raise OSError: it leads upwards, or cannot be made.
+    """
+    parts = _parts(destination)
     if ".." in parts:
         raise OSError(errno.EINVAL, "leads upwards", destination)
-    if not parts:
-        return open_in_root(root_fd, "/", os.O_PATH)
+    with contextlib.suppress(FileNotFoundError):
+        return open_in_root(root_fd, "/".join(parts) or "/", os.O_PATH)
+    parts = _resolve(root_fd, parts)
     for depth in range(1, len(parts)):
         os.close(_open_or_make(root_fd, parts[:depth], is_directory=True))
     return _open_or_make(root_fd, parts, is_directory)
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def _resolve(root_fd: int, parts: Sequence[str]) -> list[str]:
+    """Return where a path leads inside a root, of which the end may be missing: the kernel makes nothing behind a link.
+
+    It only says what to make: whatever is opened is resolved by the kernel again.
+    """
+    waiting, resolved, links = list(reversed(parts)), list[str](), 0
+    while waiting:
+        part = waiting.pop()
+        if part == "..":
+            del resolved[-1:]
+            continue
+        target = _link_target(root_fd, [*resolved, part])
+        if target is None:
+            resolved.append(part)
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), "/".join(parts))
+        if target.startswith("/"):
+            resolved.clear()
+        waiting.extend(reversed(_parts(target)))
+    return resolved
+
+
+def _link_target(root_fd: int, parts: Sequence[str]) -> str | None:
+    try:
+        fd = open_in_root(root_fd, "/".join(parts), os.O_PATH | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.readlink("", dir_fd=fd) if stat.S_ISLNK(os.fstat(fd).st_mode) else None
+    finally:
+        os.close(fd)
 
 
 def _open_or_make(root_fd: int, parts: Sequence[str], is_directory: bool) -> int:

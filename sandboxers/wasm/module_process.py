@@ -146,6 +146,9 @@ class ModuleProcess:
         root.mount(container.mounts)
         self._open_terminal(process)
         program = self._load(root.fd, process)
+        # As OCI runtimes do. What prevents it is told by who enters the directory.
+        with contextlib.suppress(OSError):
+            root.make_directory(process.cwd)
         root.enter(readonly=container.readonly)
         return program
 

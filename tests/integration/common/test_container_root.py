@@ -88,6 +88,24 @@ def test_a_read_only_root_is_so_and_what_is_mounted_in_it_is_not(rootfs: Path, v
     assert (volume / "new").read_text() == "text"
 
 
+def test_what_a_link_leads_to_is_made_inside(rootfs: Path, volume: Path) -> None:
+    (rootfs / "etc/resolv.conf").symlink_to("../run/resolve/stub")
+    (rootfs / "etc/above").symlink_to("../../../../top")
+    (rootfs / "run").symlink_to("/var/run")
+    (rootfs / "loop").symlink_to("loop")
+    mounts = [
+        ["/etc/resolv.conf", "bind", str(volume / "file"), ["bind"]],
+        ["/etc/above", "bind", str(volume), ["rbind"]],
+    ]
+    paths = ("/etc/resolv.conf", "/var/run/resolve/stub")
+    results = inside(
+        rootfs, *(f"open('{path}').read()" for path in paths), "os.listdir('/top')", mounts=mounts
+    )
+    assert results == ["from outside", "from outside", ["file"]]
+    (refused,) = inside(rootfs, mounts=[["/loop/data", "bind", str(volume), ["rbind"]]])
+    assert refused.startswith("refused") and "symbolic links" in refused
+
+
 def test_device_nodes_work_in_dev_only(rootfs: Path, volume: Path) -> None:
     below = volume / "below"
     below.mkdir()
@@ -144,9 +162,9 @@ def test_links_of_the_image_lead_nowhere_else(rootfs: Path, volume: Path, tmp_pa
     outside.mkdir()
     (rootfs / "link").symlink_to(outside)
     (rootfs / "up").symlink_to("../../../../../../..")
-    # What it leads to is not there inside.
-    (refused,) = inside(rootfs, mounts=[["/link/data", "bind", str(volume), ["rbind"]]])
-    assert refused.startswith("refused")
+    # What it leads to is not there inside, and is made there.
+    mounts = [["/link/data", "bind", str(volume), ["rbind"]]]
+    assert inside(rootfs, f"os.listdir('{outside}/data')", mounts=mounts) == [["file"]]
     mounts = [["/up/etc/data", "bind", str(volume), ["rbind"]]]
     assert inside(rootfs, "os.listdir('/etc/data')", mounts=mounts) == [["file"]]
     assert os.listdir(outside) == []

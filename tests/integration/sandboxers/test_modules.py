@@ -374,6 +374,18 @@ async def test_a_cgroup_that_would_not_be_removed_is_not_made(bench: Bench) -> N
     assert Hierarchies.read().at("/sandboxd-anything").directories() == []
 
 
+async def test_a_working_directory_that_is_missing_is_made(bench: Bench, rootfs: Path) -> None:
+    prepared = bench.prepare("c", ["/bin/sleep", "60"])
+    path = Path(prepared.directory) / "config.json"
+    spec = json.loads(path.read_text())
+    spec["process"]["cwd"] = "/srv/app"
+    spec["root"]["readonly"] = True
+    path.write_text(json.dumps(spec))
+    pid = await create_prepared(bench, "c", prepared)
+    assert os.readlink(f"/proc/{pid}/cwd") == "/srv/app"
+    assert (rootfs / "srv/app").is_dir()
+
+
 # -- what a module must not reach ----------------------------------------------------------------------
 
 
