@@ -1,12 +1,12 @@
 """The files of a container's directory that the daemon and its module processes share.
 
 config.json                  the specification
-exec-<id>.json               the process of an exec, while that is being started
+<process>.request.json       the process of an exec, while that is being started
 <process>.gate               a FIFO at which a process waits for a byte...
 <process>.open               ...renamed to this just before the byte is written: from then on it has been started
 <process>.pid.json           the record of a process
 
-where <process> is "first" or "exec-<id>".
+where <process> is "first" or "exec-<id>". No file's end is that of another kind: an id may have dots.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ProcessFiles:
 
     def __init__(self, directory: str, exec_id: str = "") -> None:
         path = f"{directory}/{f'exec-{exec_id}' if exec_id else _FIRST}"
-        self.request = f"{path}.json" if exec_id else ""
+        self.request = f"{path}.request.json" if exec_id else ""
         self.gate = f"{path}.gate"
         self.open_gate = f"{path}.open"
         self.record = f"{path}.pid.json"
