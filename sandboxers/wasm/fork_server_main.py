@@ -61,7 +61,7 @@ class Server:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._forker = Forker()
-        self._spare = self._fork_spare()
+        self._spare = self._try_to_fork_spare()
 
     def serve(self, message: launch.Message, fds: list[int]) -> None:
         """Let a process do what a launch asks for."""
@@ -77,15 +77,23 @@ class Server:
             for fd in fds:
                 os.close(fd)
         if wants_spare:
-            self._spare = self._fork_spare()
+            self._spare = self._try_to_fork_spare()
 
     def _hand_to_spare(self, message: launch.Message, fds: list[int]) -> bool:
+        if self._spare is None:
+            return False
         try:
             with self._spare:
                 launch.send(self._spare, message, fds)
         except OSError:
             return False  # somebody has killed it
         return True
+
+    def _try_to_fork_spare(self) -> socket.socket | None:
+        # It only saves time: a host that has no process left for it now may have one for the next launch.
+        with contextlib.suppress(OSError):
+            return self._fork_spare()
+        return None
 
     def _fork_spare(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -98,8 +106,12 @@ class Server:
             theirs.close()
             self._become(received.message, received.fds)
 
-        with theirs:
-            self._forker.fork(run, [theirs.fileno()], new_pid_namespace=True)
+        try:
+            with theirs:
+                self._forker.fork(run, [theirs.fileno()], new_pid_namespace=True)
+        except OSError:
+            ours.close()
+            raise
         return ours
 
     def _fork(self, message: launch.Message, fds: list[int]) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from common.cgroup import Hierarchies
-from common.errors import InvalidArgument, ResourceExhausted
+from common.cgroup import Cgroup, Hierarchies, make_cgroup, remove_leaf
+from common.errors import InvalidArgument, ResourceExhausted, SandboxdError
 from common.linux.pidfd import start_time
 from common.process.exits import ExitWatcher
 from sandboxers.wasm.compiler import Compiler
@@ -155,6 +155,41 @@ async def test_a_process_that_was_kept_ahead_may_be_killed(bench: Bench, modules
             os.kill(pid, signal.SIGKILL)
     process, _ = await bench.run("second", "sh", "-c", "exit 3")
     assert await process.code() == 3
+
+
+async def test_it_survives_that_no_process_can_be_forked(
+    bench: Bench, modules: Modules, tmp_path: Path
+) -> None:
+    await (await bench.run("before", "true"))[0].code()
+    server = modules.server.pid
+    cgroup = Hierarchies.read().at(f"/sandboxd-test-{os.getpid()}")
+    own = Hierarchies.read().locate(server)
+    make_cgroup(cgroup)
+    directory, home = cgroup.directory("pids"), own.directory("pids") or _top_of(cgroup, "pids")
+    assert directory is not None
+    try:
+        Path(directory, "cgroup.procs").write_text(str(server))
+        Path(directory, "pids.max").write_text("1")
+        # The one that was kept ahead serves it, but there is no next one, and so nobody for the one after.
+        await (await bench.run("last", "true"))[0].code()
+        with pytest.raises(SandboxdError, match="Resource temporarily unavailable"):
+            await create_prepared(bench, "none", bench.prepare("none", ["true"]))
+        Path(directory, "pids.max").write_text("max")
+        process, _ = await bench.run("after", "sh", "-c", "exit 3")
+        assert await process.code() == 3
+        assert modules.server.pid == server
+    finally:
+        modules.server.close()
+        await asyncio.sleep(0.3)
+        for pid in Path(directory, "cgroup.procs").read_text().split():
+            Path(home, "cgroup.procs").write_text(pid)
+        remove_leaf(cgroup)
+
+
+def _top_of(cgroup: Cgroup, controller: str) -> str:
+    directory = cgroup.directory(controller)
+    assert directory is not None
+    return os.path.dirname(directory)
 
 
 async def test_it_ends_when_the_daemon_closes_its_socket_and_what_it_kept_ahead_too(
