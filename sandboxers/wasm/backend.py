@@ -160,7 +160,9 @@ class WasmBackend:
     async def update(self, container_id: str, container: PreparedContainer, resources: bytes) -> None:
         """Apply new limits. How far linear memory may grow was decided when the module was instantiated."""
         check_resources(resources, f"the update of container {container_id}")
-        apply_limits(self._cgroup(container_id, container), json.loads(resources))
+        cgroup = self._cgroup(container_id, container)
+        # The kernel may have to make room in there first, for 0.1 s and more.
+        await asyncio.to_thread(apply_limits, cgroup, json.loads(resources))
 
     # -- launching ---------------------------------------------------------------------------------
 
