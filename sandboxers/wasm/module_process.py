@@ -32,7 +32,13 @@ from sandboxers.wasm.cache import Cache, checksum_of
 from sandboxers.wasm.engines import Engine, Invocation, Program
 from sandboxers.wasm.files import CONFIG_FILE, ProcessFiles
 from sandboxers.wasm.modules import HEADER_BYTES, Kind, kind_of, module_parts, open_module
-from sandboxers.wasm.plan import ContainerPlan, ProcessPlan, plan_container, plan_process
+from sandboxers.wasm.plan import (
+    ContainerPlan,
+    ProcessPlan,
+    container_oom_score_adj,
+    plan_container,
+    plan_process,
+)
 
 _MACHINE = os.uname().machine
 
@@ -107,9 +113,10 @@ class ModuleProcess:
     def _prepare(self) -> tuple[Program, Invocation]:
         spec = _read_json(f"{self._directory}/{CONFIG_FILE}")
         container = plan_container(spec)
-        process = plan_process(_read_json(self._files.request) if self._exec_id else spec["process"])
+        asked = _read_json(self._files.request) if self._exec_id else spec["process"]
+        process = plan_process(asked, container_oom_score_adj(spec["process"], _own_oom_score_adj()))
         self._enter_cgroup(container)
-        _set_oom_score(process)
+        _set_oom_score(process.oom_score_adj)
         self._open_gate()
         filter_ = self._filter(container.seccomp)
         if self._exec_id:
@@ -286,10 +293,14 @@ def _read_json(path: str) -> dict[str, Any]:
     return document
 
 
-def _set_oom_score(process: ProcessPlan) -> None:
-    if process.oom_score_adj is not None:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write(str(process.oom_score_adj))
+def _own_oom_score_adj() -> int:
+    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+        return int(file.read())
+
+
+def _set_oom_score(adjustment: int) -> None:
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(str(adjustment))
 
 
 def _enter_directory(cwd: str) -> None:

@@ -33,7 +33,7 @@ class ProcessPlan:
     umask: int
     rlimits: list[tuple[int, int, int]]
     """Number (resource.RLIMIT_*), soft and hard limit."""
-    oom_score_adj: int | None
+    oom_score_adj: int
     terminal: bool
 
 
@@ -90,12 +90,23 @@ def pid_namespace(spec: Mapping[str, Any]) -> str | None:
     return None
 
 
-def plan_process(process: Mapping[str, Any]) -> ProcessPlan:
+def container_oom_score_adj(process: Mapping[str, Any], own: int) -> int:
+    """Return how ready the kernel shall be to kill a process, and an exec beside it that does not say.
+
+    :param own: that of the daemon, which may be exempt from being killed; nobody inherits that. A daemon that may
+        not lower its own cannot give less.
+    """
+    wanted: int | None = process.get("oomScoreAdj")
+    return max(own, 0) if wanted is None else wanted
+
+
+def plan_process(process: Mapping[str, Any], default_oom_score_adj: int = 0) -> ProcessPlan:
     """Return what a checked process of a specification asks for.
 
     :raise InvalidArgument: it is malformed.
     """
     user = process.get("user") or {}
+    oom_score_adj = process.get("oomScoreAdj")
     return ProcessPlan(
         args=list(process["args"]),
         env=dict(_environment(process)),
@@ -105,7 +116,7 @@ def plan_process(process: Mapping[str, Any]) -> ProcessPlan:
         groups=[int(group) for group in user.get("additionalGids") or []],
         umask=user.get("umask", _DEFAULT_UMASK),
         rlimits=[_limit(entry) for entry in process.get("rlimits") or []],
-        oom_score_adj=process.get("oomScoreAdj"),
+        oom_score_adj=default_oom_score_adj if oom_score_adj is None else oom_score_adj,
         terminal=bool(process.get("terminal")),
     )
 

@@ -460,3 +460,13 @@ async def test_who_overwrites_a_module_while_it_is_compiled_changes_nobody_elses
     assert await own.code() == 3
     other, _ = await bench.run("victim", "sh", "-c", "exit 4")
     assert await other.code() == 4
+
+
+async def test_an_exec_is_killed_as_readily_as_its_container(bench: Bench) -> None:
+    _, prepared = await bench.run("c", "sleep", "60")
+    path = Path(prepared.directory) / "config.json"
+    spec = json.loads(path.read_text())
+    spec["process"]["oomScoreAdj"] = 500
+    path.write_text(json.dumps(spec))
+    process = await bench.exec("c", "sleep", "60")
+    assert Path(f"/proc/{process.pid}/oom_score_adj").read_text() == "500\n"

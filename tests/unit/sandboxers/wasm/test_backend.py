@@ -27,7 +27,7 @@ async def test_the_daemon_goes_on_while_the_kernel_makes_room_for_a_new_limit(tm
     limit = tmp_path / "c/memory.limit_in_bytes"
     os.mkfifo(limit)
     loop_went_on = threading.Event()
-    seen = []
+    seen: list[object] = []
 
     def kernel() -> None:
         seen.append(loop_went_on.wait(_LIMIT_S))

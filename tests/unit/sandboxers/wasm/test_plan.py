@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from common.errors import InvalidArgument
-from sandboxers.wasm.plan import pid_namespace, plan_container, plan_process
+from sandboxers.wasm.plan import container_oom_score_adj, pid_namespace, plan_container, plan_process
 
 
 def spec(**linux: Any) -> dict[str, Any]:
@@ -114,3 +114,20 @@ def test_what_is_no_environment_variable_is_refused(entry: str) -> None:
 def test_an_unknown_limit_is_refused(name: str) -> None:
     with pytest.raises(InvalidArgument, match="limit"):
         plan_process({"args": ["x"], "rlimits": [{"type": name, "soft": 1, "hard": 1}]})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "own", "given"), [(None, -999, 0), (None, 0, 0), (None, 100, 100), (-5, -999, -5), (0, 100, 0)]
+)
+def test_nobody_inherits_that_the_daemon_is_exempt_from_being_killed(
+    wanted: int | None, own: int, given: int
+) -> None:
+    process = {} if wanted is None else {"oomScoreAdj": wanted}
+    assert container_oom_score_adj(process, own) == given
+
+
+@pytest.mark.parametrize(("own", "plan"), [({}, -5), ({"oomScoreAdj": 0}, 0), ({"oomScoreAdj": 7}, 7)])
+def test_an_exec_that_does_not_say_is_killed_as_readily_as_its_container(
+    own: dict[str, int], plan: int
+) -> None:
+    assert plan_process({"args": ["x"], **own}, -5).oom_score_adj == plan
