@@ -36,6 +36,7 @@ _SYS_MOUNT_SETATTR = 442
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _SYS_EXECVEAT = {"x86_64": 322, "aarch64": 281}
 _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}
 
 
 class _OpenHow(ctypes.Structure):
@@ -135,6 +136,11 @@ def drop_all_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     data = (ctypes.c_uint32 * 6)()
     _checked(_syscall(_number(_SYS_CAPSET, "capset"), ctypes.byref(header), ctypes.byref(data)))
+
+
+def keyctl(operation: int, *arguments: int) -> int:
+    """keyctl(2)."""
+    return _checked(_syscall(_number(_SYS_KEYCTL, "keyctl"), operation, *arguments))
 
 
 def execveat(fd: int, argv: list[str], env: list[str]) -> None:

@@ -1,14 +1,16 @@
-"""Giving up what a process may do, for good (capabilities(7), setuid(2), prctl(2))."""
+"""Giving up what a process may do, for good (capabilities(7), setuid(2), prctl(2), keyrings(7))."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 from collections.abc import Sequence
 
 from common.linux import _libc
 
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
 _PR_SET_DUMPABLE = 4
@@ -34,6 +36,16 @@ def drop_privileges(uid: int, gid: int, groups: Sequence[int] = ()) -> None:
     os.setresuid(uid, uid, uid)
     _libc.drop_all_capabilities()
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def leave_session_keyring() -> None:
+    """Have a session keyring of our own, empty, in place of that of whoever started the daemon. Raises OSError."""
+    try:
+        _libc.keyctl(_KEYCTL_JOIN_SESSION_KEYRING, 0)
+    except OSError as error:
+        # A kernel without keyrings, or a daemon in a container whose filter has none: then there is none to leave.
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
 
 
 def forbid_inspection() -> None:

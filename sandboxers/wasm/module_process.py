@@ -22,7 +22,7 @@ from common.errors import FailedPrecondition, Internal, InvalidArgument
 from common.linux.container_root import ContainerRoot
 from common.linux.namespaces import join, join_process
 from common.linux.paths import open_in_root
-from common.linux.privileges import drop_privileges, forbid_inspection, set_name
+from common.linux.privileges import drop_privileges, forbid_inspection, leave_session_keyring, set_name
 from common.linux.sealed_file import sealed_file
 from common.linux.seccomp import install_filter
 from common.linux.terminal import make_controlling
@@ -132,6 +132,7 @@ class ModuleProcess:
         os.umask(process.umask)
         for number, soft, hard in process.rlimits:
             resource.setrlimit(number, (soft, hard))
+        leave_session_keyring()
         set_name(os.path.basename(process.args[0]))
         drop_privileges(process.uid, process.gid, process.groups)
         forbid_inspection()
