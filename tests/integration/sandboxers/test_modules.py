@@ -409,6 +409,35 @@ async def test_a_cgroup_that_would_not_be_removed_is_not_made(bench: Bench) -> N
     assert Hierarchies.read().at("/sandboxd-anything").directories() == []
 
 
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {},
+        {"module.wasm.image/variant": "compat"},
+        {"module.wasm.image/variant": "compat-smart"},
+        {"run.oci.handler": "wasm"},
+    ],
+)
+async def test_a_module_is_one_whatever_annotations_say(bench: Bench, annotations: dict[str, str]) -> None:
+    prepared = bench.prepare("c", ["sh", "-c", "exit 6"])
+    path = Path(prepared.directory) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": annotations}))
+    pid = await create_prepared(bench, "c", prepared)
+    assert Path(f"/proc/{pid}/comm").read_text() == "sh\n"
+
+
+@pytest.mark.parametrize("annotation", ["module.wasm.image/variant", "run.oci.handler"])
+async def test_a_program_is_none_whatever_annotations_say(
+    bench: Bench, rootfs: Path, annotation: str
+) -> None:
+    (rootfs / "bin/native").write_bytes(b"\x7fELF" + bytes(60))
+    prepared = bench.prepare("c", ["native"])
+    path = Path(prepared.directory) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": {annotation: "wasm"}}))
+    with pytest.raises(InvalidArgument, match="native program"):
+        await create_prepared(bench, "c", prepared)
+
+
 async def test_a_working_directory_that_is_missing_is_made(bench: Bench, rootfs: Path) -> None:
     prepared = bench.prepare("c", ["/bin/sleep", "60"])
     path = Path(prepared.directory) / "config.json"
