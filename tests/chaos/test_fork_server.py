@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import wasmtime
 
+from proto.gen.runtime.v1 import service_pb2 as api
 from tests.chaos.sizes import SEED, WITHOUT, WITHOUT_IDS
 from tests.chaos.trial import Trial
 from tests.chaos.workload import RUNNING, Pod
@@ -107,6 +109,37 @@ def test_the_daemon_and_the_fork_server_die_together(trial: Trial) -> None:
     pod.end_writer(writer)
     pod.remove()
     assert trial.lost_connections() == []
+
+
+def test_a_start_that_a_dead_server_had_queued_waits_for_no_compiler(trial: Trial, tmp_path: Path) -> None:
+    trial.start()
+    pod = Pod(trial)
+    pod.end_writer(pod.writer("first"))
+    (tmp_path / "module.wasm").write_bytes(slow_to_compile())
+    mount = api.Mount(container_path="/slow", host_path=str(tmp_path), readonly=True)
+    with ThreadPoolExecutor(2) as pool:
+        compiled = pool.submit(pod.run, "/slow/module.wasm", name="slow", mounts=[mount])
+        time.sleep(0.5)
+        (server,) = fork_servers(trial)
+        os.kill(server, signal.SIGSTOP)
+        queued = pool.submit(pod.run, *pod.programs.say("out", "err", 40), name="queued")
+        time.sleep(0.5)
+        os.kill(server, signal.SIGKILL)
+        assert pod.exit_code(queued.result()) == 40
+        assert not compiled.done()
+        compiled.result()
+    pod.remove()
+    assert trial.lost_connections() == []
+
+
+def slow_to_compile(functions: int = 300, length: int = 2500) -> bytes:
+    """A module that takes a compiler many times as long as a start takes."""
+    body = " ".join(f"local.get {n % 3} i32.add local.tee 2 i32.const {n} i32.mul" for n in range(length))
+    many = "".join(
+        f'(func (export "f{n}") (param i32 i32) (result i32) (local i32) local.get 0 i32.const {n} i32.add {body})'
+        for n in range(functions)
+    )
+    return bytes(wasmtime.wat2wasm(f'(module (memory 1) (func (export "_start")) {many})'))
 
 
 def _below(pid: int) -> list[int]:
