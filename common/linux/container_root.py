@@ -27,7 +27,7 @@ from common.linux.flags import (
     MS_SLAVE,
 )
 from common.linux.mount_options import parse_options
-from common.linux.mounts import pivot_to_working_directory
+from common.linux.mounts import mount_tmpfs, pivot_to_working_directory
 from common.linux.paths import open_in_root
 
 # Equal to MS_* (include/uapi/linux/mount.h), but for MOUNT_ATTR_NOSYMFOLLOW.
@@ -37,6 +37,9 @@ _RECURSIVE_OPTIONS = {"rro": MS_RDONLY, "rnosuid": MS_NOSUID, "rnodev": MS_NODEV
 
 # What programs expect in /dev and what gives nothing away: name, major and minor number (devices.txt).
 _DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9))
+
+
+_SCRATCH = "/tmp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,7 @@ class ContainerRoot:
 
     def __init__(self, rootfs: str) -> None:
         """Take this directory, in a mount namespace that nothing leaves. Raises OSError."""
-        _libc.unshare(_libc.CLONE_NEWNS)
-        # Not private: what is unmounted outside is to go here too, else it would be held.
-        _libc.mount(None, "/", None, MS_SLAVE | MS_REC, None)
+        _leave_mounts()
         _libc.mount(rootfs, rootfs, None, MS_BIND | MS_REC, None)
         _libc.mount(None, rootfs, None, MS_PRIVATE, None)
         self.fd = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -137,6 +138,22 @@ class ContainerRoot:
                 os.chmod(f"/proc/self/fd/{directory}/{name}", 0o666)
         finally:
             os.close(directory)
+
+
+def enter_empty_root(size_bytes: int) -> None:
+    """Leave all files to others but a new `/tmp`, for what this process writes; it ends with it. Raises OSError."""
+    _leave_mounts()
+    mount_tmpfs(_SCRATCH, size_bytes, 0o755)
+    os.chdir(_SCRATCH)
+    os.mkdir(_SCRATCH[1:])
+    os.chmod(_SCRATCH[1:], 0o1777)
+    pivot_to_working_directory()
+
+
+def _leave_mounts() -> None:
+    _libc.unshare(_libc.CLONE_NEWNS)
+    # Not private: what is unmounted outside is to go here too, else it would be held.
+    _libc.mount(None, "/", None, MS_SLAVE | MS_REC, None)
 
 
 def make_mount_point(root_fd: int, destination: str, is_directory: bool) -> int:

@@ -232,8 +232,8 @@ class WasmBackend:
 
     async def _compile(self, channel: socket.socket, message: launch.Message, fds: Sequence[int]) -> None:
         try:
-            await self._compiler.compile(message["missing"], message["key"], message["kind"], fds[0])
-            answer: launch.Message = {}
+            key = await self._compiler.compile(launch.Missing(**message["missing"]), fds[0])
+            answer: launch.Message = {"key": key}
         except SandboxdError as error:
             answer = launch.error_message(error)
         with contextlib.suppress(OSError):

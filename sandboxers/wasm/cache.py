@@ -60,6 +60,13 @@ class Cache:
             if name.startswith(_NEW):
                 self._unlink(name)
 
+    def target(self, key: str) -> str:
+        """Return what an entry leads to now, whether that is there and whole or not; empty if there is none."""
+        try:
+            return os.readlink(self._path(key))
+        except OSError:
+            return ""
+
     def find(self, key: str) -> str | None:
         """Return the path of an entry whose content is what it was; None if there is none."""
         link = self._path(key)

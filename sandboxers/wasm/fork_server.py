@@ -79,15 +79,15 @@ class ForkServer:
         """
         async with self._asking:
             if self._socket is not None and self.pid:
-                with contextlib.suppress(BrokenPipeError, TimeoutError):
+                with contextlib.suppress(ConnectionError, TimeoutError):
                     async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                        await _send(self._socket, {"directory": ""}, ())
+                        await _send(self._socket, {}, ())
                         if await receive(self._socket) is not None:
                             return
             await self._restart()
 
     async def launch(self, message: launch.Message, fds: Sequence[int]) -> None:
-        """Ask for a process; what becomes of it is told on the channel, the first of the descriptors.
+        """Ask for a process; what becomes of it is told on the channel, the first of the descriptors (`launch`).
 
         :raise Unavailable: the server has died, and a new one is not to be had.
         """

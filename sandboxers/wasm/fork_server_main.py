@@ -1,4 +1,4 @@
-"""The fork server: loads the engine once, then forks a process for each launch that the daemon asks for.
+"""The fork server: loads the engine once, then forks a process for each launch or compilation that the daemon asks for.
 
     fork-server <state directory> <engine> <cache directory>
 
@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
@@ -21,6 +22,7 @@ from common.linux.exit_on_signal import exit_on_signals
 from common.process.forking import Forker
 from sandboxers.wasm import launch
 from sandboxers.wasm.cache import Cache
+from sandboxers.wasm.compile_process import compile_and_tell, confine
 from sandboxers.wasm.default_filter import DEFAULT_PROFILE
 from sandboxers.wasm.engines import EngineName, load_engine
 from sandboxers.wasm.module_process import Descriptors, ModuleProcess, Parts, packed_profile, rehearse
@@ -36,6 +38,7 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     exit_on_signals()
     daemon = socket.socket(fileno=os.dup(0))
+    _close_standard_input()
     try:
         loaded = load_engine(EngineName(engine))
     except SandboxdError as error:
@@ -45,26 +48,36 @@ def main() -> None:
     server = Server(Parts(loaded, Cache(cache_directory), Hierarchies.read(), profile))
     launch.send(daemon, {"ready": True})
     while (received := launch.receive(daemon)) is not None:
-        if received.message["directory"]:
+        if received.message:
             server.serve(received.message, received.fds)
         else:
             launch.send(daemon, {"ready": True})
 
 
+def _close_standard_input() -> None:
+    # Children have it as their own, and by its end the daemon learns of ours.
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+
+
 class Server:
-    """Forks, and keeps one process ahead: most launches want the same kind, which so need not wait for a fork."""
+    """Forks, and keeps a process ahead of each kind that somebody mostly waits for."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._forker = Forker()
-        self._spare = self._fork_spare()
+        self._modules = _Ahead(self._forker, partial(rehearse, parts), self._become)
+        self._compilers = _Ahead(self._forker, confine, partial(compile_and_tell, parts.engine))
 
     def serve(self, message: launch.Message, fds: list[int]) -> None:
-        """Let a process do what a launch asks for."""
-        wants_spare = message["new_pid_namespace"]
+        """Let a process do what is asked for."""
+        ahead = self._ahead(message)
         try:
-            if not wants_spare or not self._hand_to_spare(message, fds):
+            if ahead is None:
                 self._fork(message, fds)
+            else:
+                ahead.hand(message, fds)
         except OSError as error:
             # The daemon may have given up this launch.
             with socket.socket(fileno=os.dup(fds[0])) as channel, contextlib.suppress(OSError):
@@ -72,37 +85,18 @@ class Server:
         finally:
             for fd in fds:
                 os.close(fd)
-        if wants_spare:
-            self._spare = self._fork_spare()
+        if ahead is not None:
+            ahead.renew()
 
-    def _hand_to_spare(self, message: launch.Message, fds: list[int]) -> bool:
-        try:
-            with self._spare:
-                launch.send(self._spare, message, fds)
-        except OSError:
-            return False  # somebody has killed it
-        return True
-
-    def _fork_spare(self) -> socket.socket:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-        def run() -> NoReturn:
-            rehearse(self._parts)
-            received = launch.receive(theirs)
-            if received is None:
-                os._exit(0)  # the server is gone
-            theirs.close()
-            self._become(received.message, received.fds)
-
-        with theirs:
-            self._forker.fork(run, [theirs.fileno()], new_pid_namespace=True)
-        return ours
+    def _ahead(self, message: launch.Message) -> _Ahead | None:
+        if "compile" in message:
+            return self._compilers
+        return self._modules if message["new_pid_namespace"] else None
 
     def _fork(self, message: launch.Message, fds: list[int]) -> None:
         self._forker.fork(
             partial(self._become, message, fds),
             fds,
-            new_pid_namespace=message["new_pid_namespace"],
             join_pid_namespace=fds[_STREAMS] if len(fds) > _STREAMS else -1,
         )
 
@@ -113,3 +107,46 @@ class Server:
             os.close(joined)
             joined = -1
         ModuleProcess(self._parts, message, Descriptors(channel, stdin, stdout, stderr, joined)).run()
+
+
+class _Ahead:
+    """A process forked ahead, the first of a PID namespace, which has done what it can do before it knows for whom."""
+
+    def __init__(
+        self,
+        forker: Forker,
+        prepare: Callable[[], None],
+        serve: Callable[[launch.Message, list[int]], NoReturn],
+    ) -> None:
+        self._forker = forker
+        self._prepare = prepare
+        self._serve = serve
+        self._socket = self._fork()
+
+    def hand(self, message: launch.Message, fds: list[int]) -> None:
+        """Let it do what a message asks for. Raises OSError."""
+        try:
+            launch.send(self._socket, message, fds)
+        except OSError:
+            # Somebody has killed it.
+            self.renew()
+            launch.send(self._socket, message, fds)
+
+    def renew(self) -> None:
+        """Have another one ahead; this one is on its own."""
+        self._socket.close()
+        self._socket = self._fork()
+
+    def _fork(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._forker.fork(partial(self._run, theirs), [theirs.fileno()], new_pid_namespace=True)
+        return ours
+
+    def _run(self, channel: socket.socket) -> NoReturn:
+        self._prepare()
+        received = launch.receive(channel)
+        if received is None:
+            os._exit(0)  # the server is gone
+        channel.close()
+        self._serve(received.message, received.fds)

@@ -2,20 +2,27 @@
 
     daemon → server            {"directory": ..., "exec": ..., "console": ..., "new_pid_namespace": ...}, with the
                                launch's own channel, on which is all that follows, the three streams, and
-                               what has the PID namespace to join, if there is one; without a directory it
-                               is only asked whether the server is there
-    server → daemon            {"ready": true}
-    module process → daemon    {"missing": ..., "key": ..., "kind": ...} and a file; answered by {} or an error
+                               what has the PID namespace to join, if there is one
+    module process → daemon    {"missing": <Missing>} and a file; answered by {"key": ...}, which is in the cache, or
+                               an error
     module process → daemon    {"ready": true}               answered by {}: go on to the start
+
+    daemon → server            {"compile": <Order>}, with a channel, what to compile, and a file for what comes of it
+    compile process → daemon   {"begun": true}
+    compile process → daemon   {"checksum": ..., "draft": ...}, or an error
+
+    daemon → server            {}: is it there?
+    server → daemon            {"ready": true}
     anybody                    {"error": <class of common.errors>, "message": ...}
 
 Whose message it is tells the kernel (unix(7), SCM_CREDENTIALS): nobody needs to know or say a pid. A channel that
-ends means that the other one is gone: a process that was not told to go on ends too.
+ends means that the other one is gone: a module process that was not told to go on ends too.
 """
 
 from __future__ import annotations
 
 import array
+import enum
 import json
 import socket
 import struct
@@ -28,10 +35,36 @@ PACKET_BYTES: Final = 64 << 10
 _UCRED: Final = struct.Struct("=iII")
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(8 * array.array("i").itemsize) + socket.CMSG_SPACE(_UCRED.size)
 
-MISSING_MODULE: Final = "module"
-MISSING_FILTER: Final = "filter"
-
 Message = dict[str, Any]
+
+
+class What(enum.StrEnum):
+    """What is compiled: a module so that it can be run soon, the same so that it runs fast, or a filter."""
+
+    MODULE = "module"
+    NATIVE = "native code"
+    FILTER = "filter"
+
+
+class Missing(NamedTuple):
+    """What a module process does not find in the cache: by its key there, the SHA-256 of what it is made from, the
+    kind of a module, and what the key has led to, if that cannot be used."""
+
+    what: str
+    key: str
+    digest: str
+    kind: str = ""
+    unusable: str = ""
+
+
+class Order(NamedTuple):
+    """What a compile process shall do, and within which limits."""
+
+    what: str
+    digest: str
+    kind: str
+    memory_mib: int
+    timeout_s: float
 
 
 def packed(message: Mapping[str, Any]) -> bytes:

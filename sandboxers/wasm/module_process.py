@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from common.cgroup import Hierarchies, apply_limits, join_cgroup, make_cgroup
-from common.errors import FailedPrecondition, Internal, InvalidArgument
+from common.errors import FailedPrecondition, Internal, InvalidArgument, SandboxdError
 from common.linux.container_root import ContainerRoot
 from common.linux.namespaces import join, join_process
 from common.linux.paths import open_in_root
@@ -155,38 +155,32 @@ class ModuleProcess:
     def _load(self, root_fd: int, process: ProcessPlan) -> Program:
         try:
             return self._load_module(root_fd, process)
-        except InvalidArgument as error:
-            raise InvalidArgument(f"{process.args[0]}: {error}") from error
+        except SandboxdError as error:
+            raise type(error)(f"{process.args[0]}: {error}") from error
 
     def _load_module(self, root_fd: int, process: ProcessPlan) -> Program:
         module, kind = open_module(root_fd, process.args, process.cwd, process.env)
         try:
             digest = checksum_of(module)
             key = f"{digest}-{kind}-{self._parts.engine.key}"
+            missing = launch.Missing(launch.What.MODULE, key, digest, kind, self._parts.cache.target(key))
             # What the cache holds may be of an engine that was configured otherwise: it is made again then, once.
-            for _ in range(2):
-                path = self._parts.cache.find(key)
-                if path is not None:
-                    with contextlib.suppress(ValueError):
-                        return self._parts.engine.load(path, kind)
-                self._ask({"missing": launch.MISSING_MODULE, "key": key, "kind": kind}, [module])
-            path = self._parts.cache.find(key)
-            if path is None:
-                raise Internal(f"the compiled module {key} vanished from the cache")
-            return self._parts.engine.load(path, kind)
+            with contextlib.suppress(ValueError):
+                if (path := self._parts.cache.find(key)) is not None:
+                    return self._parts.engine.load(path, kind)
+            return self._parts.engine.load(self._compiled(missing, module), kind)
         finally:
             os.close(module)
 
     def _filter(self, profile: Mapping[str, Any] | None) -> bytes:
         text = self._parts.default_profile if profile is None else packed_profile(profile)
-        key = f"filter-{hashlib.sha256(text).hexdigest()}-{_MACHINE}"
+        digest = hashlib.sha256(text).hexdigest()
+        key = f"filter-{digest}-{_MACHINE}"
+        missing = launch.Missing(launch.What.FILTER, key, digest, unusable=self._parts.cache.target(key))
         path = self._parts.cache.find(key)
         if path is None:
             with _memory_file(text) as fd:
-                self._ask({"missing": launch.MISSING_FILTER, "key": key, "kind": ""}, [fd])
-            path = self._parts.cache.find(key)
-        if path is None:
-            raise Internal(f"the compiled filter {key} vanished from the cache")
+                path = self._compiled(missing, fd)
         with open(path, "rb") as file:
             return file.read()
 
@@ -230,12 +224,17 @@ class ModuleProcess:
         if not os.read(self._channel.fileno(), launch.PACKET_BYTES):
             os._exit(1)
 
-    def _ask(self, message: Mapping[str, Any], fds: list[int] | None = None) -> None:
-        launch.send(self._channel, message, fds or [])
+    def _compiled(self, missing: launch.Missing, source: int) -> str:
+        """Let the daemon have it made; return its path."""
+        launch.send(self._channel, {"missing": missing._asdict()}, [source])
         received = launch.receive(self._channel)
         if received is None:
             os._exit(1)  # the daemon is gone, and with it whoever knows of us
         launch.raise_error(received.message)
+        path = self._parts.cache.find(received.message["key"])
+        if path is None:
+            raise Internal(f"{missing.key} has been compiled, and vanished from the cache")
+        return path
 
 
 def rehearse(parts: Parts) -> None:

@@ -33,7 +33,7 @@ class WasmSandboxer:
         modules = config.modules
         self._cache = Cache(modules.cache_dir, modules.cache_size_mib << 20)
         self._server = ForkServer(self._exits, config.state_dir, modules.engine, modules.cache_dir)
-        compiler = Compiler(modules, self._cache, self._exits)
+        compiler = Compiler(modules, self._cache, self._exits, self._server)
         hierarchies = Hierarchies.read()
         backend = WasmBackend(self._server, compiler, hierarchies)
         self._pods = HostPods(config, outlasting, self._exits, hierarchies, backend)

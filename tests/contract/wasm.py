@@ -31,6 +31,7 @@ class Modules:
     backend: WasmBackend
     server: ForkServer
     cache: Cache
+    compiler: Compiler
 
 
 @asynccontextmanager
@@ -42,9 +43,9 @@ async def running_modules(
     cache.prepare()
     server = ForkServer(exits, str(state_dir), config.engine, config.cache_dir)
     await server.start()
-    compiler = Compiler(config, cache, exits)
+    compiler = Compiler(config, cache, exits, server)
     try:
-        yield Modules(WasmBackend(server, compiler, Hierarchies.read()), server, cache)
+        yield Modules(WasmBackend(server, compiler, Hierarchies.read()), server, cache, compiler)
     finally:
         await compiler.close()
         server.close()

@@ -1,5 +1,7 @@
 """WasmEdge, the other engine of modules: what it does as wasmtime does, and what it does not."""
 
+import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from tests.engine.cri import Cri
 from tests.engine.engine import Engine
 from tests.engine.handlers import WASM
 from tests.engine.module_pods import ModulePod
+from tests.engine.namespaces import wait_until
 from tests.engine.streaming import exec_piped
+from tests.modules import module
 
 TRAPPED = 134
 
@@ -24,6 +28,13 @@ def config_with(directory: Path, engine: str) -> Path:
     path = directory / f"{engine}.yaml"
     path.write_text(text.replace("\n  engine: wasmtime\n", f"\n  engine: {engine}\n"))
     return path
+
+
+def is_compiled(engine: Engine, name: str) -> bool:
+    """Tell whether there is native code of a module."""
+    digest = hashlib.sha256(module(name).read_bytes()).hexdigest()
+    names = os.listdir(engine.namespaces.root / "var/cache/sandboxd/wasm")
+    return any(entry.startswith(f"{digest}-core-") and not entry.endswith("-draft") for entry in names)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +50,14 @@ def engine(parts: None) -> Iterator[Engine]:
 @pytest.fixture
 def pod(cri: Cri, tmp_path: Path) -> ModulePod:
     return ModulePod(cri, tmp_path)
+
+
+def test_what_is_interpreted_at_first_is_compiled_for_the_next_start(engine: Engine, pod: ModulePod) -> None:
+    assert not is_compiled(engine, "show")
+    first = pod.run("/show.wasm", "one", name="first")
+    wait_until(lambda: is_compiled(engine, "show"), timeout_s=20, what="native code")
+    second = pod.run("/show.wasm", "one", name="second")
+    assert (first.code, first.lines) == (second.code, second.lines) == (0, first.lines)
 
 
 def test_modules_run_with_their_arguments_outputs_and_exit_codes(pod: ModulePod) -> None:
@@ -63,12 +82,14 @@ def test_exec_and_files_and_standard_input(engine: Engine, pod: ModulePod) -> No
     assert pod.outcome(container).code == 143
 
 
-def test_a_trap_says_why_and_memory_ends_at_the_limit(pod: ModulePod) -> None:
+def test_a_trap_says_why_and_memory_ends_at_the_limit(engine: Engine, pod: ModulePod) -> None:
     trapped = pod.run("/trap.wasm", name="trap")
     assert (trapped.code, trapped.lines) == (TRAPPED, ["wasm trap: unreachable"])
     limit = api.LinuxContainerResources(memory_limit_in_bytes=128 << 20)
     assert pod.run("/grow.wasm", name="grow", resources=limit).code in (3, 137)
-    # It has no guard of its own: the kernel ends the process.
+    # Interpreted it ends at the limit too; compiled it has no guard of its own, and the kernel ends the process.
+    assert pod.run("/recurse.wasm", name="interpreted", resources=limit).code in (TRAPPED, 137)
+    wait_until(lambda: is_compiled(engine, "recurse"), timeout_s=20, what="native code")
     assert pod.run("/recurse.wasm", name="recurse").code == 139
     assert pod.run("/hello.wasm", name="afterwards").code == 0
 

@@ -1,7 +1,7 @@
 """The engines that run modules, behind one interface, each in a module that is imported where it runs only.
 
-An engine compiles in a process of its own (`compile_main.py`); the fork server and what it forks only load what was
-compiled, which is native code.
+An engine compiles in a process of its own (`compile_process.py`). The others that the fork server forks only load what
+was compiled, which is native code; the server itself does neither.
 """
 
 from __future__ import annotations
@@ -56,21 +56,24 @@ class Engine(Protocol):
         """What compiled code depends on beside the module: name, version, target; as part of a file name."""
         ...
 
-    def load_compiler(self) -> None:
-        """Load what `compile` needs beside: later this process may not be able to read it any more."""
+    def draft(self, module: bytes, kind: Kind) -> bytes | None:
+        """Return what can be loaded and run until compiled code is there; None where compiling is as quick.
+
+        :raise InvalidArgument: as `compile`.
+        """
         ...
 
     def compile(self, module: bytes, kind: Kind) -> bytes:
-        """Return native code of a module that can be run.
+        """Return native code of a module that can be run, and of which the draft, if any, has been made before.
 
         :raise InvalidArgument: it is malformed, imports what is not offered (named), or exports nothing to run.
         """
         ...
 
     def load(self, path: str, kind: Kind) -> Program:
-        """Map compiled code from a file.
+        """Map compiled code, or a draft, from a file.
 
-        :raise ValueError: it is not what this engine has compiled.
+        :raise ValueError: it is not what this engine has made.
         """
         ...
 

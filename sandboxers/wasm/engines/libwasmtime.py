@@ -1,8 +1,8 @@
-"""What running a module needs of wasmtime's C library, which comes with its Python package.
+"""What compiling and running a module needs of wasmtime's C library, which comes with its Python package.
 
 The package's own interface is complete, and so 600 functions with their types, around which every module process
 counts references and so copies memory: 20 modules with their fork server took 107 MiB with it and take 81 without
-(PSS). What compiles uses it; what runs many modules on a node does not.
+(PSS). And it takes 100 ms to be loaded.
 
 Sources: the headers wasm.h, wasi.h, wasmtime/*.h and wasmtime/component/*.h.
 """
@@ -19,6 +19,31 @@ from typing import Any, Final
 
 _ERROR = c_void_p
 _STRINGS = POINTER(c_char_p)
+
+
+class Bytes(Structure):
+    """wasm_byte_vec_t."""
+
+    _fields_ = (("size", c_size_t), ("data", c_void_p))
+
+    def content(self) -> bytes:
+        """Return a copy of it."""
+        return ctypes.string_at(self.data, self.size) if self.data else b""
+
+    def text(self) -> str:
+        """Return it as a text, without the null byte that ends some of them."""
+        return self.content().rstrip(b"\0").decode(errors="replace")
+
+
+class Objects(Structure):
+    """A vector of pointers: wasm_importtype_vec_t, wasm_exporttype_vec_t."""
+
+    _fields_ = (("size", c_size_t), ("data", POINTER(c_void_p)))
+
+    def all(self) -> list[int]:
+        """Return its pointers."""
+        return [pointer for pointer in self.data[: self.size] if pointer] if self.size else []
+
 
 # By name: what it returns and takes. All objects are pointers; those of type _ERROR are null where all went well.
 _FUNCTIONS: Final[Mapping[str, tuple[Any, tuple[Any, ...]]]] = {
@@ -43,30 +68,34 @@ _FUNCTIONS: Final[Mapping[str, tuple[Any, tuple[Any, ...]]]] = {
     "wasmtime_context_set_wasi": (_ERROR, (c_void_p, c_void_p)),
     "wasmtime_linker_new": (c_void_p, (c_void_p,)),
     "wasmtime_linker_define_wasi": (_ERROR, (c_void_p,)),
+    "wasmtime_linker_get": (c_bool, (c_void_p, c_void_p, *[c_char_p, c_size_t] * 2, c_void_p)),
+    "wasmtime_linker_instantiate_pre": (_ERROR, (c_void_p, c_void_p, c_void_p)),
+    "wasm_importtype_module": (POINTER(Bytes), (c_void_p,)),
+    "wasm_importtype_name": (POINTER(Bytes), (c_void_p,)),
+    "wasm_exporttype_name": (POINTER(Bytes), (c_void_p,)),
+    "wasm_exporttype_type": (c_void_p, (c_void_p,)),
+    "wasm_externtype_kind": (ctypes.c_uint8, (c_void_p,)),
+    "wasmtime_module_new": (_ERROR, (c_void_p, c_char_p, c_size_t, c_void_p)),
+    "wasmtime_module_imports": (None, (c_void_p, c_void_p)),
+    "wasmtime_module_exports": (None, (c_void_p, c_void_p)),
+    "wasmtime_module_serialize": (_ERROR, (c_void_p, c_void_p)),
     "wasmtime_module_deserialize_file": (_ERROR, (c_void_p, c_char_p, c_void_p)),
     "wasmtime_linker_instantiate": (_ERROR, (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)),
     "wasmtime_instance_export_get": (c_bool, (c_void_p, c_void_p, c_char_p, c_size_t, c_void_p)),
     "wasmtime_func_call": (_ERROR, (*[c_void_p] * 3, c_size_t, c_void_p, c_size_t, c_void_p)),
     "wasmtime_component_linker_new": (c_void_p, (c_void_p,)),
     "wasmtime_component_linker_add_wasip2": (_ERROR, (c_void_p,)),
+    "wasmtime_component_new": (_ERROR, (c_void_p, c_char_p, c_size_t, c_void_p)),
+    "wasmtime_component_type": (c_void_p, (c_void_p,)),
+    "wasmtime_component_type_import_count": (c_size_t, (c_void_p, c_void_p)),
+    "wasmtime_component_type_import_nth": (c_bool, (c_void_p, c_void_p, c_size_t, *[c_void_p] * 3)),
+    "wasmtime_component_serialize": (_ERROR, (c_void_p, c_void_p)),
     "wasmtime_component_deserialize_file": (_ERROR, (c_void_p, c_char_p, c_void_p)),
     "wasmtime_component_get_export_index": (c_void_p, (c_void_p, c_void_p, c_char_p, c_size_t)),
     "wasmtime_component_linker_instantiate": (_ERROR, (c_void_p, c_void_p, c_void_p, c_void_p)),
     "wasmtime_component_instance_get_func": (c_bool, (c_void_p, c_void_p, c_void_p, c_void_p)),
     "wasmtime_component_func_call": (_ERROR, (*[c_void_p] * 3, c_size_t, c_void_p, c_size_t)),
 }
-
-
-class Bytes(Structure):
-    """wasm_byte_vec_t."""
-
-    _fields_ = (("size", c_size_t), ("data", c_void_p))
-
-    def text(self) -> str:
-        """Return it as a text, without the null byte that ends some of them."""
-        return (
-            ctypes.string_at(self.data, self.size).rstrip(b"\0").decode(errors="replace") if self.data else ""
-        )
 
 
 class Value(Structure):
@@ -87,6 +116,10 @@ class WasmtimeError(Exception):
     def __init__(self, text: str, exit_code: int | None = None) -> None:
         super().__init__(text)
         self.exit_code = exit_code
+
+    def in_one_line(self) -> str:
+        """Return it with its causes, of which each has a line of its own, shortened."""
+        return "; ".join(line.strip() for line in str(self).splitlines() if line.strip())[:1000]
 
 
 class LibWasmtime:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ _SUCCESS: Final = 0
 _TERMINATED: Final = 1
 _CODE_BITS: Final = 0xFFFFFF
 _MAX_PAGES: Final = 65536
+# All linear memory that a module can have, and what the engine needs beside.
+_MAX_DATA_BYTES: Final = _MAX_PAGES * PAGE_BYTES + (256 << 20)
 
 
 class _String(Structure):
@@ -64,6 +67,7 @@ _FUNCTIONS: Final[Mapping[str, tuple[Any, tuple[Any, ...]]]] = {
     "CompilerCreate": (c_void_p, (c_void_p,)),
     "CompilerCompileFromBytes": (_Result, (c_void_p, _Bytes, c_char_p)),
     "LoaderCreate": (c_void_p, (c_void_p,)),
+    "LoaderParseFromBytes": (_Result, (c_void_p, _OBJECTS, _Bytes)),
     "LoaderParseFromFile": (_Result, (c_void_p, _OBJECTS, c_char_p)),
     "ValidatorCreate": (c_void_p, (c_void_p,)),
     "ValidatorValidate": (_Result, (c_void_p, c_void_p)),
@@ -138,8 +142,16 @@ class WasmEdge:
     def key(self) -> str:
         return f"wasmedge-{self._library.VersionGet().decode()}-{os.uname().machine}"
 
-    def load_compiler(self) -> None:
-        """It is in the library."""
+    def draft(self, module: bytes, kind: Kind) -> bytes:
+        """It interprets what is not compiled: its LLVM takes 80 ms and more, which nobody should wait for."""
+        _require_core(kind)
+        library, parsed = self._library, c_void_p()
+        loader = library.LoaderCreate(self._configuration)
+        result = library.LoaderParseFromBytes(loader, ctypes.byref(parsed), _Bytes(len(module), module))
+        if result.number != _SUCCESS:
+            raise InvalidArgument(f"not a valid WebAssembly module: {library.message(result)}")
+        WasmEdgeProgram(library, self._configuration, parsed).check()
+        return module
 
     def compile(self, module: bytes, kind: Kind) -> bytes:
         _require_core(kind)
@@ -153,7 +165,6 @@ class WasmEdge:
             result = library.CompilerCompileFromBytes(compiler, _Bytes(len(module), module), path.encode())
             if result.number != _SUCCESS:
                 raise InvalidArgument(f"not a valid WebAssembly module: {library.message(result)}")
-            self.load(path, kind).check()
             with open(path, "rb") as file:
                 return file.read()
 
@@ -164,6 +175,8 @@ class WasmEdge:
         result = self._library.LoaderParseFromFile(loader, ctypes.byref(module), path.encode())
         if result.number != _SUCCESS:
             raise ValueError(f"{path} is not code of this engine: {self._library.message(result)}")
+        # A draft's calls are kept in memory that nothing else bounds: without end they would take the machine's.
+        resource.setrlimit(resource.RLIMIT_DATA, (_MAX_DATA_BYTES, _MAX_DATA_BYTES))
         return WasmEdgeProgram(self._library, self._configuration, module)
 
     def rehearse(self) -> None:

@@ -1,70 +1,97 @@
-"""Compiling with wasmtime, by its package; and whether what was compiled can be run, so that running need not ask."""
+"""Compiling with wasmtime; and whether what was compiled can be run, so that running need not ask."""
 
 from __future__ import annotations
 
-import wasmtime
-from wasmtime import component as components
+from ctypes import byref, c_char_p, c_size_t, c_void_p, string_at
 
 from common.errors import InvalidArgument
-from sandboxers.wasm.engines.wasmtime import run_interfaces
-from sandboxers.wasm.modules import Kind
+from sandboxers.wasm.engines.libwasmtime import Bytes, LibWasmtime, Objects, Value, WasmtimeError
 
+_START = "_start"
+_FUNCTION = 0  # WASM_EXTERN_FUNC
+_RUN_INTERFACE = "wasi:cli/run@0.2."
+_RUN_VERSIONS = range(12)
+_RUN = b"run"
 # The packages of the world wasi:cli/command.
 _OFFERED = ("wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/")
 
 
-def compile_module(module: bytes, kind: Kind) -> bytes:
-    """Return native code.
+def compile_core(library: LibWasmtime, engine: int, linker: int, module: bytes) -> bytes:
+    """Return native code of a core module.
 
-    :raise InvalidArgument: the module is malformed, imports what is not offered, or exports nothing to run.
+    :param linker: defines what is offered.
+    :raise InvalidArgument: it imports what is not offered, or exports nothing to run.
+    :raise WasmtimeError: it is malformed.
     """
-    config = wasmtime.Config()
-    config.wasm_component_model = True
-    engine = wasmtime.Engine(config)
-    try:
-        if kind is Kind.CORE:
-            core = wasmtime.Module(engine, module)
-            _check_core(engine, core)
-            return bytes(core.serialize())
-        component = components.Component(engine, module)
-        _check_component(engine, component)
-        return bytes(component.serialize())
-    except wasmtime.WasmtimeError as error:
-        raise InvalidArgument(f"not a valid WebAssembly module: {_chain(error)}") from None
+    compiled, code = c_void_p(), Bytes()
+    library.check(library.wasmtime_module_new(engine, module, len(module), byref(compiled)))
+    _check_core(library, engine, linker, compiled)
+    library.check(library.wasmtime_module_serialize(compiled, byref(code)))
+    return code.content()
 
 
-def _check_core(engine: wasmtime.Engine, module: wasmtime.Module) -> None:
-    linker, store = wasmtime.Linker(engine), wasmtime.Store(engine)
-    linker.define_wasi()
+def compile_component(library: LibWasmtime, engine: int, module: bytes) -> bytes:
+    """Return native code of a component. Raises as `compile_core` does."""
+    compiled, code = c_void_p(), Bytes()
+    library.check(library.wasmtime_component_new(engine, module, len(module), byref(compiled)))
+    _check_component(library, engine, compiled)
+    library.check(library.wasmtime_component_serialize(compiled, byref(code)))
+    return code.content()
+
+
+def find_run(library: LibWasmtime, component: c_void_p) -> int | None:
+    """Return the index of the function that makes a component a command; None if it is none."""
+    find = library.wasmtime_component_get_export_index
+    for patch in _RUN_VERSIONS:
+        name = f"{_RUN_INTERFACE}{patch}".encode()
+        if interface := find(component, None, name, len(name)):
+            index: int | None = find(component, interface, _RUN, len(_RUN))
+            return index
+    return None
+
+
+def _check_core(library: LibWasmtime, engine: int, linker: int, module: c_void_p) -> None:
+    imports, exports, linked = Objects(), Objects(), c_void_p()
+    context = library.wasmtime_store_context(library.wasmtime_store_new(engine, None, None))
+    library.wasmtime_module_imports(module, byref(imports))
     unknown = []
-    for wanted in module.imports:
-        try:
-            linker.get(store, wanted.module, wanted.name or "")
-        except wasmtime.WasmtimeError:
-            unknown.append(f"{wanted.module}.{wanted.name}")
-    if unknown:
-        raise InvalidArgument(f"it imports what this engine does not offer: {', '.join(unknown)}")
+    for wanted in imports.all():
+        space = library.wasm_importtype_module(wanted).contents.content()
+        name = library.wasm_importtype_name(wanted).contents.content()
+        if not library.wasmtime_linker_get(
+            linker, context, space, len(space), name, len(name), byref(Value())
+        ):
+            unknown.append(f"{space.decode(errors='replace')}.{name.decode(errors='replace')}")
+    _refuse_imports(unknown)
     try:
-        linker.instantiate_pre(module)
-    except wasmtime.WasmtimeError as error:
-        raise InvalidArgument(f"it cannot be linked: {_chain(error)}") from None
+        library.check(library.wasmtime_linker_instantiate_pre(linker, module, byref(linked)))
+    except WasmtimeError as error:
+        raise InvalidArgument(f"it cannot be linked: {error.in_one_line()}") from None
+    library.wasmtime_module_exports(module, byref(exports))
     if not any(
-        export.name == "_start" and isinstance(export.type, wasmtime.FuncType) for export in module.exports
+        library.wasm_exporttype_name(export).contents.text() == _START
+        and library.wasm_externtype_kind(library.wasm_exporttype_type(export)) == _FUNCTION
+        for export in exports.all()
     ):
         raise InvalidArgument("it exports no function _start: it is a library, not a command")
 
 
-def _check_component(engine: wasmtime.Engine, component: components.Component) -> None:
-    unknown = [name for name in component.type.imports(engine) if not name.startswith(_OFFERED)]
+def _check_component(library: LibWasmtime, engine: int, component: c_void_p) -> None:
+    kind = library.wasmtime_component_type(component)
+    unknown = []
+    for number in range(library.wasmtime_component_type_import_count(kind, engine)):
+        data, size, item = c_char_p(), c_size_t(), c_void_p()
+        library.wasmtime_component_type_import_nth(
+            kind, engine, number, byref(data), byref(size), byref(item)
+        )
+        name = string_at(data, size.value).decode(errors="replace")
+        if not name.startswith(_OFFERED):
+            unknown.append(name)
+    _refuse_imports(unknown)
+    if find_run(library, component) is None:
+        raise InvalidArgument("it exports no wasi:cli/run of version 0.2: its world is not that of a command")
+
+
+def _refuse_imports(unknown: list[str]) -> None:
     if unknown:
         raise InvalidArgument(f"it imports what this engine does not offer: {', '.join(unknown)}")
-    for name in run_interfaces():
-        interface = component.get_export_index(name)
-        if interface is not None and component.get_export_index("run", interface) is not None:
-            return
-    raise InvalidArgument("it exports no wasi:cli/run of version 0.2: its world is not that of a command")
-
-
-def _chain(error: Exception) -> str:
-    """Return an error with its causes in one line."""
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())[:1000]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -13,13 +14,18 @@ from typing import Any
 
 import pytest
 
-from common.errors import InvalidArgument, ResourceExhausted
+from common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from common.linux.pidfd import start_time
 from common.process.exits import ExitWatcher
 from sandboxers.wasm.config import ModulesConfig
+from sandboxers.wasm.launch import Missing, What
 from tests.contract.task_backend import Bench
 from tests.contract.wasm import Modules, make_rootfs, running_modules
+from tests.engine.images import leb128
 from tests.modules import module
+
+SLOW_FUNCTIONS = 150_000
+MANY = 60
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -213,6 +219,10 @@ async def test_a_pid_that_somebody_else_has_now_is_left_alone(bench: Bench) -> N
 # -- what is compiled ----------------------------------------------------------------------------------
 
 
+def checksum_of_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def native(modules: Modules) -> list[Path]:
     """The compiled modules, without the filters."""
     directory = Path(modules.cache.directory)
@@ -251,9 +261,7 @@ async def test_code_that_is_not_what_was_compiled_is_made_again(
         (link,) = [link for link in code.parent.iterdir() if "core" in link.name]
         fd = modules.cache.new_file()
         os.write(fd, b"\x7fELF nonsense")
-        import hashlib
-
-        modules.cache.add(link.name, fd, hashlib.sha256(b"\x7fELF nonsense").hexdigest())
+        modules.cache.add(link.name, fd, checksum_of_bytes(b"\x7fELF nonsense"))
         os.close(fd)
     process, _ = await bench.run("second", "sh", "-c", "exit 9")
     assert await process.code() == 9
@@ -275,7 +283,7 @@ async def test_what_cannot_be_compiled_says_why_and_leaves_nothing(
     ("limits", "reason"),
     [
         ({"compile_memory_mib": 8}, "memory|address space|ended with code"),
-        ({"compile_timeout_s": 0.01}, r"more than 0\.01 s"),
+        ({"compile_timeout_s": 0.001}, r"more than 0\.001 s"),
     ],
 )
 async def test_compiling_has_limits(
@@ -297,6 +305,135 @@ async def test_compiling_has_limits(
             await create_prepared(bench, "c", bench.prepare("c", ["/other"]))
         await bench.close()
         assert len(native(tight)) == 1
+
+
+def compilers() -> list[int]:
+    """The processes that are ahead for compiling, or compile."""
+    return [
+        pid
+        for pid in children_named(b"fork_server_main")
+        if "\nUid:\t65534\t65534\t65534\t65534\n" in Path(f"/proc/{pid}/status").read_text()
+    ]
+
+
+async def compiler_is_ahead() -> int:
+    async with asyncio.timeout(5):
+        # One that has done its work may not be gone yet.
+        while len(compilers()) != 1:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.01)
+    return compilers()[0]
+
+
+def slow_module() -> bytes:
+    """A module that takes seconds to be compiled: one type, and very many functions that do nothing."""
+    count = leb128(SLOW_FUNCTIONS)
+    sections = (
+        (1, b"\1\x60\0\0"),
+        (3, count + bytes(SLOW_FUNCTIONS)),
+        (7, b"\1\6_start\0\0"),
+        (10, count + b"\2\0\x0b" * SLOW_FUNCTIONS),
+    )
+    return b"\0asm\1\0\0\0" + b"".join(
+        bytes([number]) + leb128(len(content)) + content for number, content in sections
+    )
+
+
+async def test_who_compiles_has_no_privileges_and_dies_with_the_daemon(modules: Modules) -> None:
+    pid = await compiler_is_ahead()
+    fields = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    assert {fields[name].strip("0") for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {""}
+    assert fields["NoNewPrivs"] == "1"
+    assert fields["Groups"].strip() == ""
+    assert {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in range(3)} == {"/dev/null"}
+    assert os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
+    assert os.listdir(f"/proc/{pid}/root") == ["tmp"]
+    # Beside the standard streams it has what it waits at.
+    assert len(os.listdir(f"/proc/{pid}/fd")) == 4
+
+
+async def test_who_compiles_may_be_killed_before_and_meanwhile(
+    bench: Bench, modules: Modules, rootfs: Path
+) -> None:
+    await (await bench.run("filter", "true"))[0].code()
+    os.kill(await compiler_is_ahead(), signal.SIGKILL)
+    shutil.copy(module("cat"), rootfs / "other")
+    # Who finds it dead gets another one.
+    await bench.create("before", "/other")
+    (rootfs / "slow").write_bytes(slow_module())
+    pid = await compiler_is_ahead()
+    creation = asyncio.create_task(create_prepared(bench, "c", bench.prepare("c", ["/slow"])))
+    await asyncio.sleep(0.3)
+    assert pid in compilers()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ResourceExhausted, match=r"/slow: compiling the module ended with code 137"):
+        await creation
+    assert len(native(modules)) == 2
+    assert not [name for name in os.listdir(modules.cache.directory) if name.startswith(".")]
+
+
+async def test_what_is_being_compiled_outlives_the_fork_server(
+    bench: Bench, modules: Modules, rootfs: Path
+) -> None:
+    await (await bench.run("filter", "true"))[0].code()
+    (rootfs / "slow").write_bytes(slow_module())
+    pid = await compiler_is_ahead()
+    creation = asyncio.create_task(create_prepared(bench, "c", bench.prepare("c", ["/slow"])))
+    await asyncio.sleep(0.3)
+    assert pid in compilers()
+    os.kill(modules.server.pid, signal.SIGKILL)
+    # Whoever starts what is there already waits for nobody.
+    assert await (await bench.run("meanwhile", "sh", "-c", "exit 3"))[0].code() == 3
+    assert not creation.done()
+    assert await creation > 0
+    assert len(native(modules)) == 2
+
+
+async def test_an_order_in_the_hands_of_a_server_that_dies_is_repeated(
+    bench: Bench, modules: Modules, rootfs: Path
+) -> None:
+    await (await bench.run("filter", "true"))[0].code()
+    for number in range(5):
+        (rootfs / f"module{number}").write_bytes(module("sh").read_bytes() + b"\0\2\1" + bytes([number]))
+        os.kill(await compiler_is_ahead(), signal.SIGSTOP)
+        creation = asyncio.create_task(bench.run(f"c{number}", f"/module{number}", "-c", "exit 4"))
+        await asyncio.sleep(0.05)
+        # With what it has forked ahead, and has been told already.
+        os.kill(modules.server.pid, signal.SIGKILL)
+        for pid in compilers():
+            os.kill(pid, signal.SIGKILL)
+        process, _ = await creation
+        assert await process.code() == 4
+
+
+async def test_a_module_that_is_changed_meanwhile_is_not_kept_as_what_it_was(
+    modules: Modules, rootfs: Path
+) -> None:
+    missing = Missing(What.MODULE, "key", checksum_of_bytes(b"another one"), "core")
+    with open(rootfs / "bin/sh", "rb") as file, pytest.raises(FailedPrecondition, match="changed"):
+        await modules.compiler.compile(missing, file.fileno())
+    assert native(modules) == []
+
+
+async def test_who_looked_before_it_was_made_does_not_have_it_made_again(
+    modules: Modules, rootfs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    digest = checksum_of_bytes((rootfs / "bin/sh").read_bytes())
+    missing = Missing(What.MODULE, f"{digest}-core", digest, "core")
+    with open(rootfs / "bin/sh", "rb") as file:
+        for _ in range(3):
+            assert await modules.compiler.compile(missing, file.fileno()) == missing.key
+        unusable = modules.cache.target(missing.key)
+        assert capfd.readouterr().err.count('"wasm.compiled"') == 1
+        await modules.compiler.compile(missing._replace(unusable=unusable), file.fileno())
+        assert capfd.readouterr().err.count('"wasm.compiled"') == 1
+
+
+async def test_many_are_compiled_one_after_the_other(bench: Bench, modules: Modules, rootfs: Path) -> None:
+    content = module("cat").read_bytes()
+    for number in range(MANY):
+        (rootfs / f"module{number}").write_bytes(content + b"\0\2\1" + bytes([number]))
+    created = await asyncio.gather(*(bench.create(f"c{n}", f"/module{n}") for n in range(MANY)))
+    assert len({process.pid for process, _ in created}) == len(native(modules)) == MANY
 
 
 async def test_a_profile_of_the_specification_is_the_filter(bench: Bench, modules: Modules) -> None:

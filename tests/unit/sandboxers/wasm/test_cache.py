@@ -131,3 +131,14 @@ def test_a_checksum_is_of_the_whole_file(tmp_path: Path, size: int) -> None:
     os.lseek(fd, 5, os.SEEK_SET)
     assert checksum_of(fd) == hashlib.sha256(b"x" * size).hexdigest()
     os.close(fd)
+
+
+def test_what_an_entry_leads_to_changes_with_what_it_is(cache: Cache) -> None:
+    assert cache.target("one") == ""
+    add(cache, "one", b"code")
+    first = cache.target("one")
+    assert (Path(cache.directory) / first).read_bytes() == b"code"
+    (Path(cache.directory) / first).unlink()
+    assert (cache.find("one"), cache.target("one")) == (None, first)
+    add(cache, "one", b"other code")
+    assert cache.target("one") not in ("", first)
