@@ -177,3 +177,16 @@ def test_making_a_mount_point_keeps_what_is_there(rootfs: Path) -> None:
         os.close(fd)
     assert (rootfs / "etc/name").read_text() == "inside"
     assert (rootfs / "new/file").is_file()
+
+
+def test_an_empty_root_has_room_for_temporary_files_up_to_its_size() -> None:
+    code = """
+import json, os, tempfile
+from common.linux.container_root import enter_empty_root
+enter_empty_root(1 << 20)
+with tempfile.NamedTemporaryFile() as file:
+    written = os.write(file.fileno(), bytes(2 << 20))
+print(json.dumps([os.listdir("/"), os.listdir("/tmp"), oct(os.stat("/tmp").st_mode), written]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert json.loads(done.stdout) == [["tmp"], [], "0o41777", 1 << 20]
