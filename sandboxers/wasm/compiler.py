@@ -11,7 +11,7 @@ import signal
 import socket
 from contextlib import suppress
 
-from common.errors import Internal, NotFound, ResourceExhausted, SandboxdError
+from common.errors import Internal, NotFound, ResourceExhausted, SandboxdError, Unavailable
 from common.failpoints import Failpoint, failpoint
 from common.log import get_logger
 from common.process.exits import ExitWatcher
@@ -87,8 +87,9 @@ class Compiler:
             async with self._place_behind:
                 await self._make(missing, source)
         except (SandboxdError, OSError) as error:
-            # The draft runs as well; who starts it again shall not let it be tried each time.
-            self._beyond_improvement.add(missing.key)
+            # The draft runs as well; what is the module's own fault shall not be tried at each of its starts.
+            if not isinstance(error, Unavailable | OSError):
+                self._beyond_improvement.add(missing.key)
             log.warning("wasm.not_compiled", key=missing.key, error=error)
         finally:
             os.close(source)
