@@ -8,7 +8,7 @@ PYTEST := $(PYTHON) -m pytest
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-qemu test test-unit test-integration test-vm test-engine chaos lint type guest guest-kernel guest-debug proto configs bench bench-qemu critest clean
+.PHONY: help setup demo demo-wasm demo-qemu test test-unit test-integration test-vm test-engine chaos lint type guest guest-kernel guest-debug proto configs bench bench-wasm bench-qemu critest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,11 +23,19 @@ setup: .venv/.ready-test ## install everything that the other targets need (root
 demo: .venv/.ready-demo ## run a pod with two containers under a private containerd, show it, clean up (root)
 	$(PYTHON) scripts/demo
 
-demo-qemu: .venv/.ready-demo .venv/.ready-guest ## the same pod in a virtual machine, emulated if need be (root)
-	$(PYTHON) scripts/demo sandboxd-qemu
+demo-wasm: .venv/.ready-demo-wasm ## the same with WebAssembly modules, compiled here (root)
+	$(PYTHON) scripts/demo wasm
 
-test: .venv/.ready-test ## run every test: linters, unit, integration, virtual machines, engine with critest, chaos, node (root)
-	$(PYTEST)
+demo-qemu: .venv/.ready-demo .venv/.ready-guest ## the same pod in a virtual machine, emulated if need be (root)
+	$(PYTHON) scripts/demo qemu
+
+# What boots virtual machines for pods is a tier of its own: emulated, it takes as long as all the rest.
+VM_TESTS := tests/vm tests/integration/agent tests/integration/vmm tests/node/test_qemu.py \
+	$(addprefix tests/engine/,test_qemu.py test_qemu_critest.py test_qemu_weather.py) \
+	$(addprefix tests/chaos/,test_qemu.py test_qemu_failpoints.py)
+
+test: .venv/.ready-test ## run every test but test-vm: linters, unit, integration, engine with critest, chaos, node (root)
+	$(PYTEST) $(addprefix --ignore=,$(VM_TESTS))
 
 test-unit: .venv/.ready-venv ## run what needs neither root nor programs of the system
 	$(PYTEST) tests/unit
@@ -35,8 +43,8 @@ test-unit: .venv/.ready-venv ## run what needs neither root nor programs of the 
 test-integration: .venv/.ready-test ## run what needs root and real runtimes, but no engine
 	$(PYTEST) tests/integration
 
-test-vm: .venv/.ready-test ## run what boots virtual machines, without KVM (root)
-	$(PYTEST) tests/vm
+test-vm: .venv/.ready-test ## run what boots virtual machines for pods, emulated, and in a node with KVM (root)
+	$(PYTEST) $(VM_TESTS)
 
 test-engine: .venv/.ready-test ## run what needs a real containerd, critest included (root)
 	$(PYTEST) tests/engine
@@ -76,6 +84,9 @@ configs: .venv/.ready-venv ## rewrite configs/*.yaml from the dataclasses that t
 
 bench: .venv/.ready-test ## measure against stock shims in one run: results/*.json and a table (root)
 	$(PYTHON) tests/bench/run.py
+
+bench-wasm: .venv/.ready-bench-wasm ## measure pods of WebAssembly modules: results/*.json and a table (root)
+	$(PYTHON) tests/bench/wasm.py
 
 bench-qemu: .venv/.ready-test .venv/.ready-guest ## measure pods in virtual machines against their parts: results/*.json and a table (root)
 	$(PYTHON) tests/bench/qemu.py

@@ -18,6 +18,7 @@ class IsolationType(enum.StrEnum):
     """How pods are kept apart."""
 
     RUNC = "runc"
+    WASM = "wasm"
     QEMU = "qemu"
 
 
@@ -75,3 +76,9 @@ def isolation_of(kind: IsolationType) -> Isolation:
             from sandboxers.qemu.sandboxer import QemuSandboxer
 
             return Isolation(QemuConfig, QemuSandboxer, examine_qemu)
+        case IsolationType.WASM:
+            from sandboxers.wasm.config import WasmConfig
+            from sandboxers.wasm.doctor import examine as examine_wasm
+            from sandboxers.wasm.sandboxer import WasmSandboxer
+
+            return Isolation(WasmConfig, WasmSandboxer, examine_wasm)

@@ -1,4 +1,4 @@
-"""Reading the small files of cgroupfs; a file that is not there is None, not an error."""
+"""The small files of cgroupfs; a file that is not there is None, not an error."""
 
 from __future__ import annotations
 
@@ -30,6 +30,17 @@ def read_text(path: str) -> str | None:
             return None
         raise
     return b"".join(chunks).decode(errors="surrogateescape")
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a file's one value. Raises OSError with the path, also where the kernel refuses the value."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(fd)
 
 
 def number(text: str | None, *, unlimited: int = 0) -> int:

@@ -108,6 +108,11 @@ class Cgroup:
         """Whether the controllers are those of v2."""
         return self._hierarchies.unified
 
+    @property
+    def controllers(self) -> frozenset[str]:
+        """The v1 controllers of the host, and UNIFIED where v2 is mounted."""
+        return self._hierarchies.controllers
+
     def directory(self, controller: str) -> str | None:
         """Return the directory where the files of this controller are, or None where it has none.
 

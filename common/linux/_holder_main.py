@@ -11,21 +11,14 @@ from typing import Any, NoReturn
 
 from common.errors import InvalidArgument
 from common.linux import _libc
-from common.linux.flags import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC
+from common.linux.flags import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC
+from common.linux.mounts import pivot_to_working_directory
 from common.linux.namespaces import enter
+from common.linux.privileges import drop_privileges
 from common.linux.sysctls import write_sysctls
 
 _PACKET_BYTES = 64 * 1024
 _CLONE_FLAGS = {"ipc": _libc.CLONE_NEWIPC, "uts": _libc.CLONE_NEWUTS, "pid": _libc.CLONE_NEWPID}
-
-_PR_CAPBSET_READ = 23
-_PR_CAPBSET_DROP = 24
-_PR_SET_SECUREBITS = 28
-_PR_SET_NO_NEW_PRIVS = 38
-_PR_CAP_AMBIENT = 47
-_PR_CAP_AMBIENT_CLEAR_ALL = 4
-# SECBIT_KEEP_CAPS_LOCKED, SECBIT_NO_SETUID_FIXUP and its lock, SECBIT_NOROOT and its lock (capabilities(7)).
-_SECUREBITS = 0x2F
 
 _UNPRIVILEGED_ID = 65535
 _MFD_EXEC = 0x10
@@ -136,7 +129,7 @@ def _become_init(executable: int, error_fd: int) -> NoReturn:
                 with contextlib.suppress(OSError):
                     os.close(int(fd))
         _enter_empty_root()
-        _drop_privileges(unprivileged_id)
+        drop_privileges(unprivileged_id, unprivileged_id)
         _libc.execveat(executable, [_INIT_NAME], [])
     except BaseException as error:
         number = error.errno if isinstance(error, OSError) and error.errno else 0
@@ -160,34 +153,7 @@ def _enter_empty_root() -> None:
     _libc.mount(None, "/", None, MS_PRIVATE | MS_REC, None)
     _libc.mount("none", "/proc", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0555,size=4k")
     os.chdir("/proc")
-    # The old root ends up on top of the new one and goes at once (pivot_root(2), "pivot_root(".", ".")").
-    _libc.pivot_root(".", ".")
-    _libc.umount2(".", MNT_DETACH)
-    os.chdir("/")
-
-
-def _drop_privileges(unprivileged_id: int) -> None:
-    capability = 0
-    while _is_known_capability(capability):
-        _libc.prctl(_PR_CAPBSET_DROP, capability)
-        capability += 1
-    _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    _libc.prctl(_PR_SET_SECUREBITS, _SECUREBITS)
-    # Denied for good in some user namespaces; the groups are then those of the daemon, all unmapped.
-    with contextlib.suppress(PermissionError):
-        os.setgroups([])
-    os.setresgid(unprivileged_id, unprivileged_id, unprivileged_id)
-    os.setresuid(unprivileged_id, unprivileged_id, unprivileged_id)
-    _libc.drop_all_capabilities()
-    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1)
-
-
-def _is_known_capability(number: int) -> bool:
-    try:
-        _libc.prctl(_PR_CAPBSET_READ, number)
-    except OSError:
-        return False
-    return True
+    pivot_to_working_directory()
 
 
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ AT_RECURSIVE = 0x8000
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
 
 # Numbers from 424 on are the same for all architectures (include/uapi/asm-generic/unistd.h).
 _SYS_OPEN_TREE = 428
@@ -35,6 +36,7 @@ _SYS_MOUNT_SETATTR = 442
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _SYS_EXECVEAT = {"x86_64": 322, "aarch64": 281}
 _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}
 
 
 class _OpenHow(ctypes.Structure):
@@ -141,6 +143,11 @@ def drop_all_capabilities() -> None:
     _checked(_syscall(_number(_SYS_CAPSET, "capset"), ctypes.byref(header), ctypes.byref(data)))
 
 
+def keyctl(operation: int, *arguments: int) -> int:
+    """keyctl(2)."""
+    return _checked(_syscall(_number(_SYS_KEYCTL, "keyctl"), operation, *arguments))
+
+
 def execveat(fd: int, argv: list[str], env: list[str]) -> None:
     """execveat(2) of the file behind `fd`; returns only by raising."""
     arguments = (ctypes.c_char_p * (len(argv) + 1))(*(os.fsencode(a) for a in argv), None)
@@ -166,9 +173,23 @@ def move_mount(from_fd: int, target: str) -> None:
     _checked(result, target)
 
 
-def mount_setattr(fd: int, *, attr_set: int, userns_fd: int, recursive: bool, path: str) -> None:
+def move_mount_onto(from_fd: int, target_fd: int, path: str) -> None:
+    """move_mount(2) of the detached mount behind `from_fd` onto what is open as `target_fd`; `path` only names it."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    _checked(_syscall(_SYS_MOVE_MOUNT, from_fd, b"", target_fd, b"", flags), path)
+
+
+def mount_setattr(
+    fd: int,
+    *,
+    attr_set: int = 0,
+    propagation: int = 0,
+    userns_fd: int = 0,
+    recursive: bool = False,
+    path: str,
+) -> None:
     """mount_setattr(2) on the mount behind `fd`; `path` only names it in an error."""
-    attr = _MountAttr(attr_set, 0, 0, userns_fd)
+    attr = _MountAttr(attr_set, 0, propagation, userns_fd)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _checked(_syscall(_SYS_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr)), path)
 

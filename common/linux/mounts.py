@@ -40,6 +40,7 @@ __all__ = [
     "mount_tmpfs",
     "mounts_below",
     "parse_options",
+    "pivot_to_working_directory",
     "umount",
     "unmount_all",
     "unmount_stack",
@@ -114,6 +115,17 @@ def hold_mount_of(pid: int, path: str) -> int:
 def attach_mount(held: int, path: str) -> None:
     """Mount at `path` what `hold_mount` has returned, once per descriptor. Raises OSError with the path."""
     _libc.move_mount(held, path)
+
+
+def pivot_to_working_directory() -> None:
+    """Make the mount that is the working directory the root, and let go of all that was mounted beside it.
+
+    Raises OSError. Needs a mount namespace of its own.
+    """
+    # The old root ends up on top of the new one and goes at once (pivot_root(2), "pivot_root(".", ".")").
+    _libc.pivot_root(".", ".")
+    _libc.umount2(".", MNT_DETACH)
+    os.chdir("/")
 
 
 def mount_rootfs(mounts: Sequence[MountSpec], target: str, userns_fd: int | None = None) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from common.errors import InvalidArgument, NotFound
 from common.linux import _libc
@@ -13,8 +14,11 @@ from common.linux.sysctls import Kind, check_sysctls, namespace_of, write_sysctl
 __all__ = [
     "Kind",
     "check_netns",
+    "children_in_pid_namespace",
     "close_all",
     "create",
+    "join",
+    "join_process",
     "namespace_id",
     "open_all",
     "owner_userns",
@@ -22,6 +26,12 @@ __all__ = [
 ]
 
 _CLONE_FLAGS = {Kind.IPC: _libc.CLONE_NEWIPC, Kind.UTS: _libc.CLONE_NEWUTS}
+_OCI_CLONE_FLAGS = {
+    "network": _libc.CLONE_NEWNET,
+    "ipc": _libc.CLONE_NEWIPC,
+    "uts": _libc.CLONE_NEWUTS,
+    "cgroup": _libc.CLONE_NEWCGROUP,
+}
 _HOSTNAME_BYTES = 64  # __NEW_UTS_LEN
 _NS_GET_USERNS = 0xB701  # _IO(0xb7, 1), ioctl_ns(2)
 _NS_GET_NSTYPE = 0xB703  # _IO(0xb7, 3)
@@ -98,6 +108,51 @@ def enter(path: str, nstype: int) -> None:
         raise OSError(error.errno, error.strerror, path) from error
     finally:
         os.close(fd)
+
+
+def join(paths: Mapping[str, str]) -> None:
+    """Move this process into namespaces, by their types in an OCI specification; "" makes a new one.
+
+    Raises InvalidArgument for a type that cannot be joined, OSError with the path.
+    """
+    if unknown := paths.keys() - _OCI_CLONE_FLAGS.keys():
+        raise InvalidArgument(f"cannot join {', '.join(sorted(unknown))} namespaces")
+    new = 0
+    for kind, path in paths.items():
+        if path:
+            enter(path, _OCI_CLONE_FLAGS[kind])
+        else:
+            new |= _OCI_CLONE_FLAGS[kind]
+    if new:
+        _libc.unshare(new)
+
+
+def join_process(pidfd: int) -> None:
+    """Move this process into all namespaces of another but the PID and user namespace, so to its root directory.
+
+    Raises OSError. Source: setns(2).
+    """
+    flags = _libc.CLONE_NEWNS
+    for flag in _OCI_CLONE_FLAGS.values():
+        flags |= flag
+    _libc.setns(pidfd, flags)
+
+
+@contextlib.contextmanager
+def children_in_pid_namespace(pidfd_or_ns: int) -> Iterator[None]:
+    """Let the processes that are started inside of this block be in the PID namespace of a process.
+
+    Raises OSError. Source: pid_namespaces(7).
+    """
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _libc.setns(pidfd_or_ns, _libc.CLONE_NEWPID)
+        try:
+            yield
+        finally:
+            _libc.setns(own, _libc.CLONE_NEWPID)
+    finally:
+        os.close(own)
 
 
 def owner_userns(ns_fd: int) -> int:

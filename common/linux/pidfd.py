@@ -60,3 +60,16 @@ def is_same_process(pid: int, started: int) -> bool:
         return start_time(pid) == started
     except ProcessLookupError:
         return False
+
+
+def open_same_process(pid: int, started: int) -> int:
+    """Return a pidfd of the process that has this pid and start time, in clock ticks since boot.
+
+    Raises ProcessLookupError when there is no such process any more, whoever has the pid now.
+    """
+    pidfd = os.pidfd_open(pid)
+    # Looked at now that the pid cannot become somebody else's.
+    if not is_same_process(pid, started):
+        os.close(pidfd)
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), f"/proc/{pid}")
+    return pidfd

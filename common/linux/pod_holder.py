@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,14 +22,12 @@ from common import errors
 from common.linux.namespaces import Kind, check_settings, close_all, open_all
 from common.linux.pod_init import pod_init_elf
 from common.process.exits import ExitWatcher
-from common.process.spawn import Child, spawn
+from common.process.spawn import Child, own_program, spawn
 
 _PACKET_BYTES = 64 * 1024
 _TIMEOUT_S = 10.0
 _HELPER_EXIT_LIMIT_S = 1.0
 
-_BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from common.linux._holder_main import main; main()"
-_IMPORT_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 IdMapping = tuple[int, int, int]
 """First id inside, first id outside, how many (user_namespaces(7))."""
@@ -84,8 +81,7 @@ async def hold_namespaces(
         with theirs:
             fds = [] if request.userns_fd is None else [request.userns_fd]
             socket.send_fds(ours, [_packed(_instructions(request))], fds)
-            argv = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, _IMPORT_ROOT]
-            helper = spawn(argv, watcher=watcher, stdin=theirs.fileno())
+            helper = spawn(own_program("common.linux._holder_main"), watcher=watcher, stdin=theirs.fileno())
         conversation = _Conversation(ours, helper, request)
         try:
             async with asyncio.timeout(_TIMEOUT_S):

@@ -1,6 +1,11 @@
-"""The window size of a terminal."""
+"""Terminals: their window size, and whose they are."""
 
 from __future__ import annotations
+
+import fcntl
+
+# As termios has it, which a process whose root is elsewhere by now could not import any more.
+_TIOCSCTTY = 0x540E
 
 
 def set_window_size(fd: int, width: int, height: int) -> None:
@@ -25,3 +30,11 @@ def get_window_size(fd: int) -> tuple[int, int]:
     except termios.error as error:
         raise OSError(*error.args) from error
     return width, height
+
+
+def make_controlling(fd: int) -> None:
+    """Make the terminal behind `fd` the controlling one of this process, which must lead a session.
+
+    Raises OSError. Source: ioctl_tty(2), TIOCSCTTY.
+    """
+    fcntl.ioctl(fd, _TIOCSCTTY, 0)

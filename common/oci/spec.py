@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import InvalidArgument
+from common.linux.oom_score import oom_score_adj
 
 Spec = dict[str, Any]
 
@@ -227,7 +228,7 @@ def fit_to_privileges(process: dict[str, Any]) -> list[str]:
 
     lowered = []
     wanted = process.get("oomScoreAdj")
-    if isinstance(wanted, int) and wanted < (own := _own_oom_score_adj()):
+    if isinstance(wanted, int) and wanted < (own := oom_score_adj()):
         process["oomScoreAdj"] = own
         lowered.append(f"oomScoreAdj {wanted} -> {own}")
     for limit in process.get("rlimits") or []:
@@ -241,11 +242,6 @@ def fit_to_privileges(process: dict[str, Any]) -> list[str]:
             limit["hard"] = own
             limit["soft"] = min(limit.get("soft", own), own)
     return lowered
-
-
-def _own_oom_score_adj() -> int:
-    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
-        return int(file.read())
 
 
 def _is_plain_path(path: str) -> bool:

@@ -27,6 +27,7 @@ from common.identifiers import check_identifier
 from common.linux.mounts import MountSpec
 from common.process.exits import ExitStatus
 from common.task.backend import ContainerRequest
+from common.task.container import Container
 from common.task.pod import TaskPod
 from common.task.states import ContainerState, ProcessState, ProcessTrigger
 from common.task.stdio import StdioSpec
@@ -95,6 +96,8 @@ class TaskService(TaskPod):
                     f"{process} has run and ended while sandboxd was away: its exit code is lost"
                 )
             return api.StartResponse(pid=process.pid)
+        if request.exec_id:
+            _require_thawed(container)
         process.advance(ProcessTrigger.START)
         try:
             if request.exec_id:
@@ -202,6 +205,7 @@ class TaskService(TaskPod):
         container.ready()
         if container.init.state is ProcessState.STOPPED:
             raise FailedPrecondition(f"cannot exec in container {container.id}: it has stopped")
+        _require_thawed(container)
         if container.execs is not None and exec_id in container.execs:
             if context.replayed:
                 return Empty()
@@ -292,6 +296,12 @@ class TaskService(TaskPod):
     async def shutdown(self, request: api.ShutdownRequest, _: CallContext) -> Empty:
         """Do nothing: engines send it after deletes and failed creates, but the pod's life is the Controller's."""
         return Empty()
+
+
+def _require_thawed(container: Container) -> None:
+    """Raise FailedPrecondition where a process that joins the container would be frozen on its way."""
+    if container.init.state is ProcessState.PAUSED:
+        raise FailedPrecondition(f"cannot exec in container {container.id}: it is paused; resume it first")
 
 
 def _timestamp(status: ExitStatus) -> Timestamp:

@@ -46,6 +46,35 @@ def management(engine: Engine, *, stock: bool) -> Usage:
     return Usage(processes, threads, pss_kib, rss_kib, cpu_ns)
 
 
+def module_processes_pss_kib(engine: Engine) -> list[int]:
+    """The memory of each process that runs a module, and of the one that they are forked from.
+
+    That is everything but the engine, those who hold or enter its namespaces, and the daemon.
+    """
+    found = []
+    for process in (engine.namespaces.root / "proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            if process.joinpath("exe").readlink().name in BYSTANDERS or _is(process, engine.daemon_pid):
+                continue
+            found.append(int(_fields(process / "smaps_rollup")["Pss"].split()[0]))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def pss_kib(pid: int) -> int:
+    """The proportional memory of a process, by its pid as seen from here."""
+    return int(_fields(Path(f"/proc/{pid}/smaps_rollup"))["Pss"].split()[0])
+
+
+def _is(process: Path, pid: int) -> bool:
+    """Whether a directory in the procfs of the engine is that of a process seen from here."""
+    inner = _fields(Path(f"/proc/{pid}/status"))["NSpid"].split()[-1]
+    return process.name == inner
+
+
 def mounts(engine: Engine) -> int:
     """How many mounts the engine and the sandboxer see."""
     return len(Path(f"/proc/{engine.namespaces.first_pid}/mountinfo").read_text().splitlines())

@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.bench import census
 from tests.engine.cri import container_config, pod_config
 from tests.engine.engine import Engine
+from tests.engine.handlers import RUNC
 
 # A removal is not measured, but at full width it would disturb what follows.
 REMOVALS_AT_ONCE = 8
@@ -60,7 +61,8 @@ class Samples:
 def start_pod(engine: Engine, handler: str) -> Pod:
     """RunPodSandbox + CreateContainer + StartContainer."""
     cri = engine.cri
-    config, container = pod_config(), container_config()
+    programs = (engine.ours if handler == engine.ours.name else RUNC).programs
+    config, container = pod_config(), container_config(programs.sleep, image=programs.image)
     times = [time.perf_counter()]
     pod_id = cri.run_pod(config, handler)
     times.append(time.perf_counter())

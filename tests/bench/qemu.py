@@ -24,7 +24,7 @@ from common.ttrpc import Client
 from proto.gen.containerd.task.v3 import shim_pb2 as api
 from sandboxers.vm.sandbox import image_boot
 from tests.bench.interpreter import copy_interpreter
-from tests.bench.run import RESULTS, Report, machine, table
+from tests.bench.report import RESULTS, Report, machine, table
 from tests.engine.cri import container_config, pod_config
 from tests.engine.engine import OURS_IN_QEMU, Engine
 from tests.engine.parts import prepare

@@ -5,26 +5,20 @@ something. The result is a table, and a JSON file under results/.
 """
 
 import argparse
-import json
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench import census, load
 from tests.bench.interpreter import copy_interpreter
-from tests.engine.engine import OURS, RECENT_RUNTIMES, STOCK_CRUN, STOCK_RUNC, Engine
-from tests.engine.images import CHECKOUT
+from tests.bench.report import Report, add_common_arguments, run_parts
+from tests.engine.engine import OURS, STOCK_CRUN, STOCK_RUNC, Engine
 from tests.engine.parts import prepare
-
-RESULTS = CHECKOUT / "results"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,36 +40,6 @@ FULL = Sizes(
 QUICK = Sizes(
     serial_rounds=8, burst_rounds=1, burst_pods=20, few_pods=10, many_pods=60, idle_s=5, exec_rounds=15
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table; `reach` is the largest value that passes, None if it only informs."""
-
-    figure: str
-    value: float
-    unit: str
-    reach: float | None = None
-    note: str = ""
-
-    @property
-    def verdict(self) -> str:
-        if self.reach is None:
-            return ""
-        return "pass" if self.value <= self.reach else "FAIL"
-
-
-@dataclass(slots=True)
-class Report:
-    """What one run found."""
-
-    rows: list[Row] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def add(self, figure: str, value: float, unit: str, reach: float | None = None, note: str = "") -> None:
-        row = Row(figure, round(value, 4), unit, reach, note)
-        self.rows.append(row)
-        print(f"  {figure}: {row.value:g} {unit} {row.verdict}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,62 +207,18 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 }
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The findings for people: what was measured, what must be reached, whether it is."""
-    width = max(len(row.figure) for row in rows)
-    lines = [f"{'figure':<{width}}  {'measured':>12}  {'reach':>8}  verdict"]
-    for row in rows:
-        reach = "" if row.reach is None else f"<= {row.reach:g}"
-        lines.append(f"{row.figure:<{width}}  {row.value:>9.4g} {row.unit:<3}  {reach:>7}  {row.verdict}")
-    return "\n".join(lines)
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-
-    def first_line(*command: str) -> str:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-        return answer[0] if answer else ""
-
-    return {
-        "kernel": platform.release(),
-        "cpus": len(
-            [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("processor")]
-        ),
-        "python": platform.python_version(),
-        "load": Path("/proc/loadavg").read_text().split()[0],
-        "crun": first_line(str(RECENT_RUNTIMES / "crun"), "--version"),
-        "runc": first_line("runc", "--version"),
-        "commit": first_line("git", "-C", str(CHECKOUT), "rev-parse", "--short", "HEAD"),
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure sandboxd against stock shims.")
-    parser.add_argument("--quick", action="store_true", help="little work: a trend, no verdict to quote")
-    parser.add_argument("--only", metavar="PART,...", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    add_common_arguments(parser, PARTS)
     parser.add_argument("--handlers", metavar="NAME,...", default=f"{STOCK_RUNC},{STOCK_CRUN},{OURS}")
-    parser.add_argument("--output", type=Path, help="where the JSON goes instead of results/")
     arguments = parser.parse_args()
-    parts = arguments.only.split(",")
-    unknown = [part for part in parts if part not in PARTS]
-    if unknown:
-        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
-
     prepare("test", ["fetch-engine"], ["fetch-runtimes"], ["build-images"])
-    report = Report(details={"machine": machine(), "quick": arguments.quick})
-    bench = Bench(tuple(arguments.handlers.split(",")), QUICK if arguments.quick else FULL, report)
-    for part in parts:
-        print(part, file=sys.stderr, flush=True)
-        PARTS[part](bench)
+    handlers, sizes = tuple(arguments.handlers.split(",")), QUICK if arguments.quick else FULL
 
-    output = arguments.output or RESULTS / time.strftime("bench-%Y%m%d-%H%M%S.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{**asdict(row), "verdict": row.verdict} for row in report.rows]
-    output.write_text(json.dumps({"rows": rows, **report.details}, indent=1) + "\n")
-    print(table(report.rows))
-    print(f"\n{output}")
-    return 1 if any(row.verdict == "FAIL" for row in report.rows) else 0
+    def run(part: Callable[[Bench], None]) -> Callable[[Report], None]:
+        return lambda report: part(Bench(handlers, sizes, report))
+
+    return run_parts(parser, arguments, {name: run(part) for name, part in PARTS.items()}, "bench")
 
 
 if __name__ == "__main__":

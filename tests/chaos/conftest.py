@@ -5,19 +5,19 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.chaos.sizes import FULL, WITHOUT, WITHOUT_IDS
 from tests.chaos.trial import Trial
 from tests.engine.conftest import EVIDENCE, logs, parts, pytest_runtest_makereport, vm_parts
 from tests.engine.engine import Engine
+from tests.engine.handlers import RUNC, Handler
 
 __all__ = ["logs", "parts", "pytest_runtest_makereport", "vm_parts"]
 
 
 @contextmanager
-def running(session: pytest.Session) -> Iterator[Trial]:
+def running(session: pytest.Session, handler: Handler) -> Iterator[Trial]:
     """An engine without a sandboxer: the trial starts it."""
     collectors = session.stash.setdefault(EVIDENCE, [])
-    with Engine() as engine:
+    with Engine(handler) as engine:
         collectors.append(engine.evidence)
         try:
             engine.start()
@@ -27,17 +27,22 @@ def running(session: pytest.Session) -> Iterator[Trial]:
 
 
 @pytest.fixture
-def trial(parts: None, request: pytest.FixtureRequest) -> Iterator[Trial]:
+def handler() -> Handler:
+    """Whose pods the trial is made with, where a test says nothing else."""
+    return RUNC
+
+
+@pytest.fixture
+def trial(parts: None, handler: Handler, request: pytest.FixtureRequest) -> Iterator[Trial]:
     """An engine of the test's own; the sandboxer is not started yet."""
-    with running(request.session) as trial:
+    with running(request.session, handler) as trial:
         yield trial
 
 
-@pytest.fixture(
-    scope="module", params=WITHOUT if FULL else WITHOUT[:1], ids=WITHOUT_IDS if FULL else WITHOUT_IDS[:1]
-)
+@pytest.fixture(scope="module")
 def shared_trial(parts: None, request: pytest.FixtureRequest) -> Iterator[Trial]:
-    """An engine with a sandboxer that the tests of a module share."""
-    with running(request.session) as trial:
-        trial.start(config=trial.impatient_config(1.0), env={"SANDBOXD_WITHOUT": request.param})
+    """An engine with a sandboxer that the tests of a module share; the parameter is an element of `SHARED`."""
+    handler, without = request.param
+    with running(request.session, handler) as trial:
+        trial.start(config=trial.impatient_config(1.0), env={"SANDBOXD_WITHOUT": without})
         yield trial

@@ -8,6 +8,7 @@ from typing import TypeVar
 import grpc
 
 from tests.engine.cri import Cri
+from tests.engine.handlers import RUNC, Handler
 from tests.engine.namespaces import wait_until
 
 AGAIN_S = 60.0
@@ -16,10 +17,14 @@ T = TypeVar("T")
 
 
 class Kubelet(ABC):
-    """Tries again what was refused. `told` is what it was told instead of an answer; logs lie in `directory`."""
+    """Tries again what was refused. `told` is what it was told instead of an answer; logs lie in `directory`.
 
-    def __init__(self, directory: Path) -> None:
+    Its pods are run by `handler`.
+    """
+
+    def __init__(self, directory: Path, handler: Handler = RUNC) -> None:
         self.directory = directory
+        self.handler = handler
         self.told: list[str] = []
 
     @property

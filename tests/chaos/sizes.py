@@ -4,6 +4,8 @@ import os
 import random
 from dataclasses import dataclass
 
+from tests.engine.handlers import RUNC, WASM
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -26,6 +28,15 @@ SIZES = (
 # Kernel features to do without: before 6.15 there is no PIDFD_GET_INFO that tells exit codes.
 WITHOUT = ("", "pidfd-info")
 WITHOUT_IDS = ("with all that the kernel has", "without PIDFD_GET_INFO")
+
+# Where what outlasts a daemon differs between the isolation types, a trial is made with each.
+HANDLERS = (RUNC, WASM)
+SHARED = [(handler, without) for handler in HANDLERS for without in (WITHOUT if FULL else WITHOUT[:1])]
+SHARED_IDS = [
+    f"{handler} {condition}"
+    for handler in HANDLERS
+    for condition in (WITHOUT_IDS if FULL else WITHOUT_IDS[:1])
+]
 
 # Who keeps the descriptors: our supervisor, or a manager like systemd, where pidfds alone tell exit codes.
 SUPERVISOR, MANAGER = "supervisor", "manager"

@@ -13,8 +13,8 @@ from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2_grpc as api_grpc
 from proto.gen.containerd.task.v3 import shim_pb2 as task_api
 from sandboxers.registry import RECORD_FILE
-from tests.chaos.trial import CALL_TIMEOUT_S, STATE_DIR, Trial
-from tests.chaos.workload import WRITER_EXIT_CODE, Container, Pod, expect_lines
+from tests.chaos.trial import CALL_TIMEOUT_S, Trial
+from tests.chaos.workload import Container, Pod
 from tests.engine.cri import pod_config
 from tests.engine.engine import OURS, PYTHON
 from tests.engine.images import CHECKOUT
@@ -23,8 +23,10 @@ from tests.engine.namespaces import wait_until
 
 def test_a_full_state_directory_is_an_error_that_names_the_file_and_passes(trial: Trial) -> None:
     engine = trial.engine
-    engine.namespaces.run(["mkdir", "-m", "700", "-p", f"/{STATE_DIR}"])
-    engine.namespaces.run(["mount", "-t", "tmpfs", "-o", "mode=700,size=4m", "tmpfs", f"/{STATE_DIR}"])
+    engine.namespaces.run(["mkdir", "-m", "700", "-p", f"/{engine.ours.state_dir}"])
+    engine.namespaces.run(
+        ["mount", "-t", "tmpfs", "-o", "mode=700,size=4m", "tmpfs", f"/{engine.ours.state_dir}"]
+    )
     trial.start()
     pod = Pod(trial)
     writer = pod.writer()
@@ -34,16 +36,15 @@ def test_a_full_state_directory_is_an_error_that_names_the_file_and_passes(trial
     with pytest.raises(grpc.RpcError) as refusal:
         engine.cri.run_pod(pod_config("refused"), OURS)
     assert "No space left on device" in str(refusal.value.details()), refusal.value
-    assert STATE_DIR in str(refusal.value.details())
+    assert str(engine.ours.state_dir) in str(refusal.value.details())
     trial.restart()
     assert pod.is_ready
     filling.unlink()
 
-    assert pod.exec(writer, "sh", "-c", "exit 12").exit_code == 12
+    pod.expect_exec(writer, 12)
     another = Pod(trial)
     another.remove()
-    assert pod.stop(writer) == WRITER_EXIT_CODE
-    expect_lines(writer)
+    pod.end_writer(writer)
     pod.remove()
     assert trial.lost_connections() == []
     assert [path.name for path in trial.state().iterdir() if not path.name.startswith(".")] == []
@@ -66,7 +67,7 @@ def test_a_pod_whose_record_cannot_be_understood_is_left_alone_until_it_can(
     trial.release()
     trial.engine.wait_for_daemon()
 
-    assert neighbour.exec(other, "sh", "-c", "exit 13").exit_code == 13
+    neighbour.expect_exec(other, 13)
     assert record.read_bytes() == bad
     log = (trial.engine.logs / "sandboxer.log").read_text()
     assert str(record.relative_to(trial.engine.namespaces.root)) in log
@@ -92,8 +93,7 @@ def test_a_pod_whose_record_cannot_be_understood_is_left_alone_until_it_can(
     trial.release()
     trial.engine.wait_for_daemon()
     for pod, container in ((victim, writer), (neighbour, other)):
-        assert pod.stop(container) == WRITER_EXIT_CODE
-        expect_lines(container)
+        pod.end_writer(container)
         pod.remove()
     assert trial.lost_connections() == []
 
@@ -124,9 +124,8 @@ def test_a_second_daemon_names_the_first_and_disturbs_nobody(trial: Trial) -> No
         assert second.returncode == 1
         assert f"pid {owner}" in second.stderr + second.stdout
     trial.restart()
-    assert pod.exec(writer, "sh", "-c", "exit 14").exit_code == 14
-    assert pod.stop(writer) == WRITER_EXIT_CODE
-    expect_lines(writer)
+    pod.expect_exec(writer, 14)
+    pod.end_writer(writer)
     pod.remove()
     assert trial.lost_connections() == []
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.chaos.trial import Trial
-from tests.chaos.workload import RUNNING, WRITER_EXIT_CODE, Pod, log_lines
+from tests.chaos.workload import RUNNING, Pod
 from tests.engine.namespaces import wait_until
 
 PODS = 3
@@ -31,7 +31,7 @@ def test_no_container_is_lost_when_the_engine_the_sandboxer_and_both_restart(
         for pod, writer in zip(pods, writers, strict=True):
             assert pod.is_ready
             assert pod.status(writer).state == RUNNING
-            assert pod.exec(writer, "sh", "-c", "exit 11").exit_code == 11
+            pod.expect_exec(writer, 11)
 
     all_run()
     engine.restart_containerd(number)
@@ -53,8 +53,6 @@ def test_no_container_is_lost_when_the_engine_the_sandboxer_and_both_restart(
     engine.start_containerd()
     all_run()
     for pod, writer in zip(pods, writers, strict=True):
-        assert pod.stop(writer) == WRITER_EXIT_CODE
         # While containerd is away nobody reads; whatever is in the pipe then is not lost, the writer waits.
-        lines = log_lines(writer)
-        assert lines[-1] == f"end {len(lines) - 1}"
+        pod.end_writer(writer)
         pod.remove()

@@ -6,19 +6,16 @@ import pytest
 
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.chaos.results import record
-from tests.chaos.sizes import SIZES, SUPERVISOR, WAYS, WAYS_IDS, way_name
+from tests.chaos.sizes import HANDLERS, SIZES, SUPERVISOR, WAYS, WAYS_IDS, way_name
 from tests.chaos.trial import Trial
 from tests.chaos.workload import Pod
 from tests.engine.namespaces import wait_until
 
 SHARED = "/shared"
-# In hundredths of a second since the boot, which is as good as the clock on the wall gets in a shell.
-UNTIL_TOLD = (
-    "while [ ! -e {shared}/go ]; do sleep 0.1; done; cat /proc/uptime > {shared}/{code}.end; exit {code}"
-)
 
 
 @pytest.mark.parametrize(("keeper", "without"), WAYS, ids=WAYS_IDS)
+@pytest.mark.parametrize("handler", HANDLERS, ids=str)
 def test_exits_while_the_daemon_is_down_are_told_truly(trial: Trial, keeper: str, without: str) -> None:
     trial.start(env={"SANDBOXD_WITHOUT": without}, keeper=keeper)
     shared = trial.directory / "shared"
@@ -26,7 +23,9 @@ def test_exits_while_the_daemon_is_down_are_told_truly(trial: Trial, keeper: str
     mounts = [pb.Mount(host_path=str(shared), container_path=SHARED)]
     pod = Pod(trial)
     containers = {
-        code: pod.run("sh", "-c", UNTIL_TOLD.format(shared=SHARED, code=code), name=f"c{code}", mounts=mounts)
+        code: pod.run(
+            *pod.programs.wait(f"{SHARED}/go", f"{SHARED}/{code}.end", code), name=f"c{code}", mounts=mounts
+        )
         for code in range(1, SIZES.exits + 1)
     }
     trial.hold()
@@ -45,12 +44,11 @@ def test_exits_while_the_daemon_is_down_are_told_truly(trial: Trial, keeper: str
     assert {code: status.exit_code for code, status in statuses.items()} == {
         code: code for code in containers
     }
-    boot_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     off_s = {
-        code: status.finished_at / 1e9 - (boot_s + float((shared / f"{code}.end").read_text().split()[0]))
+        code: status.finished_at / 1e9 - (shared / f"{code}.end").stat().st_mtime
         for code, status in statuses.items()
     }
-    name = way_name("exits", keeper, without)
+    name = trial.named(way_name("exits", keeper, without))
     if keeper == SUPERVISOR:
         worst_s = max(map(abs, off_s.values()))
         record(name, 1.0, worst_s=round(worst_s, 3), true_codes=len(off_s))

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pytest
 
 from tests.chaos.results import RESULTS, record
-from tests.chaos.sizes import FULL, SEED, SIZES, WAYS, WAYS_IDS, way_name
+from tests.chaos.sizes import FULL, HANDLERS, SEED, SIZES, WAYS, WAYS_IDS, way_name
 from tests.chaos.trial import Trial
-from tests.chaos.workload import WRITER_EXIT_CODE, Container, Pod, expect_lines, strays
+from tests.chaos.workload import Pod, strays
 
 # The engine takes up to three seconds until it connects again, and is to get something done in between.
 LONGEST_PAUSE_S = 3.0
@@ -38,41 +38,33 @@ def keep_busy(trial: Trial, number: int, over: threading.Event, tally: Tally) ->
     while not over.is_set():
         serial += 1
         code = rng.randrange(1, 120)
-        expect_exec(stays, writer, code)
+        stays.expect_exec(writer, code)
         tally.add("execs")
         if rng.random() < 0.5:
-            short = stays.run(
-                "sh", "-c", f"echo begun; sleep 0.1; echo over; exit {code}", name=f"short{serial}"
-            )
+            short = stays.run(*stays.programs.say("begun", "over", code, pause_s=0.1), name=f"short{serial}")
             assert stays.exit_code(short) == code
             stays.remove_container(short)
             tally.add("short containers")
         else:
             passing = Pod(trial, host_network=rng.random() < 0.7)
             other = passing.writer()
-            expect_exec(passing, other, code)
-            assert passing.stop(other) == WRITER_EXIT_CODE
-            tally.add("log lines", expect_lines(other))
+            passing.expect_exec(other, code)
+            tally.add("log lines", passing.end_writer(other))
             passing.remove()
             tally.add("pods")
     assert stays.is_ready
-    assert stays.stop(writer) == WRITER_EXIT_CODE
-    tally.add("log lines", expect_lines(writer))
+    tally.add("log lines", stays.end_writer(writer))
     stays.remove()
-
-
-def expect_exec(pod: Pod, container: Container, code: int) -> None:
-    answer = pod.exec(container, "sh", "-c", f"echo out; echo err >&2; exit {code}")
-    assert (answer.exit_code, answer.stdout, answer.stderr) == (code, b"out\n", b"err\n")
 
 
 @pytest.mark.timeout(1800 if FULL else 90)
 @pytest.mark.parametrize(("keeper", "without"), WAYS, ids=WAYS_IDS)
+@pytest.mark.parametrize("handler", HANDLERS, ids=str)
 def test_kills_at_random_moments_lose_no_container_exit_code_or_log_line(
     trial: Trial, keeper: str, without: str
 ) -> None:
     print(f"repeat with CHAOS_SEED={SEED}")
-    name = way_name("kills", keeper, without)
+    name = trial.named(way_name("kills", keeper, without))
     rng = random.Random(SEED)
     # A pod whose start nobody was told of is the collector's.
     trial.start(config=trial.impatient_config(2.0), env={"SANDBOXD_WITHOUT": without}, keeper=keeper)

@@ -4,7 +4,7 @@ import signal
 import time
 
 from tests.chaos.trial import Trial
-from tests.chaos.workload import EXITED, RUNNING, WRITER_EXIT_CODE, Pod, expect_lines
+from tests.chaos.workload import EXITED, RUNNING, Pod
 from tests.engine.namespaces import wait_until
 
 GRACE_S = 2
@@ -39,8 +39,7 @@ def test_what_the_engine_has_disowned_is_ended_and_removed(trial: Trial) -> None
     # The pod itself was never disowned, and goes on.
     assert pod.is_ready
     again = pod.writer("again")
-    assert pod.stop(again) == WRITER_EXIT_CODE
-    expect_lines(again)
+    pod.end_writer(again)
     pod.remove()
     assert not list(trial.state().glob(f"{pod.id}*"))
 
@@ -56,6 +55,6 @@ def test_nothing_is_collected_while_the_engine_cannot_be_asked_or_still_knows_it
     trial.engine.start_containerd()
     wait_until(lambda: pod.status(writer).state == RUNNING, timeout_s=20, what="the engine's own recovery")
     time.sleep(3 * GRACE_S)
-    assert pod.exec(writer, "sh", "-c", "exit 15").exit_code == 15
-    assert pod.stop(writer) == WRITER_EXIT_CODE
+    pod.expect_exec(writer, 15)
+    assert pod.stop(writer) == pod.programs.stopped_code
     pod.remove()

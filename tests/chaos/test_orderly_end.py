@@ -8,7 +8,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from proto.gen.containerd.task.v3 import shim_pb2 as api
 from tests.chaos.trial import CALL_TIMEOUT_S, Trial
-from tests.chaos.workload import WRITER_EXIT_CODE, Container, Pod, expect_lines
+from tests.chaos.workload import Container, Pod
 
 SERVICE = "containerd.task.v3.Task"
 REPLACEMENTS = 5
@@ -55,8 +55,7 @@ def test_an_orderly_end_answers_no_call_wrongly(trial: Trial) -> None:
 
     asyncio.run(replace_meanwhile())
     assert all(caller.calls > REPLACEMENTS for caller in callers)
-    assert pod.exec(writer, "sh", "-c", "exit 12").exit_code == 12
-    assert pod.stop(writer) == WRITER_EXIT_CODE
-    expect_lines(writer)
+    pod.expect_exec(writer, 12)
+    pod.end_writer(writer)
     pod.remove()
     assert trial.lost_connections() == []

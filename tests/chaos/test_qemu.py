@@ -9,12 +9,13 @@ import pytest
 
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.chaos.conftest import running
-from tests.chaos.streaming import Stream
 from tests.chaos.trial import Trial
 from tests.engine.cri import container_config, pod_config
 from tests.engine.engine import OURS_IN_QEMU
+from tests.engine.handlers import QEMU
 from tests.engine.namespaces import wait_until
 from tests.engine.qemu import add_container, information, start_vm_container, write_config
+from tests.engine.streaming import Stream
 from tests.engine.test_pods import ended, shell
 
 RUNNING = pb.ContainerState.CONTAINER_RUNNING
@@ -26,7 +27,7 @@ UNTIL_TOLD = "while [ ! -e /tmp/end ]; do sleep 0.1; done; exit 7"
 @pytest.fixture
 def trial(vm_parts: None, request: pytest.FixtureRequest) -> Iterator[Trial]:
     """An engine whose daemon of VM pods is there to be killed."""
-    with running(request.session) as trial:
+    with running(request.session, QEMU) as trial:
         trial.start(config=write_config(trial.directory))
         yield trial
 

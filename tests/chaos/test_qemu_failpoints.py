@@ -11,6 +11,7 @@ from tests.chaos.conftest import running
 from tests.chaos.trial import Trial
 from tests.engine.cri import container_config, pod_config
 from tests.engine.engine import OURS_IN_QEMU
+from tests.engine.handlers import QEMU
 from tests.engine.qemu import start_vm_container, write_config
 from tests.engine.test_pods import ended, shell
 
@@ -54,7 +55,7 @@ EXEC = (F.EXEC_RECORDED, F.EXEC_STREAMS_OPENED, F.EXEC_EXITED, F.EXEC_EXIT_RECOR
 @pytest.fixture(scope="module")
 def trial(vm_parts: None, request: pytest.FixtureRequest) -> Iterator[Trial]:
     """An engine whose daemon of VM pods the tests of this module arm."""
-    with running(request.session) as trial:
+    with running(request.session, QEMU) as trial:
         trial.start(config=write_config(trial.directory))
         # The first pod leaves what belongs to the engine.
         start_vm_container(trial.engine.cri)

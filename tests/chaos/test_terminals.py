@@ -5,9 +5,9 @@ import time
 import pytest
 
 from tests.chaos.sizes import KEEPERS
-from tests.chaos.streaming import exec_stream
 from tests.chaos.trial import Trial
 from tests.chaos.workload import Pod
+from tests.engine.streaming import exec_stream
 
 # Told from the shell's own hang-up.
 SHELL = 'trap "echo hung up" HUP; echo ready; while read word; do echo "$word: $(stty size)"; done; exit 9'

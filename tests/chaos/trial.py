@@ -13,17 +13,16 @@ from tests.chaos.kubelet import Kubelet
 from tests.chaos.sizes import MANAGER, SUPERVISOR
 from tests.engine.cri import Cri
 from tests.engine.engine import Engine
+from tests.engine.handlers import RUNC
 from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
 
 HOOK = Path(__file__).with_name("hook")
 PLAIN_MANAGER = Path(__file__).with_name("manager.py")
-STATE_DIR = "run/sandboxd/runc"
 # What containerd says once it has lost a task's connection.
 LOST_CONNECTION = re.compile(r"ttrpc: (server )?closed")
-# Owned by the daemon, not by a pod.
-OWN_FILES = re.compile(rf"/{STATE_DIR}(/\.[a-z.-]+)?$|/run/sandboxd(/runc\.sock)?$")
-PROCESSES_OF_DAEMONS = re.compile(r"containerd|catatonit|python[0-9.]*")
+PROCESSES_OF_DAEMONS = re.compile(r"containerd|catatonit")
+PYTHON_PROCESSES = re.compile(r"python[0-9.]*")
 # gRPC opens and closes these as it likes, and how many callers there are is the callers' affair.
 UNSTABLE = re.compile(r"^anon_inode:\[event|^socket:")
 CALL_TIMEOUT_S = 20.0
@@ -33,7 +32,7 @@ class Trial(Kubelet):
     """What happens to the sandboxer of one engine."""
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__(engine.directory / "chaos")
+        super().__init__(engine.directory / "chaos", engine.ours)
         self.engine = engine
         self.directory.mkdir()
         self.without = ""
@@ -59,7 +58,7 @@ class Trial(Kubelet):
         }
         manager = [sys.executable, "-I", str(PLAIN_MANAGER), str(self.directory)]
         self.engine.start_sandboxer(
-            config or CHECKOUT / "configs/runc.yaml",
+            config or self.engine.ours.config,
             env=settings,
             supervise=keeper == SUPERVISOR,
             manager=manager if keeper == MANAGER else (),
@@ -67,15 +66,20 @@ class Trial(Kubelet):
 
     def impatient_config(self, grace_s: float) -> Path:
         """Write a configuration with which what the engine has forgotten is collected sooner."""
-        text = (CHECKOUT / "configs/runc.yaml").read_text()
+        text = self.engine.ours.config.read_text()
         settings = {"interval_s": 1.0, "grace_s": grace_s}
         for key, value in settings.items():
             text, count = re.subn(rf"^  {key}: .*$", f"  {key}: {value}", text, flags=re.MULTILINE)
             if count != 1:
                 raise ValueError(f"the configuration has {count} keys {key}")
-        path = self.directory / "runc.yaml"
+        path = self.directory / "impatient.yaml"
         path.write_text(text)
         return path
+
+    def named(self, trial: str) -> str:
+        """Under which name the figures of a trial are kept: with the conditions that are not the usual ones."""
+        kind = "" if self.handler == RUNC else f"{self.handler.type}-"
+        return kind + "-without-".join([trial, *self.without.split()])
 
     # ---------------------------------------------------------------- the daemon
 
@@ -120,6 +124,11 @@ class Trial(Kubelet):
         except FileNotFoundError:
             return 0
 
+    def forget_compiled_modules(self) -> None:
+        """Let every module be compiled again."""
+        for path in (self.engine.namespaces.root / "var/cache/sandboxd/wasm").iterdir():
+            path.unlink()
+
     # ---------------------------------------------------------------- the client
 
     async def task_client(self, pod: str) -> Client:
@@ -138,7 +147,7 @@ class Trial(Kubelet):
         """Everything that pods consist of, as text."""
         root = self.engine.namespaces.root
         found = {f"cgroup {path}" for base in self.engine.namespaces.cgroups for path, _, _ in os.walk(base)}
-        found |= {f"file {path}" for path in _files(root, "run/sandboxd") if not OWN_FILES.fullmatch(path)}
+        found |= {f"file {path}" for path in _files(root, "run/sandboxd") if not self._is_daemons(path)}
         found |= {f"netns {path.name}" for path in (root / "run/netns").glob("*")}
         mounts = Path(f"/proc/{self.engine.namespaces.first_pid}/mountinfo").read_text().splitlines()
         found |= {f"mount {line.split()[4]}" for line in mounts}
@@ -171,7 +180,13 @@ class Trial(Kubelet):
 
     def state(self, *parts: str) -> Path:
         """A path below the sandboxer's state directory, as seen from here."""
-        return self.engine.namespaces.root.joinpath(STATE_DIR, *parts)
+        return self.engine.namespaces.root.joinpath(self.engine.ours.state_dir, *parts)
+
+    def _is_daemons(self, path: str) -> bool:
+        """Whether a path below /run is owned by the daemon and not by a pod."""
+        ours = self.engine.ours
+        hidden = rf"/{ours.state_dir}(/\.[a-z.-]+)?"
+        return re.fullmatch(rf"{hidden}|/{ours.socket}|/{ours.socket.parent}", path) is not None
 
 
 def _files(root: Path, below: str) -> Iterator[str]:
@@ -181,13 +196,18 @@ def _files(root: Path, below: str) -> Iterator[str]:
 
 
 def _processes(proc: Path) -> Iterator[str]:
+    pythons = 0
     for process in proc.iterdir():
         if process.name.isdigit():
             try:
                 name = (process / "comm").read_text().strip()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if not PROCESSES_OF_DAEMONS.fullmatch(name):
+            if PYTHON_PROCESSES.fullmatch(name):
+                # A daemon that has taken the place of another is no difference, but one more is.
+                pythons += 1
+                yield f"python number {pythons}"
+            elif not PROCESSES_OF_DAEMONS.fullmatch(name):
                 yield f"{process.name} {name}"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from common.records import read_record
 from sandboxers.registry import RECORD_FILE, SandboxRecord
 from tests.chaos.kubelet import Kubelet
-from tests.chaos.workload import RUNNING, WRITER_EXIT_CODE, Container, Pod, expect_lines
+from tests.chaos.workload import RUNNING, Container, Pod, expect_lines
 from tests.engine.namespaces import wait_until
 
 PACKAGES = ("proto", "common", "vmm", "sandboxers")
@@ -31,7 +31,7 @@ def upgrade_roll_back_and_upgrade(
     use_newer: Callable[[], None],
     use_older: Callable[[], None],
     *,
-    exit_code: int = WRITER_EXIT_CODE,
+    exit_code: int | None = None,
 ) -> None:
     """Let the daemon, which is of the older version, be replaced three times while pods run.
 
@@ -45,7 +45,7 @@ def upgrade_roll_back_and_upgrade(
     old_writer = old.writer()
 
     use_newer()
-    assert old.exec(old_writer, "sh", "-c", "exit 21").exit_code == 21
+    old.expect_exec(old_writer, 21)
     new = Pod(kubelet)
     new_writer = new.writer()
     version = SandboxRecord.VERSION
@@ -67,9 +67,9 @@ def upgrade_roll_back_and_upgrade(
     for pod, writer in ((old, old_writer), (new, new_writer), (third, third_writer)):
         assert pod.is_ready
         assert pod.status(writer).state == RUNNING
-        assert pod.exec(writer, "sh", "-c", "exit 22").exit_code == 22
-        assert pod.stop(writer) == exit_code
-        expect_lines(writer)
+        pod.expect_exec(writer, 22)
+        assert pod.stop(writer) == (exit_code or pod.programs.stopped_code)
+        expect_lines(writer, pod.programs)
         pod.remove()
 
 

@@ -11,29 +11,15 @@ import grpc
 
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.chaos.kubelet import AGAIN_S, Kubelet
-from tests.engine.cri import container_config, pod_config
-from tests.engine.engine import OURS
+from tests.engine.cri import container_config, log_lines, pod_config
+from tests.engine.handlers import Programs
 from tests.engine.namespaces import wait_until
 
 EXITED = pb.ContainerState.CONTAINER_EXITED
 RUNNING = pb.ContainerState.CONTAINER_RUNNING
-WRITER_EXIT_CODE = 7
-_BURST = 10
-WRITER = f"""\
-trap 'told=yes' TERM
-n=0
-while [ -z "$told" ]; do
-    end=$((n + {_BURST}))
-    while [ $n -lt $end ]; do echo line $n; n=$((n + 1)); done
-    sleep 0.2
-done
-echo end $n
-exit {WRITER_EXIT_CODE}
-"""
 # What an OCI runtime says into the container's own stream when the daemon whose descriptors it joins by path dies
 # under it; the container is then made again, on the same stream. Counted, since there should be none.
 _RUNTIMES_OWN = re.compile(r"open `/proc/\d+/fd/\d+`: No such file or directory")
-_LOG_LINE = re.compile(r"\S+ (stdout|stderr) ([FP])\S* ?(.*)")
 _serial = itertools.count(1)
 strays: list[str] = []
 """The containers in whose logs there is a line of the runtime's, once for each."""
@@ -51,6 +37,7 @@ class Pod:
 
     def __init__(self, kubelet: Kubelet, *, host_network: bool = True) -> None:
         self.kubelet = kubelet
+        self.programs = kubelet.handler.programs
         self.logs = kubelet.directory / f"logs-{next(_serial)}"
         self.config = pod_config(host_network=host_network, log_directory=str(self.logs))
         self.id = self._run()
@@ -61,7 +48,7 @@ class Pod:
         for attempt in itertools.count():
             self.config.metadata.attempt = attempt
             try:
-                return cri.run_pod(self.config, OURS)
+                return cri.run_pod(self.config, self.kubelet.handler.name)
             except grpc.RpcError as error:
                 self.kubelet.refusal(error)
             if time.monotonic() > deadline:
@@ -87,7 +74,15 @@ class Pod:
         cri = self.kubelet.cri
         for attempt in range(20):
             log = f"{name}-{attempt}.log"
-            config = container_config(command, name=name, log_path=log, stdin=stdin, tty=tty, mounts=mounts)
+            config = container_config(
+                command,
+                name=name,
+                image=self.programs.image,
+                log_path=log,
+                stdin=stdin,
+                tty=tty,
+                mounts=mounts,
+            )
             config.metadata.attempt = attempt
             container = self.kubelet.insist(lambda config=config: cri.create(self.id, config, self.config))  # type: ignore[misc]
             try:
@@ -100,11 +95,22 @@ class Pod:
         raise AssertionError(f"the container {name} could not be started: {self.kubelet.told}")
 
     def writer(self, name: str = "writer") -> Container:
-        """A container that writes numbered lines until it is stopped, see `expect_lines`."""
-        return self.run("sh", "-c", WRITER, name=name)
+        """A container that writes numbered lines until it is stopped, see `end_writer`."""
+        return self.run(*self.programs.lines(), name=name)
+
+    def end_writer(self, writer: Container) -> int:
+        """Stop a writer, which must end as it should with a complete log; returns how many lines it has written."""
+        code = self.stop(writer)
+        assert code == self.programs.stopped_code
+        return expect_lines(writer, self.programs)
 
     def exec(self, container: Container, *command: str) -> pb.ExecSyncResponse:
         return self.kubelet.insist(lambda: self.kubelet.cri.exec(container.id, command))
+
+    def expect_exec(self, container: Container, code: int) -> None:
+        """Run a command in a container, which must have its output and exit code."""
+        answer = self.exec(container, *self.programs.say("out", "err", code))
+        assert (answer.exit_code, answer.stdout, answer.stderr) == (code, b"out\n", b"err\n"), answer
 
     def stop(self, container: Container, grace_s: int = 10) -> int:
         """Stop a container and return its exit code."""
@@ -141,30 +147,23 @@ class Pod:
         return bool(status.state == pb.PodSandboxState.SANDBOX_READY)
 
 
-def log_lines(container: Container) -> list[str]:
-    """The lines that a container has written, from the log that containerd has made of them."""
-    lines, partial = [], ""
-    for line in container.log.read_text(errors="replace").splitlines():
-        found = _LOG_LINE.fullmatch(line)
-        assert found is not None, f"no line of a container's log: {line!r}"
-        partial += found[3]
-        if found[2] == "F":
-            lines.append(partial)
-            partial = ""
-    return lines
+def expect_lines(writer: Container, programs: Programs) -> int:
+    """Fail unless the log of a writer that has ended is complete: every line once and in order.
 
-
-def expect_lines(container: Container) -> int:
-    """Fail unless a writer's log is complete: every line once and in order. Returns how many there are."""
-    wait_until(
-        lambda: "end " in container.log.read_text(errors="replace")[-80:],
-        timeout_s=5,
-        what=f"the end of the log of {container.id}, which is {container.log.stat().st_size} bytes long",
-    )
-    *lines, end = written = [line for line in log_lines(container) if not _RUNTIMES_OWN.fullmatch(line)]
-    strays.extend([container.id] * (len(log_lines(container)) - len(written)))
+    Returns how many lines there are. Without a count at their end, none may be missing before the last one.
+    """
+    if programs.counts_lines:
+        wait_until(
+            lambda: "end " in writer.log.read_text(errors="replace")[-80:],
+            timeout_s=5,
+            what=f"the end of the log of {writer.id}, which is {writer.log.stat().st_size} bytes long",
+        )
+    lines = [line for line in log_lines(writer.log) if not _RUNTIMES_OWN.fullmatch(line)]
+    strays.extend([writer.id] * (len(log_lines(writer.log)) - len(lines)))
+    if programs.counts_lines:
+        end = lines.pop()
+        assert end == f"end {len(lines)}"
     assert lines == [f"line {number}" for number in range(len(lines))], _difference(lines)
-    assert end == f"end {len(lines)}"
     return len(lines)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from common.cgroup import Hierarchies
 from common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, SandboxdError
 from common.linux.terminal import get_window_size
 from common.process.exits import ExitStatus, ExitWatcher, Watch
@@ -72,7 +73,7 @@ class Bench:
         """Write a bundle as a preparer leaves it."""
         directory = self._directory / container_id
         directory.mkdir()
-        cgroup = f"/sandboxd-contract-{os.getpid()}-{container_id}"
+        cgroup = f"/sandboxd-contract-{os.getpid()}-{container_id}.scope"
         spec = {
             "ociVersion": "1.0.2",
             "root": {"path": str(self._rootfs)},
@@ -143,6 +144,9 @@ class Bench:
         for process in self._processes:
             await process.code()
             process.close()
+        hierarchies = Hierarchies.read()
+        left = [hierarchies.at(prepared.cgroups_path).directories() for prepared in self._made.values()]
+        assert not any(left), f"cgroups are left: {left}"
 
     def _streams(self, terminal: bool) -> tuple[Stdio, int, str]:
         self._serial += 1

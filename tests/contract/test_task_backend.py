@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ import pytest
 from common.oci.runtime import OciRuntime
 from common.process.exits import ExitWatcher
 from common.task.oci_backend import OciBackend
+from sandboxers.wasm.backend import WasmBackend
+from sandboxers.wasm.config import ModulesConfig
 from tests.contract.fake_backend import FakeBackend
 from tests.contract.task_backend import TaskBackendContract
+from tests.contract.wasm import make_rootfs, running_modules
 
 APPLETS = ("sh", "sleep", "cat", "echo", "true", "test")
 
@@ -63,3 +67,22 @@ class TestOciBackend(TaskBackendContract):
             Path(binary).write_text(CRUN_ON_A_HYBRID_HOST)
             os.chmod(binary, 0o755)
         return OciBackend(OciRuntime(binary, str(state), exits, timeout_s=20))
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+class TestWasmBackend(TaskBackendContract):
+    """Real modules."""
+
+    @pytest.fixture
+    def rootfs(self, tmp_path: Path) -> Path:
+        return make_rootfs(tmp_path / "rootfs")
+
+    @pytest.fixture
+    async def backend(
+        self, exits: ExitWatcher, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, subreaper: None
+    ) -> AsyncIterator[WasmBackend]:
+        # One for all tests: that they find compiled what another one has left is part of it.
+        config = ModulesConfig(cache_dir=str(tmp_path_factory.getbasetemp() / "modules"))
+        async with running_modules(exits, tmp_path, config) as modules:
+            yield modules.backend

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.engine.cri import Cri, container_config, pod_config
-from tests.engine.engine import OURS, Engine
+from tests.engine.engine import Engine
+from tests.engine.handlers import RUNC, Handler
+from tests.engine.images import BUSYBOX
 from tests.engine.parts import prepare
 from tests.engine.qemu import write_config
 from tests.guest_image import guest_image
@@ -31,15 +33,21 @@ def pytest_runtest_makereport(
 def parts() -> None:
     """Everything an engine is made of; without it these tests cannot run, and say why."""
     try:
-        prepare("test", ["fetch-engine"], ["fetch-runtimes"], ["build-images"])
+        prepare("test", ["fetch-engine"], ["fetch-runtimes"], ["build-images", "wasm"])
     except (PermissionError, RuntimeError) as error:
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="module")
+def handler(request: pytest.FixtureRequest) -> Handler:
+    """Whose pods a module is about: the `HANDLER` that it names, else those of runc."""
+    return getattr(request.module, "HANDLER", RUNC)
+
+
 @contextmanager
-def _running(session: pytest.Session) -> Iterator[Engine]:
+def _running(session: pytest.Session, handler: Handler) -> Iterator[Engine]:
     collectors = session.stash.setdefault(EVIDENCE, [])
-    with Engine() as engine:
+    with Engine(handler) as engine:
         collectors.append(engine.evidence)
         try:
             engine.start()
@@ -80,16 +88,16 @@ def vm_engine(vm_parts: None, request: pytest.FixtureRequest) -> Iterator[Engine
 
 
 @pytest.fixture(scope="module")
-def engine(parts: None, request: pytest.FixtureRequest) -> Iterator[Engine]:
+def engine(parts: None, handler: Handler, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine that the tests of a module share: they leave it as they found it."""
-    with _running(request.session) as engine:
+    with _running(request.session, handler) as engine:
         yield engine
 
 
 @pytest.fixture
-def own_engine(parts: None, request: pytest.FixtureRequest) -> Iterator[Engine]:
+def own_engine(parts: None, handler: Handler, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine of the test's own, to restart and kill."""
-    with _running(request.session) as engine:
+    with _running(request.session, handler) as engine:
         yield engine
 
 
@@ -108,10 +116,12 @@ def logs(tmp_path: Path) -> Path:
     return tmp_path / "pod-logs"
 
 
-def start_container(cri: Cri, *command: str, handler: str = OURS) -> tuple[str, str]:
+def start_container(
+    cri: Cri, *command: str, handler: str = RUNC.name, image: str = BUSYBOX
+) -> tuple[str, str]:
     """One host-network pod with one container; returns the ids of pod and container."""
     pod = pod_config()
     pod_id = cri.run_pod(pod, handler)
-    container = cri.create(pod_id, container_config(command or ("sleep", "1000000")), pod)
+    container = cri.create(pod_id, container_config(command or ("sleep", "1000000"), image=image), pod)
     cri.start(container)
     return pod_id, container

@@ -1,7 +1,9 @@
 """A small client of the CRI, enough for demo, tests and benchmarks: grpc straight to the engine's socket."""
 
 import itertools
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,7 @@ from tests.engine.images import BUSYBOX
 TIMEOUT_S = 60.0
 NODE = api.NamespaceMode.NODE
 CONTAINER = api.NamespaceMode.CONTAINER
+_LOG_LINE = re.compile(r"\S+ (stdout|stderr) ([FP])\S* ?(.*)")
 _serial = itertools.count(1)
 
 
@@ -59,6 +62,16 @@ class Cri:
         request = pb.ContainerStatusRequest(container_id=container)
         answer: pb.ContainerStatusResponse = self.runtime.ContainerStatus(request, timeout=TIMEOUT_S)
         return answer.status
+
+    def pid(self, container: str) -> int:
+        """The pid of a container's first process in the engine's PID namespace."""
+        request = pb.ContainerStatusRequest(container_id=container, verbose=True)
+        answer: pb.ContainerStatusResponse = self.runtime.ContainerStatus(request, timeout=TIMEOUT_S)
+        return int(json.loads(answer.info["info"])["pid"])
+
+    def update(self, container: str, resources: api.LinuxContainerResources) -> None:
+        request = pb.UpdateContainerResourcesRequest(container_id=container, linux=resources)
+        self.runtime.UpdateContainerResources(request, timeout=TIMEOUT_S)
 
     def pod(self, pod: str) -> pb.PodSandboxStatus:
         request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod)
@@ -140,6 +153,8 @@ def container_config(
     mounts: Sequence[pb.Mount] = (),
     stdin: bool = False,
     tty: bool = False,
+    env: Mapping[str, str] | None = None,
+    working_dir: str = "",
 ) -> pb.ContainerConfig:
     """A container's configuration; pods with other namespace modes than the default need `matching` too."""
     if linux is None:
@@ -156,7 +171,27 @@ def container_config(
         mounts=mounts,
         stdin=stdin,
         tty=tty,
+        envs=[pb.KeyValue(key=key, value=value.encode()) for key, value in (env or {}).items()],
+        working_dir=working_dir,
     )
+
+
+def log_lines(path: Path, stream: str = "") -> list[str]:
+    """The lines that a container has written to both outputs or one, from the log that containerd has made of them.
+
+    The format is the kubelet's: `<time> <stream> <F or P> <text>`, P for a part of a line.
+    """
+    lines, partial = [], ""
+    for line in path.read_text(errors="replace").splitlines():
+        found = _LOG_LINE.fullmatch(line)
+        if found is None:
+            raise ValueError(f"{path}: no line of a container's log: {line!r}")
+        if stream in ("", found[1]):
+            partial += found[3]
+            if found[2] == "F":
+                lines.append(partial)
+                partial = ""
+    return lines
 
 
 def matching(pod: api.PodSandboxConfig, **context: object) -> pb.LinuxContainerConfig:

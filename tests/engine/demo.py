@@ -6,12 +6,13 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.engine.cri import container_config, pod_config
-from tests.engine.engine import OURS, OURS_IN_QEMU, Engine
+from tests.engine.engine import Engine
+from tests.engine.handlers import QEMU, RUNC, Handler
 from tests.engine.namespaces import wait_until
 from tests.engine.parts import prepare
 from tests.engine.qemu import write_config
@@ -46,19 +47,24 @@ class Narrator:
         print()
 
 
-def main(handler: str = OURS) -> int:
-    narrator = Narrator()
+def main() -> int:
     print("A pod of sandboxd under a real containerd\n")
+    return perform(RUNC, show_pod, ["fetch-engine"], ["build-images"])
+
+
+def perform(handler: Handler, show: Callable[[Engine, Narrator], None], *scripts: Sequence[str]) -> int:
+    """Get what scripts make, start an engine with our handler, show something on it, and clean up."""
+    narrator = Narrator()
     with narrator.step("get containerd, build the image"):
-        prepare("demo", ["fetch-engine"], ["build-images"])
-    if handler == OURS_IN_QEMU:
-        with narrator.step("get virtiofsd and a vsock daemon, build the guest image"):
-            prepare("guest", ["fetch-vm-helpers"])
-            guest_image()
+        prepare("demo", *scripts)
     with narrator.step("private namespaces"):
-        engine = Engine(runtimes="system", default_handler=handler)
+        engine = Engine(handler, runtimes="system", default_handler=handler.name)
     try:
-        show_pod(engine, narrator, handler)
+        with narrator.step("containerd"):
+            engine.start()
+        with narrator.step("sandboxer (one process for all pods)"):
+            engine.start_sandboxer(write_config(engine.directory) if handler is QEMU else None)
+        show(engine, narrator)
     except BaseException:
         print(engine.evidence(), file=sys.stderr)
         raise
@@ -68,15 +74,14 @@ def main(handler: str = OURS) -> int:
     return 0
 
 
-def show_pod(engine: Engine, narrator: Narrator, handler: str) -> None:
-    with narrator.step("containerd"):
-        engine.start()
-    with narrator.step("sandboxer (one process for all pods)"):
-        if handler == OURS_IN_QEMU:
-            engine.start_sandboxer(write_config(engine.directory))
-        else:
-            engine.start_sandboxer()
+def main_in_qemu() -> int:
+    print("A pod of sandboxd in a virtual machine, under a real containerd\n")
+    prepare("guest", ["fetch-vm-helpers"])
+    guest_image()
+    return perform(QEMU, show_pod, ["fetch-engine"], ["build-images"])
 
+
+def show_pod(engine: Engine, narrator: Narrator) -> None:
     logs = engine.directory / "pod-logs"
     pod = pod_config(
         "demo", host_network=False, hostname="demo", log_directory=str(logs), cgroup_parent="/demo"
@@ -85,7 +90,7 @@ def show_pod(engine: Engine, narrator: Narrator, handler: str) -> None:
     client = container_config(["sleep", "3600"], name="client", log_path="client.log")
     cri = engine.cri
     with narrator.step("RunPodSandbox: network, hostname, all that the pod shares"):
-        pod_id = cri.run_pod(pod, handler)
+        pod_id = cri.run_pod(pod, engine.ours.name)
     containers = []
     for config in (web, client):
         with narrator.step(f"create and start the container {config.metadata.name}"):
@@ -101,15 +106,25 @@ def show_pod(engine: Engine, narrator: Narrator, handler: str) -> None:
     wait_until(lambda: "response" in (logs / "web.log").read_text(), timeout_s=10, what="web's log")
     narrator.show("the log of web:", "\n".join((logs / "web.log").read_text().splitlines()[-3:]))
 
-    if handler == OURS_IN_QEMU:
+    if engine.ours is QEMU:
         guest = cri.exec(containers[1], ["uname", "-srv"]).stdout.decode()
         narrator.show(
             "the kernels, of this machine and of the pod:", f"{' '.join(os.uname()[0:4:2])}\n{guest}"
         )
+    show_usage(engine, narrator, containers)
+    remove_pod(engine, narrator, pod_id)
+    left = [
+        line for line in process_tree(engine.namespaces.root / "proc") if "httpd" in line or "sleep" in line
+    ]
+    if left:
+        raise RuntimeError(f"processes of the pod are left: {left}")
 
+
+def show_usage(engine: Engine, narrator: Narrator, containers: Sequence[str]) -> None:
+    """Show what containers use, and every process."""
     usages = []
     for container in containers:
-        stats = cri.stats(container)
+        stats = engine.cri.stats(container)
         name, cpu_ms = stats.attributes.metadata.name, stats.cpu.usage_core_nano_seconds.value / 1e6
         memory_mib = stats.memory.working_set_bytes.value / 2**20
         usages.append(f"{name:<8} CPU {cpu_ms:8.1f} ms   memory {memory_mib:6.2f} MiB")
@@ -119,15 +134,12 @@ def show_pod(engine: Engine, narrator: Narrator, handler: str) -> None:
     if any("containerd-shim" in line or "/pause" in line for line in tree):
         raise RuntimeError("a shim or a pause process runs")
 
+
+def remove_pod(engine: Engine, narrator: Narrator, pod: str) -> None:
     with narrator.step("StopPodSandbox"):
-        cri.stop_pod(pod_id)
+        engine.cri.stop_pod(pod)
     with narrator.step("RemovePodSandbox"):
-        cri.remove_pod(pod_id)
-    left = [
-        line for line in process_tree(engine.namespaces.root / "proc") if "httpd" in line or "sleep" in line
-    ]
-    if left:
-        raise RuntimeError(f"processes of the pod are left: {left}")
+        engine.cri.remove_pod(pod)
 
 
 def process_tree(proc: Path) -> list[str]:
@@ -154,4 +166,4 @@ def process_tree(proc: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

@@ -17,7 +17,8 @@ from proto.gen.runtime.v1 import service_pb2 as pb
 from sandboxers.isolation import load_isolation
 from tests.engine.cri import Cri
 from tests.engine.daemons import daemon_below, listens
-from tests.engine.images import CHECKOUT, DEMO_LAYOUT, PAUSE
+from tests.engine.handlers import QEMU, RUNC, Handler
+from tests.engine.images import CHECKOUT, PAUSE
 from tests.engine.namespaces import Daemon, Namespaces, wait_until
 
 # Where Debian installs the OCI runtimes, and the recent ones that can take their place.
@@ -29,8 +30,8 @@ PYTHON = CHECKOUT / ".venv/bin/python"
 REGISTRY_PORT = 5000  # in the engine's own network namespace
 STOCK_RUNC = "runc"
 STOCK_CRUN = "crun"
-OURS = "sandboxd"
-OURS_IN_QEMU = "sandboxd-qemu"
+OURS = RUNC.name
+OURS_IN_QEMU = QEMU.name
 
 CONFIG = """\
 version = 3
@@ -81,7 +82,7 @@ POD_NETWORK = """\
 
 
 class Engine:
-    """containerd with the handlers `runc` and `crun` (stock shim) and `sandboxd` (ours).
+    """containerd with the handlers `runc` and `crun` (stock shim) and one of ours.
 
     Everything it makes lies in private namespaces and one temporary directory, which `close` removes.
     `runtimes` says which crun and runc it sees: the recent ones of scripts/fetch-runtimes or the system's.
@@ -89,14 +90,21 @@ class Engine:
     """
 
     def __init__(
-        self, *, runtimes: str = "recent", default_handler: str = STOCK_RUNC, keep: bool = False
+        self,
+        ours: Handler = RUNC,
+        *,
+        runtimes: str = "recent",
+        default_handler: str = STOCK_RUNC,
+        keep: bool = False,
     ) -> None:
         if not (ENGINE_PROGRAMS / "containerd").exists():
             raise RuntimeError("no containerd: run scripts/fetch-engine")
-        if not (DEMO_LAYOUT / "index.json").exists():
-            raise RuntimeError("no images: run scripts/build-images")
+        for layout in ours.layouts:
+            if not (layout / "index.json").exists():
+                raise RuntimeError(f"no images: run scripts/build-images {' '.join(ours.build)}")
         if runtimes == "recent" and not (RECENT_RUNTIMES / "crun").exists():
             raise RuntimeError("no recent crun and runc: run scripts/fetch-runtimes")
+        self.ours = ours
         self._keep = keep
         # Short, as unix socket paths inside it are limited to 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="sandboxd-engine-"))
@@ -124,10 +132,10 @@ class Engine:
 
     # ---------------------------------------------------------------- containerd
 
-    def start(self, layouts: Sequence[Path] = (DEMO_LAYOUT,)) -> Self:
-        """Start containerd, wait until the CRI answers, import the images of the layouts."""
+    def start(self, layouts: Sequence[Path] = ()) -> Self:
+        """Start containerd, wait until the CRI answers, import the images of the layouts, or else the handler's."""
         self.start_containerd()
-        for layout in layouts:
+        for layout in layouts or self.ours.layouts:
             self.import_images(layout)
         return self
 
@@ -195,19 +203,22 @@ class Engine:
 
     def start_sandboxer(
         self,
-        config: Path = CHECKOUT / "configs/runc.yaml",
+        config: Path | None = None,
         *,
         python: Path = PYTHON,
         env: Mapping[str, str] | None = None,
         supervise: bool = False,
         manager: Sequence[str] = (),
     ) -> None:
-        """Start the sandboxer of a configuration, below a supervisor or not, and wait until it listens.
+        """Start a sandboxer, that of our handler if no configuration is given, and wait until it listens.
+
+        It may run below a supervisor.
 
         `manager` is a command that starts the one behind it as its child, and starts it again.
         """
         self._supervised = supervise or bool(manager)
         supervisor = ["--supervise"] if supervise else []
+        config = config or self.ours.config
         self._sandboxer_socket = Path(load_isolation(str(config))[1].socket.removeprefix("/"))
         self._sandboxer_command = [
             *manager,

@@ -12,13 +12,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from tests import modules
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 LAYOUTS = CHECKOUT / ".cache/images"
 DEMO_LAYOUT = LAYOUTS / "demo"
 CRITEST_LAYOUT = LAYOUTS / "critest"
+WASM_LAYOUT = LAYOUTS / "wasm"
 
 BUSYBOX = "localhost/sandboxd/busybox:1"
 PAUSE = "localhost/sandboxd/pause:1"
+MODULES = "localhost/sandboxd/modules:1"
+HUGE_MODULE = "localhost/sandboxd/huge-module:1"
+HUGE_BYTES = 200_000_000
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -174,8 +180,52 @@ def build_demo() -> None:
     layout.write()
 
 
+def wasm_layer() -> bytes:
+    """A root file system of modules, whole and broken ones, in its root directory; no program is in it."""
+    layer = Layer()
+    for name in ("dev", "proc", "sys", "etc"):
+        layer.directory(name)
+    layer.directory("tmp", 0o1777)
+    for name in modules.names():
+        layer.file(f"{name}.wasm", modules.module(name).read_bytes(), 0o755)
+    whole = modules.module("lines").read_bytes()
+    layer.file("truncated.wasm", whole[: len(whole) // 2], 0o755)
+    layer.file("empty.wasm", b"", 0o755)
+    layer.file("text.wasm", "not a module\n", 0o755)
+    layer.link("escape", "../../../etc/passwd")
+    return layer.file("etc/passwd", ACCOUNTS).file("etc/group", GROUPS).done()
+
+
+def huge_module() -> bytes:
+    """`hello` and a custom section (core specification, 5.5.3) of zeros, which no engine has to look into."""
+    name = b"\4huge"
+    content = name + bytes(HUGE_BYTES - len(name))
+    return modules.module("hello").read_bytes() + b"\0" + leb128(len(content)) + content
+
+
+def leb128(number: int) -> bytes:
+    """An unsigned number as WebAssembly encodes it (core specification, 5.2.2)."""
+    encoded = bytearray()
+    while True:
+        number, low = number >> 7, number & 0x7F
+        encoded.append(low | (0x80 if number else 0))
+        if not number:
+            return bytes(encoded)
+
+
+def build_wasm() -> None:
+    """The image of all modules, one of which is run if nothing else is said, and the one of a huge module."""
+    layout = Layout(WASM_LAYOUT)
+    layout.add([MODULES], [wasm_layer()], {"Cmd": ["/sleeper.wasm"]})
+    huge = Layer().file("huge.wasm", huge_module(), 0o755).done()
+    layout.add([HUGE_MODULE], [huge], {"Cmd": ["/huge.wasm"]})
+    layout.write()
+
+
 def main(arguments: Sequence[str]) -> None:
     build_demo()
+    if "wasm" in arguments:
+        build_wasm()
     if "critest" in arguments:
         from tests.engine.critest_images import build
 

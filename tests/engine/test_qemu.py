@@ -11,12 +11,12 @@ import pytest
 
 from proto.gen.runtime.v1 import api_pb2 as api
 from proto.gen.runtime.v1 import service_pb2 as pb
-from tests.chaos.streaming import Stream
 from tests.engine.cri import CONTAINER, NODE, Cri, container_config, matching, pod_config
 from tests.engine.engine import OURS_IN_QEMU, PYTHON, Engine
 from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
 from tests.engine.qemu import add_container, information, start_vm_container
+from tests.engine.streaming import Stream
 from tests.engine.test_pods import ended, remains, shell
 from tests.guest_image import guest_image
 

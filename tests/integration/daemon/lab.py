@@ -222,10 +222,18 @@ class Lab:
 
 
 class Daemon:
-    """A sandboxer of the runc type inside a lab. `extra` are keys of its configuration, by section."""
+    """A sandboxer inside a lab, by default of the runc type. `extra` are keys of its configuration, by section."""
 
-    def __init__(self, lab: Lab, name: str, **extra: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        name: str,
+        kind: str = "runc",
+        python: Path = Path(sys.executable),
+        **extra: Mapping[str, Any],
+    ) -> None:
         self.lab = lab
+        self._python = python
         self.name = name
         self.base = f"{BASE}/{name}"
         self.state_dir = f"{self.base}/state"
@@ -240,12 +248,13 @@ class Daemon:
         sections: dict[str, dict[str, Any]] = {
             "log": {"level": "debug", "format": "json"},
             "engine": {"events_address": f"{self.base}/events.sock"},
-            "runtime": {"binary": BINARY, "timeout_s": 20.0},
             "pod": {"stop_timeout_s": 5.0},
         }
+        if kind == "runc":
+            sections["runtime"] = {"binary": BINARY, "timeout_s": 20.0}
         for section, keys in extra.items():
-            sections[section].update(keys)
-        lines = ["type: runc", f"socket: {self.base}/api.sock", f"state_dir: {self.state_dir}"]
+            sections.setdefault(section, {}).update(keys)
+        lines = [f"type: {kind}", f"socket: {self.base}/api.sock", f"state_dir: {self.state_dir}"]
         for section, keys in sections.items():
             lines += [f"{section}:", *(f"  {key}: {value}" for key, value in keys.items())]
         self.config = lab.path(f"{self.base}/config.yaml")
@@ -265,7 +274,7 @@ class Daemon:
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "sandboxers", "--config", f"{self.base}/config.yaml"]
+        return [str(self._python), "-m", "sandboxers", "--config", f"{self.base}/config.yaml"]
 
     @property
     def environment(self) -> dict[str, str]:

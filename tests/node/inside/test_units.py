@@ -14,7 +14,8 @@ from common.process.exits import UNKNOWN_EXIT_CODE
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.chaos.kubelet import Kubelet
 from tests.chaos.trial import LOST_CONNECTION
-from tests.chaos.workload import RUNNING, Container, Pod, log_lines
+from tests.chaos.workload import RUNNING, Container, Pod
+from tests.engine.cri import log_lines
 from tests.engine.namespaces import wait_until
 from tests.node.inside.systemd import SUPERVISED, Service, journal, systemctl
 
@@ -37,7 +38,7 @@ def start(pod: Pod, volume: Path, *, tty: bool = False) -> Container:
 
 def expect_complete(container: Container) -> None:
     """Fail unless every line that it has written is in its log, in order."""
-    *lines, end = [line.rstrip("\r") for line in log_lines(container)]
+    *lines, end = [line.rstrip("\r") for line in log_lines(container.log)]
     assert (lines, end) == ([f"line {number}" for number in range(len(lines))], "end")
 
 

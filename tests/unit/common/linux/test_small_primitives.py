@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -92,3 +93,29 @@ def test_two_pidfds_of_a_process_have_one_inode() -> None:
     finally:
         os.close(first)
         os.close(second)
+
+
+# Has a key in its session keyring, leaves that, and tells the error of looking for the key.
+KEYRING = """
+import os
+from common.linux import _libc
+from common.linux.privileges import leave_session_keyring
+
+ADD_KEY, SESSION, JOIN, SEARCH = {"x86_64": 248, "aarch64": 217}[os.uname().machine], -3, 1, 10
+KEY = b"user", b"sandboxd-test"
+_libc.keyctl(JOIN, 0)
+_libc._checked(_libc._syscall(ADD_KEY, *KEY, b"secret", 6, SESSION))
+for leave in (lambda: None, leave_session_keyring):
+    leave()
+    try:
+        _libc._checked(_libc._syscall(_libc._SYS_KEYCTL[os.uname().machine], SEARCH, SESSION, *KEY, 0))
+        print("found")
+    except OSError as error:
+        print(error.errno)
+"""
+
+
+def test_who_leaves_a_session_keyring_has_none_of_its_keys() -> None:
+    command = [sys.executable, "-c", KEYRING]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["found", str(errno.ENOKEY)], done.stderr

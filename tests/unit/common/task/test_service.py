@@ -97,6 +97,17 @@ async def test_a_container_pauses_and_resumes(pod: Pod) -> None:
     assert pod.life.sink.topics()[2:5] == ["paused", "resumed", "paused"]
 
 
+async def test_nothing_is_executed_in_a_paused_container(pod: Pod) -> None:
+    await pod.run("c", "sleep", "60")
+    await pod.call("Exec", id="c", exec_id="before", spec=process("true"))
+    await pod.call("Pause", id="c")
+    await pod.refused(Code.FAILED_PRECONDITION, "Exec", "paused", id="c", exec_id="e", spec=process("true"))
+    await pod.refused(Code.FAILED_PRECONDITION, "Start", "paused", id="c", exec_id="before")
+    await pod.call("Resume", id="c")
+    await pod.call("Start", id="c", exec_id="before")
+    assert (await pod.call("Wait", id="c", exec_id="before")).exit_status == 0
+
+
 async def test_a_failed_start_can_be_repeated(pod: Pod) -> None:
     await pod.create("c", "sleep", "60")
     pod.life.backend.failures["start"] = Internal("no")
