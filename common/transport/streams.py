@@ -36,7 +36,10 @@ async def connect_unix(path: str, timeout_s: float) -> socket.socket:
 
 
 def listen_unix(path: str) -> socket.socket:
-    """Return a listening, non-blocking socket of mode 0600, in place of another socket at this path."""
+    """Return a listening, non-blocking socket of mode 0600, in place of another socket at this path.
+
+    :raise OSError: something else is there, which the error names.
+    """
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.lstat(path).st_mode):
             os.unlink(path)
@@ -45,6 +48,8 @@ def listen_unix(path: str) -> socket.socket:
         mask = os.umask(0o177)
         try:
             sock.bind(path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
         finally:
             os.umask(mask)
         sock.listen(_BACKLOG)
