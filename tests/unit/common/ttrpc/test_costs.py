@@ -32,9 +32,9 @@ async def test_idle_servers_connections_and_parked_calls_are_small(tmp_path: Pat
     peers: list[socket.socket] = []
 
     def listen() -> None:
-        for number in range(COUNT):
+        for _ in range(COUNT):
             sock = socket.socket(socket.AF_UNIX)
-            sock.bind(str(tmp_path / str(number)))
+            sock.bind(str(tmp_path / str(len(servers))))
             sock.listen()
             server = Server(services)
             server.listen(sock)
@@ -48,7 +48,8 @@ async def test_idle_servers_connections_and_parked_calls_are_small(tmp_path: Pat
 
     tracemalloc.start()
     try:
-        per_server = bytes_each(listen)
+        # The smaller of two: what something else in this process allocates meanwhile is not a server's.
+        per_server = min(bytes_each(listen), bytes_each(listen))
         per_connection = (
             bytes_each(connect) - bytes_each(lambda: peers.extend(socket.socketpair() * COUNT)) / 2
         )
