@@ -18,7 +18,7 @@ from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
 
 HOOK = Path(__file__).with_name("hook")
-PLAIN_MANAGER = Path(__file__).with_name("manager.py")
+PLAIN_MANAGER = Path(__file__).with_name("service_manager.py")
 # What containerd says once it has lost a task's connection.
 LOST_CONNECTION = re.compile(r"ttrpc: (server )?closed")
 PROCESSES_OF_DAEMONS = re.compile(r"containerd|catatonit")

@@ -1,6 +1,6 @@
 """A service manager that is to the daemon what systemd is: it keeps its descriptors, and does nothing else for it.
 
-    python -I manager.py DIRECTORY COMMAND...
+    python -I service_manager.py DIRECTORY COMMAND...
 
 Unlike our supervisor it is no subreaper and has no log of exits, so that only a pidfd tells how something has ended,
 and its queue is short. As systemd does (sd_notify(3)), it drops what it keeps already, under whatever name. Its socket
