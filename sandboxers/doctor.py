@@ -9,7 +9,6 @@ import enum
 import os
 import re
 import shutil
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -180,14 +179,3 @@ def program_finding(subject: str, program: str, version: str | None, advice: str
     if version is None:
         return Finding(Severity.ERROR, subject, f"{program} cannot be run", advice)
     return Finding(Severity.OK, subject, version)
-
-
-def print_findings(findings: list[Finding]) -> None:
-    """Print a paragraph per finding, for a terminal or, 80 columns wide, a file."""
-    columns = min(shutil.get_terminal_size((80, 24)).columns, 120)
-    for finding in findings:
-        text = f"{finding.severity:<8} {finding.subject}: {finding.found}"
-        print(textwrap.fill(text, columns, subsequent_indent=" " * 9))
-        if finding.advice:
-            advice = f"-> {finding.advice}"
-            print(textwrap.fill(advice, columns, initial_indent=" " * 9, subsequent_indent=" " * 12))

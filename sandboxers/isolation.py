@@ -40,45 +40,66 @@ class DaemonConfig(Protocol):
 
 
 class Isolation(NamedTuple):
-    """A type's configuration class, the sandboxer that is made of one, and what doctor asks of the node for it."""
+    """The sandboxer that is made of a type's configuration, and what doctor asks of the node for it."""
 
-    config: type[Any]
     sandboxer: Any
     examine: Any
 
 
-def load_isolation(path: str) -> tuple[Isolation, DaemonConfig]:
-    """Return the type that a configuration file selects, and the checked configuration.
+def load_config(path: str) -> tuple[IsolationType, DaemonConfig]:
+    """Return the type that a configuration file selects, and the checked configuration; nothing else is loaded.
 
+    :raise NotFound: there is no such file.
     :raise InvalidArgument: a key is unknown or mistyped, or the type is not one of `IsolationType`.
     """
     name = config.read_key(path, "type", IsolationType.RUNC.value)
     try:
-        isolation = isolation_of(IsolationType(name))
+        kind = IsolationType(name)
     except ValueError:
         known = ", ".join(kind.value for kind in IsolationType)
         raise InvalidArgument(f"{path}: type: {name!r} is not an isolation type (known: {known})") from None
-    return isolation, config.load(isolation.config, path)
+    return kind, config.load(config_class_of(kind), path)
+
+
+def load_isolation(path: str) -> tuple[Isolation, DaemonConfig]:
+    """Return the modules of the type that a configuration file selects, and the configuration; raises like
+    `load_config`."""
+    kind, loaded = load_config(path)
+    return isolation_of(kind), loaded
+
+
+def config_class_of(kind: IsolationType) -> type[Any]:
+    """Return a type's configuration class, loading nothing else of it."""
+    match kind:
+        case IsolationType.RUNC:
+            from sandboxers.runc.config import RuncConfig
+
+            return RuncConfig
+        case IsolationType.QEMU:
+            from sandboxers.qemu.config import QemuConfig
+
+            return QemuConfig
+        case IsolationType.WASM:
+            from sandboxers.wasm.config import WasmConfig
+
+            return WasmConfig
 
 
 def isolation_of(kind: IsolationType) -> Isolation:
     """Return a type's classes, loading its modules."""
     match kind:
         case IsolationType.RUNC:
-            from sandboxers.runc.config import RuncConfig
             from sandboxers.runc.doctor import examine
             from sandboxers.runc.sandboxer import RuncSandboxer
 
-            return Isolation(RuncConfig, RuncSandboxer, examine)
+            return Isolation(RuncSandboxer, examine)
         case IsolationType.QEMU:
-            from sandboxers.qemu.config import QemuConfig
             from sandboxers.qemu.doctor import examine as examine_qemu
             from sandboxers.qemu.sandboxer import QemuSandboxer
 
-            return Isolation(QemuConfig, QemuSandboxer, examine_qemu)
+            return Isolation(QemuSandboxer, examine_qemu)
         case IsolationType.WASM:
-            from sandboxers.wasm.config import WasmConfig
             from sandboxers.wasm.doctor import examine as examine_wasm
             from sandboxers.wasm.sandboxer import WasmSandboxer
 
-            return Isolation(WasmConfig, WasmSandboxer, examine_wasm)
+            return Isolation(WasmSandboxer, examine_wasm)

@@ -27,15 +27,8 @@ from common.records import UnreadableRecord, read_record
 from common.task.records import RECORD_FILE as CONTAINER_FILE
 from common.task.records import ContainerRecord
 from sandboxers.engine import EngineList
-from sandboxers.registry import (
-    RECORD_FILE,
-    REMOVED_PREFIX,
-    SandboxRecord,
-    SandboxRegistry,
-    pod_directory_name,
-    read_sandbox,
-    remove_files,
-)
+from sandboxers.records import RECORD_FILE, REMOVED_PREFIX, SandboxRecord, pod_directory_name, read_sandbox
+from sandboxers.registry import SandboxRegistry, remove_files
 from sandboxers.sandbox import Daemonised
 
 _TASKS: Final = "tasks"

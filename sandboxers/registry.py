@@ -1,8 +1,5 @@
 """The pods of one daemon: ids, order, states, records and waiting, the same for every isolation type.
 
-    <state_dir>/<directory of the id>/sandbox.json      the record, written before anything else is made
-    <state_dir>/.removing-<directory>/                  a pod of which only files are left
-
 Calls that change a pod are serialised per id; Status and Wait never wait for them. A pod that this version does not
 understand is left as it is, and its id answered with Unavailable: "not found" would make its engine clean up.
 """
@@ -16,26 +13,28 @@ import os
 import shutil
 import time
 from collections.abc import Awaitable, Collection, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from common.completion import Completion
 from common.descriptors.store import DescriptorStore, NoStore, all_sent
 from common.errors import AlreadyExists, FailedPrecondition, Internal, NotFound, SandboxdError, Unavailable
 from common.failpoints import Failpoint, failpoint
-from common.identifiers import directory_name
 from common.linux.mounts import mounts_below
 from common.log import bound, get_logger
-from common.records import UnreadableRecord, read_record, write_record
+from common.records import UnreadableRecord, write_record
 from common.states import advance
 from sandboxers.pod_config import PodConfig, pod_config_from_record
+from sandboxers.records import (
+    RECORD_FILE,
+    REMOVED_PREFIX,
+    SandboxRecord,
+    pod_directory_name,
+    read_sandbox,
+)
 from sandboxers.sandbox import Endpoint, Sandbox, Sandboxer
 from sandboxers.states import SANDBOX_TRANSITIONS, SandboxState, SandboxTrigger
 
-RECORD_FILE = "sandbox.json"
 TASK_SOCKET = "task.sock"
-REMOVED_PREFIX = ".removing-"
-_LONGEST_SOCKET = "tty99999999.sock"
 _UNSTARTED_MAX_AGE_S = 600.0
 _ENDED_WITHOUT_US = 255
 POD_GROUP = "p"
@@ -46,23 +45,6 @@ _TO_BE_REMOVED = frozenset(
 )
 
 log = get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxRecord:
-    """One pod on disk. `state` is a `SandboxState` value; `exit_code` is -1 until the pod has ended. `descriptors` is
-    the name of its group in the descriptor store."""
-
-    VERSION: ClassVar[int] = 2
-
-    pod: dict[str, Any]
-    state: str
-    created_at_ns: int
-    address: str = ""
-    pid: int = 0
-    exit_code: int = -1
-    exited_at_ns: int = 0
-    descriptors: str = ""
 
 
 class SandboxEntry:
@@ -405,22 +387,6 @@ class SandboxRegistry:
 
     def _directory_name(self, sandbox_id: str) -> str:
         return pod_directory_name(self._state_dir, sandbox_id)
-
-
-def pod_directory_name(state_dir: str, sandbox_id: str) -> str:
-    """Return the name of a pod's directory."""
-    return directory_name(state_dir, sandbox_id, _LONGEST_SOCKET)
-
-
-def read_sandbox(directory: str) -> tuple[SandboxRecord, bool] | None:
-    """Return the record of the pod in a directory and whether it is of this boot; None if there is no record.
-
-    :raise FailedPrecondition, UnreadableRecord: it is newer than this version, or damaged.
-    """
-    try:
-        return read_record(f"{directory}/{RECORD_FILE}", SandboxRecord)
-    except FileNotFoundError:
-        return None
 
 
 def _remove_unrecorded(directory: str) -> None:

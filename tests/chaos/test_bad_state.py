@@ -12,7 +12,7 @@ from common.ttrpc import StatusCode, StatusError
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2_grpc as api_grpc
 from proto.gen.containerd.task.v3 import shim_pb2 as task_api
-from sandboxers.registry import RECORD_FILE
+from sandboxers.records import RECORD_FILE
 from tests.chaos.trial import CALL_TIMEOUT_S, Trial
 from tests.chaos.workload import Container, Pod
 from tests.engine.cri import pod_config

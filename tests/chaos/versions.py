@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.records import read_record
-from sandboxers.registry import RECORD_FILE, SandboxRecord
+from sandboxers.records import RECORD_FILE, SandboxRecord
 from tests.chaos.kubelet import Kubelet
 from tests.chaos.workload import RUNNING, Container, Pod, expect_lines
 from tests.engine.namespaces import wait_until

@@ -230,7 +230,7 @@ def test_an_operator_sees_the_console_and_what_the_host_has(engine: Engine, vm: 
         command = [
             str(PYTHON),
             "-m",
-            "sandboxers.cli",
+            "sandboxctl",
             "--config",
             str(engine.directory / "qemu.yaml"),
             *words,
@@ -239,7 +239,7 @@ def test_an_operator_sees_the_console_and_what_the_host_has(engine: Engine, vm: 
 
     assert "Linux version" in sandboxctl("console", vm[0])
     assert str(guest_image()) in "".join(sandboxctl("doctor").split()).replace("->", "")
-    assert vm[0] in sandboxctl("list")
+    assert vm[0] in sandboxctl("ps", "-q")
 
 
 def test_a_pod_leaves_nothing_behind(engine: Engine, cri: Cri, tmp_path: Path) -> None:

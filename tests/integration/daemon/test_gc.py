@@ -63,7 +63,7 @@ class CollectedNode(Node):
 
     async def collect(self, *arguments: str) -> Table:
         config = f"{self.daemon.base}/config.yaml"
-        command = [sys.executable, "-m", "sandboxers.cli", "--config", config, "gc", *arguments]
+        command = [sys.executable, "-m", "sandboxctl", "--config", config, "gc", *arguments]
         run = await asyncio.to_thread(
             self.lab.namespaces.run, command, check=False, env=self.daemon.environment
         )

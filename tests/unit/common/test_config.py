@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from common import config
 from common.config import absolute_path, describe, document, load, option, parse, read_key
 from common.errors import InvalidArgument, NotFound
-from sandboxers.isolation import IsolationType, isolation_of
+from sandboxers.isolation import IsolationType, config_class_of
 from sandboxers.runc.config import RuncConfig
 
 ROOT = Path(__file__).parents[3]
@@ -171,7 +171,7 @@ def test_the_documented_file_parses_to_the_defaults_and_shows_every_key() -> Non
 
 @pytest.mark.parametrize("kind", list(IsolationType))
 def test_the_shipped_file_of_a_type_is_what_its_dataclasses_document(kind: IsolationType) -> None:
-    path, config_class = ROOT / f"configs/{kind.value}.yaml", isolation_of(kind).config
+    path, config_class = ROOT / f"configs/{kind.value}.yaml", config_class_of(kind)
     assert path.read_text(encoding="utf-8") == document(config_class), "run `make configs`"
     assert load(config_class, str(path)) == config_class()
 

@@ -11,7 +11,7 @@ import pytest
 from common.cgroup import Hierarchies
 from common.cgroup.locate import Hierarchy
 from common.linux import features
-from sandboxers.doctor import Examination, Finding, Severity, print_findings
+from sandboxers.doctor import Examination, Finding, Severity
 from sandboxers.runc.config import RuncConfig, RuntimeConfig
 from sandboxers.runc.doctor import examine
 
@@ -109,12 +109,3 @@ async def test_a_runtime_that_cannot_be_run_is_an_error_with_a_command(
     finding = await of_runc("ourrun", path=str(tmp_path), timeout_s=0.5)
     assert (finding.severity, "ourrun" in finding.found) == (Severity.ERROR, True)
     assert "apt-get install" in finding.advice
-
-
-def test_findings_fit_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    finding = Finding(Severity.WARNING, "systemd", "word " * 60, "do " * 60)
-    print_findings([finding])
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80
-    assert lines[0].startswith("warning  systemd: word")
-    assert any(line.startswith("         -> do") for line in lines)

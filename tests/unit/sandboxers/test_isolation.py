@@ -22,7 +22,7 @@ def config(tmp_path: Path, text: str) -> str:
 @pytest.mark.parametrize("text", ["type: runc\n", "state_dir: /run/x\n"])
 def test_a_file_selects_its_type_and_runc_if_it_says_nothing(tmp_path: Path, text: str) -> None:
     isolation, loaded = load_isolation(config(tmp_path, text))
-    assert (isolation.config, isolation.sandboxer) == (RuncConfig, RuncSandboxer)
+    assert isolation.sandboxer is RuncSandboxer
     assert isinstance(loaded, RuncConfig)
 
 

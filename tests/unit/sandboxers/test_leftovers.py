@@ -19,7 +19,7 @@ from common.task.records import ContainerRecord
 from sandboxers.engine import EngineList
 from sandboxers.leftovers import Action, Kind, Leftover, Survey, remove_unserved
 from sandboxers.pod_config import PodConfig
-from sandboxers.registry import RECORD_FILE
+from sandboxers.records import RECORD_FILE
 from sandboxers.sandbox import Stray
 from tests.contract.fake_sandboxer import FakeSandboxer
 from tests.unit.sandboxers.conftest import Daemon

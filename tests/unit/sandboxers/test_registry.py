@@ -17,7 +17,8 @@ from common.descriptors.store import NoStore
 from common.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound, Unavailable
 from common.failpoints import VARIABLE, Failpoint, arm
 from sandboxers.pod_config import PodConfig
-from sandboxers.registry import RECORD_FILE, SandboxRecord, SandboxRegistry
+from sandboxers.records import RECORD_FILE, SandboxRecord
+from sandboxers.registry import SandboxRegistry
 from sandboxers.states import SandboxState
 from tests.contract.fake_sandboxer import PID, REFUSED_HOSTNAME, FakeSandboxer
 from tests.descriptor_store import KeptInMemory

@@ -1,0 +1,36 @@
+"""The verbs of sandboxctl: a line here, and a module of the same name that has what `Command` says."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Protocol, cast
+
+SUMMARIES = {
+    "ps": "list the pods",
+    "inspect": "show all that is known of a pod",
+    "console": "show what the guest of a VM pod has written to its console",
+    "gc": "remove what belongs to nobody any more",
+    "doctor": "tell what this node has and lacks",
+}
+"""Every verb with its line in the list of all, in the order of that list."""
+
+
+class Command(Protocol):
+    """What the module of a verb has. The module's docstring is the verb's help."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add what the verb takes beside the options that all take: `--config` and `--json`."""
+        ...
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do it, and return the exit code.
+
+        :raise SandboxdError, OSError: it failed; the caller says so in one line and exits with 1.
+        """
+        ...
+
+
+def load_command(verb: str) -> Command:
+    """Return the module of a verb."""
+    return cast(Command, importlib.import_module(f"sandboxctl.commands.{verb}"))

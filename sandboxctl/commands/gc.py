@@ -1,0 +1,135 @@
+"""Compare records, host and engine; show what is left over, and remove what is provably nobody's.
+
+Where no daemon runs it is removed here, else by the daemon. Exit code 0: nothing is left over; 1: something is that
+was not, or must not be, removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+from typing import NamedTuple
+
+from common.descriptors.store import NoStore
+from common.errors import FailedPrecondition, SandboxdError
+from common.journal import ConnectionJournal
+from common.log import Format, Level
+from common.log import configure as configure_log
+from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
+from sandboxctl.client import CALL_TIMEOUT_S, controller_of
+from sandboxctl.daemons import Daemon, find_daemons
+from sandboxctl.output import print_json, print_table
+from sandboxers.engine import EngineList, list_engine
+from sandboxers.garbage import RECORD_FILE, GarbageRecord, read_garbage_record
+from sandboxers.isolation import isolation_of
+from sandboxers.leftovers import Action, Leftover, Survey, remove_unserved
+from sandboxers.lock import owning
+from sandboxers.outlasting import Outlasting
+from sandboxers.sandbox import Daemonised
+
+_REMOVAL_TIMEOUT_S = 60.0
+_JOURNAL_FILE = ".gc-journal"
+_REMOVED = "removed"
+
+
+class Collection(NamedTuple):
+    """What was found for a daemon: each leftover with what became of it, why the engine did not tell ("" if it did),
+    and what the daemon itself has removed."""
+
+    results: dict[Leftover, str]
+    engine_error: str
+    figures: GarbageRecord
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="only show it")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    configure_log(Level.ERROR, Format.JSON)
+    daemons = [daemon for daemon in find_daemons(arguments) if os.path.isdir(daemon.config.state_dir)]
+    collections = {daemon: asyncio.run(_collect(daemon, dry_run=arguments.dry_run)) for daemon in daemons}
+    results = [
+        (daemon, leftover, result)
+        for daemon, collection in collections.items()
+        for leftover, result in collection.results.items()
+    ]
+    if arguments.as_json:
+        print_json(
+            [
+                {
+                    "type": daemon.type.value,
+                    "kind": left.kind.value,
+                    "what": left.what,
+                    "why": left.why,
+                    "action": result,
+                }
+                for daemon, left, result in results
+            ]
+        )
+    else:
+        _print(results, list(collections.values()))
+    for error in sorted({collection.engine_error for collection in collections.values()} - {""}):
+        print(f"sandboxctl: {error}; what it may have forgotten stays", file=sys.stderr)
+    return int(any(result != _REMOVED for _, _, result in results))
+
+
+async def _collect(daemon: Daemon, *, dry_run: bool) -> Collection:
+    config = daemon.config
+    with contextlib.ExitStack() as stack:
+        sandboxer: Daemonised | None = None
+        try:
+            stack.enter_context(owning(config.state_dir))
+        except FailedPrecondition:
+            pass  # a daemon runs, and what it holds is its own
+        else:
+            # Without a store, and with a journal of its own: what a supervisor keeps is for the next daemon.
+            journal = ConnectionJournal(f"{config.state_dir}/{_JOURNAL_FILE}", NoStore())
+            sandboxer = isolation_of(daemon.type).sandboxer(config, Outlasting(NoStore(), journal, None))
+            stack.callback(sandboxer.close)
+
+        async def ask_engine() -> EngineList:
+            return await list_engine(config.engine.address, CALL_TIMEOUT_S)
+
+        survey = Survey(config.state_dir, config.gc.grace_s, ask_engine, sandboxer)
+        leftovers = await survey.find()
+        results = {leftover: leftover.action.value for leftover in leftovers}
+        if not dry_run:
+            failures = _ask_daemon(daemon, leftovers)
+            if sandboxer is not None:
+                failures = await remove_unserved(
+                    leftovers, sandboxer, config.state_dir, config.pod.stop_timeout_s
+                )
+            for leftover in leftovers:
+                if leftover.action is not Action.KEEP:
+                    failure = failures.get(leftover)
+                    results[leftover] = f"not removed: {failure}" if failure else _REMOVED
+    return Collection(results, survey.engine_error, read_garbage_record(f"{config.state_dir}/{RECORD_FILE}"))
+
+
+def _ask_daemon(daemon: Daemon, leftovers: list[Leftover]) -> dict[Leftover, str]:
+    failures = {}
+    for leftover in leftovers:
+        if leftover.action is Action.ASK:
+            try:
+                with controller_of(daemon) as controller:
+                    request = api.ControllerShutdownRequest(sandbox_id=leftover.what)
+                    controller.Shutdown(request, timeout=_REMOVAL_TIMEOUT_S)
+            except SandboxdError as error:
+                failures[leftover] = str(error)
+    return failures
+
+
+def _print(results: list[tuple[Daemon, Leftover, str]], collections: list[Collection]) -> None:
+    if results:
+        rows = [(left.kind.value, left.what, left.why, result) for _, left, result in results]
+        print_table(("KIND", "WHAT", "WHY", "ACTION"), rows)
+    else:
+        print("nothing is left over")
+    if collections:
+        pods = sum(collection.figures.sandboxes_removed for collection in collections)
+        containers = sum(collection.figures.tasks_removed for collection in collections)
+        print(f"sandboxd itself has removed {pods} pods and {containers} containers since the boot")

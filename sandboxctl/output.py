@@ -1,0 +1,37 @@
+"""What people and programs read: tables for the ones, JSON for the others. Nothing is coloured or wrapped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one JSON document."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns as wide as their widest cell, the last one as it comes; the header alone if there are no rows."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header) - 1)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)).rstrip())
+
+
+def printable(text: str) -> str:
+    """Return a text that others have written without what could steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\t" else "?" for c in text)
+
+
+def age(since_ns: int) -> str:
+    """Return how long ago an instant was, in the largest unit that gives two figures or the next smaller one."""
+    if not since_ns:
+        return "-"
+    seconds = max(0, int(time.time() - since_ns / 1e9))
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"

@@ -1,0 +1,62 @@
+"""Pods as their records tell of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import InvalidArgument, NotFound
+from common.records import write_record
+from sandboxctl.daemons import Daemon
+from sandboxctl.pods import UNREADABLE, find_pod, list_pods
+from sandboxers.isolation import IsolationType
+from sandboxers.records import RECORD_FILE, SandboxRecord
+from sandboxers.runc.config import RuncConfig
+
+
+def daemon(directory: Path) -> Daemon:
+    directory.mkdir(exist_ok=True)
+    return Daemon(IsolationType.RUNC, f"{directory}.yaml", RuncConfig(state_dir=str(directory)))
+
+
+def record(daemon: Daemon, pod_id: str, created_at_ns: int = 1) -> None:
+    directory = Path(daemon.config.state_dir, pod_id)
+    directory.mkdir()
+    pod = {"sandbox_id": pod_id, "name": "web", "namespace": "default"}
+    write_record(f"{directory}/{RECORD_FILE}", SandboxRecord(pod, "running", created_at_ns))
+
+
+def test_pods_of_all_daemons_are_listed_the_oldest_first(tmp_path: Path) -> None:
+    one, other = daemon(tmp_path / "one"), daemon(tmp_path / "other")
+    record(one, "b", 3)
+    record(other, "a", 2)
+    (tmp_path / "one/.removing-c").mkdir()
+    assert [(pod.id, pod.name, pod.state, pod.daemon) for pod in list_pods([one, other])] == [
+        ("a", "default/web", "running", other),
+        ("b", "default/web", "running", one),
+    ]
+
+
+def test_a_damaged_record_hides_no_other_pod(tmp_path: Path) -> None:
+    one = daemon(tmp_path / "one")
+    record(one, "a")
+    (tmp_path / "one/b").mkdir()
+    (tmp_path / "one/b" / RECORD_FILE).write_text("{")
+    pods = {pod.id: pod for pod in list_pods([one])}
+    assert pods["a"].problem == "" and pods["b"].state == UNREADABLE
+    assert f"one/b/{RECORD_FILE}" in pods["b"].problem
+
+
+def test_the_beginning_of_an_id_is_enough_if_it_is_unique_on_the_node(tmp_path: Path) -> None:
+    one, other = daemon(tmp_path / "one"), daemon(tmp_path / "other")
+    record(one, "abc")
+    record(other, "abd")
+    record(other, "ab")
+    assert find_pod([one, other], "abc").id == "abc"
+    assert find_pod([one, other], "ab").id == "ab"
+    with pytest.raises(InvalidArgument, match="not unique"):
+        find_pod([one, other], "a")
+    for unknown in "x", "":
+        with pytest.raises(NotFound):
+            find_pod([one, other], unknown)
