@@ -165,6 +165,7 @@ class TaskPod:
             container.init.stdio = stdio
             undo.callback(stdio.close)
             failpoint(Failpoint.CONTAINER_STREAMS_OPENED)
+            await stdio.attend()
             with self.parts.exits.adoption():
                 try:
                     pid = await self.parts.backend.create(container.id, container.prepared, stdio)
@@ -233,6 +234,7 @@ class TaskPod:
         )
         failpoint(Failpoint.EXEC_STREAMS_OPENED)
         try:
+            await stdio.attend()
             if stdio.terminal is not None and process.window is not None:
                 stdio.terminal.resize(*process.window)
             if process.stdin_closed:

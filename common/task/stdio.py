@@ -8,15 +8,21 @@ Copies of the holds go to a descriptor store, so that a writer of logs and a rea
 daemon's death. Kept in four groups, since they end at different times: what ends with the process's record
 ("t", with its pidfd), the hold on stdin ("i"), a terminal with its FIFOs ("y"), and what the process is given ("o")
 until it has it: an engine that once saw the end of the output does not read on when the process is made after all.
+
+Engines open their ends in the background, and may get to it late. One that opened after a short process has ended
+would wait for ever for a writer, so no process is made before its output has a reader (`attend`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import fcntl
 import os
+import select
 import stat
+import time
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,15 +53,28 @@ _TERMINAL_GROUP = "y"
 _GIVEN_GROUP = "o"
 _NO_STORE = NoStore()
 
+# An engine that does not run for so long has other troubles than one command whose end it does not see.
+_READER_TIMEOUT_S = 20.0
+_READER_INTERVAL_S = 0.005
+
 
 class Stdio:
     """The open streams of one process. Owns its descriptors; every closing method is idempotent.
 
-    Life: open, hand `child_fds` to the process, `release_child()`, `confirm()`, `close_stdin()` when the engine asks
-    or the process has ended, `close()` when the process is deleted.
+    Life: open, `attend()`, hand `child_fds` to the process, `release_child()`, `confirm()`, `close_stdin()` when the
+    engine asks or the process has ended, `close()` when the process is deleted.
     """
 
-    __slots__ = ("_child_fds", "_holds", "_keeps_given", "_name", "_stdin_hold", "_store", "terminal")
+    __slots__ = (
+        "_child_fds",
+        "_holds",
+        "_keeps_given",
+        "_name",
+        "_stdin_hold",
+        "_store",
+        "_unread",
+        "terminal",
+    )
 
     def __init__(
         self,
@@ -79,6 +98,7 @@ class Stdio:
         self._store = store
         self._name = name
         self._keeps_given = False
+        self._unread: list[int] = []
         self.terminal: Terminal | None = None
         try:
             if not directory:
@@ -135,6 +155,15 @@ class Stdio:
             store.remove(group + name[1:])
         return _GIVEN_GROUP + name[1:] if _close_given(store, name) else ""
 
+    async def attend(self, timeout_s: float = _READER_TIMEOUT_S) -> None:
+        """Return when the engine reads the output: at once, normally. Only then is the process to be made."""
+        deadline = time.monotonic() + timeout_s
+        while self._unread:
+            if has_reader(self._unread[0]) or time.monotonic() > deadline:
+                self._holds.append(_open_end(self._unread.pop(0), os.O_RDONLY))
+            else:
+                await asyncio.sleep(_READER_INTERVAL_S)
+
     def keep(self, pidfd: int) -> None:
         """Let copies of what the process needs to live on be kept, its pidfd among them."""
         if self._store.keeps:
@@ -186,6 +215,7 @@ class Stdio:
 
     def close(self) -> None:
         """Close everything."""
+        self._unread.clear()
         self._remove(PROCESS_GROUP)
         self.confirm()
         self.release_child()
@@ -256,9 +286,13 @@ class Stdio:
         return child
 
     def _open_output(self, path: str, owner: tuple[int, int]) -> int:
-        """Return the non-blocking write end of a pipe, and see to it that it has a reader as long as it should."""
-        hold, child = open_fifo(path, owner)
-        self._holds.append(hold)
+        """Return the non-blocking write end of a pipe, and let `attend` see to it that it has a reader."""
+        inode = _pin_fifo(path)
+        try:
+            child = _open_end(inode, os.O_WRONLY, owner)
+        finally:
+            os.close(inode)
+        self._unread.append(child)
         return child
 
     def _open_terminal(self, spec: StdioSpec, directory: str) -> None:
@@ -323,6 +357,13 @@ class _Kept:
                 os.close(fd)
 
 
+def has_reader(writer: int) -> bool:
+    """Tell whether anybody holds the read end of a pipe (poll(2), POLLERR)."""
+    poll = select.poll()
+    poll.register(writer, 0)
+    return not poll.poll(0)
+
+
 def _close_given(store: DescriptorStore, name: str) -> bool:
     given = store.take(_GIVEN_GROUP + name[1:]) if name else []
     for fd in given:
@@ -352,7 +393,18 @@ def _open_again(fd: int) -> int:
 
 def _open_end(inode: int, mode: int, owner: tuple[int, int] | None = None) -> int:
     """Open one end of a FIFO that is known by a descriptor, non-blocking, and give it to `owner`."""
-    fd = os.open(f"/proc/self/fd/{inode}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
+    path, flags = f"/proc/self/fd/{inode}", os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(path, mode | flags)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        # A write end can only be opened while there is a reader (fifo(7)).
+        reader = os.open(path, os.O_RDONLY | flags)
+        try:
+            fd = os.open(path, mode | flags)
+        finally:
+            os.close(reader)
     try:
         if owner is not None and owner != (0, 0):
             os.fchown(fd, *owner)

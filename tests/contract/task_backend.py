@@ -108,7 +108,7 @@ class Bench:
         self, container_id: str, *args: str, terminal: bool = False
     ) -> tuple[Process, PreparedContainer]:
         prepared = self.prepare(container_id, list(args), terminal)
-        stdio, output, source = self._streams(terminal)
+        stdio, output, source = await self._streams(terminal)
         try:
             with self.exits.adoption():
                 pid = await self.backend.create(container_id, prepared, stdio)
@@ -127,7 +127,7 @@ class Bench:
     async def exec(self, container_id: str, *args: str, terminal: bool = False) -> Process:
         prepared = self._made[container_id]
         self._serial += 1
-        stdio, output, source = self._streams(terminal)
+        stdio, output, source = await self._streams(terminal)
         try:
             with self.exits.adoption():
                 command = json.dumps(self.process(list(args), terminal)).encode()
@@ -148,13 +148,15 @@ class Bench:
         left = [hierarchies.at(prepared.cgroups_path).directories() for prepared in self._made.values()]
         assert not any(left), f"cgroups are left: {left}"
 
-    def _streams(self, terminal: bool) -> tuple[Stdio, int, str]:
+    async def _streams(self, terminal: bool) -> tuple[Stdio, int, str]:
         self._serial += 1
         source, sink = (str(self._directory / f"{name}{self._serial}") for name in ("in", "out"))
         os.mkfifo(source)
         os.mkfifo(sink)
+        output = os.open(sink, os.O_RDONLY | os.O_NONBLOCK)
         stdio = Stdio(StdioSpec(terminal, source, sink, ""), (0, 0), str(self._directory))
-        return stdio, os.open(sink, os.O_RDONLY | os.O_NONBLOCK), source
+        await stdio.attend()
+        return stdio, output, source
 
     def _watched(self, pid: int, stdio: Stdio, output: int, source: str) -> Process:
         process = Process(pid, stdio, output, source)
@@ -215,7 +217,7 @@ class TaskBackendContract:
     async def test_an_id_is_taken_once_and_its_owner_left_alone(self, bench: Bench) -> None:
         process, prepared = await bench.run("c", "sh", "-c", "echo up; cat")
         await process.expect(b"up")
-        stdio, output, _ = bench._streams(False)
+        stdio, output, _ = await bench._streams(False)
         with pytest.raises(AlreadyExists):
             await bench.backend.create("c", prepared, stdio)
         stdio.close()
@@ -226,7 +228,7 @@ class TaskBackendContract:
 
     async def test_a_missing_program_is_the_callers_fault(self, bench: Bench) -> None:
         prepared = bench.prepare("c", [MISSING])
-        stdio, output, _ = bench._streams(False)
+        stdio, output, _ = await bench._streams(False)
         with pytest.raises(InvalidArgument):
             await bench.backend.create("c", prepared, stdio)
             await bench.backend.start("c", prepared)

@@ -84,7 +84,7 @@ def change_spec(bench: Bench, container_id: str, args: list[str], **linux: Any) 
 
 
 async def create_prepared(bench: Bench, container_id: str, prepared: Any) -> int:
-    stdio, output, _ = bench._streams(False)
+    stdio, output, _ = await bench._streams(False)
     try:
         return await bench.backend.create(container_id, prepared, stdio)
     finally:
@@ -641,7 +641,7 @@ async def test_a_module_of_a_volume_runs_too(bench: Bench, tmp_path: Path) -> No
     spec = json.loads(path.read_text())
     spec["mounts"].append({"destination": "/mnt/deep", "source": str(volume), "options": ["rbind", "ro"]})
     path.write_text(json.dumps(spec))
-    stdio, output, source = bench._streams(False)
+    stdio, output, source = await bench._streams(False)
     process = bench._watched(await bench.backend.create("c", prepared, stdio), stdio, output, source)
     await bench.backend.start("c", prepared)
     assert await process.code() == 6

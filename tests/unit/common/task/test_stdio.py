@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
@@ -26,7 +27,8 @@ def open_stdio(tmp_path: Path, stdin: str = "", stdout: str = "", stderr: str = 
 
 
 def run(stdio: Stdio, script: str) -> subprocess.Popen[bytes]:
-    """Start a shell on the streams and keep none of its ends here."""
+    """Start a shell on the streams, read or not, and keep none of its ends here."""
+    asyncio.run(stdio.attend(timeout_s=0))
     stdin, stdout, stderr = stdio.child_fds
     process = subprocess.Popen(["/bin/sh", "-c", script], stdin=stdin, stdout=stdout, stderr=stderr)
     stdio.release_child()
@@ -94,6 +96,36 @@ def test_a_reader_that_vanishes_kills_nobody(tmp_path: Path, fifo: MkFifo) -> No
     assert process.wait() == 0
     fd = reader(out)
     assert os.read(fd, 100) == b"still\nhere\n", "what was written meanwhile is there for the next reader"
+    stdio.close()
+    os.close(fd)
+
+
+async def test_an_engine_that_opens_late_is_waited_for(tmp_path: Path, fifo: MkFifo) -> None:
+    out, err = fifo("out"), fifo("err")
+    early = reader(out)
+    stdio = open_stdio(tmp_path, stdout=out, stderr=err)
+    attending = asyncio.create_task(stdio.attend())
+    await asyncio.sleep(0.02)
+    assert not attending.done(), "what is written to the second stream would have no reader"
+    assert not at_end(early), "the first stream has not ended before it has begun"
+    late = reader(err)
+    await attending
+    os.close(late)
+    stdout, stderr = stdio.child_fds[1:]
+    os.write(stdout, b"x")
+    os.write(stderr, b"y")  # there is a hold: no EPIPE
+    assert os.read(early, 10) == b"x"
+    stdio.close()
+    os.close(early)
+
+
+async def test_an_engine_that_never_opens_is_not_waited_for_for_ever(tmp_path: Path, fifo: MkFifo) -> None:
+    out = fifo("out")
+    stdio = open_stdio(tmp_path, stdout=out)
+    await stdio.attend(timeout_s=0.01)
+    os.write(stdio.child_fds[1], b"x")
+    fd = reader(out)
+    assert os.read(fd, 10) == b"x"
     stdio.close()
     os.close(fd)
 
@@ -275,6 +307,7 @@ def test_running_out_of_descriptors_leaves_nothing_open(tmp_path: Path, fifo: Mk
 
 def test_closing_twice_is_harmless(tmp_path: Path, fifo: MkFifo) -> None:
     stdio = open_stdio(tmp_path, stdin=fifo("in"), stdout=fifo("out"), stderr=fifo("err"))
+    asyncio.run(stdio.attend(timeout_s=0))
     before = open_descriptors()
     stdio.close()
     other = os.open("/dev/zero", os.O_RDONLY)  # takes the number of one that was closed
