@@ -16,8 +16,10 @@ from common.linux.flags import (
     MS_NOEXEC,
     MS_NOSUID,
     MS_PRIVATE,
+    MS_RDONLY,
     MS_REC,
     MS_REMOUNT,
+    MS_SLAVE,
     UMOUNT_NOFOLLOW,
 )
 from common.linux.mount_options import (
@@ -34,6 +36,8 @@ __all__ = [
     "MNT_DETACH",
     "UMOUNT_NOFOLLOW",
     "MountSpec",
+    "attach_mount",
+    "cloned_tree",
     "make_private",
     "mount",
     "mount_rootfs",
@@ -113,8 +117,31 @@ def hold_mount_of(pid: int, path: str) -> int:
 
 
 def attach_mount(held: int, path: str) -> None:
-    """Mount at `path` what `hold_mount` has returned, once per descriptor. Raises OSError with the path."""
+    """Mount at `path` what `hold_mount` or `cloned_tree` has returned, once per descriptor. Raises OSError with the
+    path.
+    """
     _libc.move_mount(held, path)
+
+
+@contextlib.contextmanager
+def cloned_tree(source: str, *, read_only: bool = False, recursively: bool = False) -> Iterator[int]:
+    """Give a descriptor of a clone of `source` with all mounts below it, attached nowhere until `attach_mount`.
+
+    What is mounted below the source later appears in it too, but what is mounted or unmounted below the clone never
+    reaches the source: without that, detaching a bind mount takes the source's own mounts along (mount_namespaces(7)).
+    `read_only` makes the topmost mount read-only, `recursively` all; copies in other namespaces are so from the start.
+
+    :raise OSError: with the path.
+    """
+    flags = _libc.OPEN_TREE_CLONE | _libc.OPEN_TREE_CLOEXEC | _libc.AT_RECURSIVE
+    fd = _libc.open_tree(_libc.AT_FDCWD, source, flags)
+    try:
+        _libc.mount_setattr(fd, propagation=MS_SLAVE, recursive=True, path=source)
+        if read_only:
+            _libc.mount_setattr(fd, attr_set=MS_RDONLY, recursive=recursively, path=source)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def pivot_to_working_directory() -> None:

@@ -23,11 +23,14 @@ _MISC_MAJOR: Final = 10
 
 
 class BindMount(NamedTuple):
-    """A bind mount of the spec: its place in `mounts`, and what of the host it shows."""
+    """A bind mount of the spec: its place in `mounts`, and what of the host it shows; `recursively` read-only is also
+    what is mounted below it.
+    """
 
     position: int
     source: str
-    read_only: bool
+    read_only: bool = False
+    recursively: bool = False
 
 
 class BlockDevice(NamedTuple):
@@ -57,7 +60,8 @@ def find_binds(spec: Spec) -> list[BindMount]:
                     f"the mount at {destination} is to propagate to the host (Bidirectional), which is outside of "
                     "the pod's virtual machine"
                 )
-            found.append(BindMount(index, source, "ro" in options))
+            recursively = "rro" in options
+            found.append(BindMount(index, source, recursively or "ro" in options, recursively))
         elif mount.get("type") not in _GUEST_FILESYSTEMS:
             raise InvalidArgument(
                 f"the mount at {destination} is of type {str(mount.get('type'))[:40]!r}, not in a guest"

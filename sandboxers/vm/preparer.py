@@ -64,7 +64,7 @@ class GuestPreparer:
         failpoint(Failpoint.CONTAINER_ROOTFS_MOUNTED)
         root = share_path(SHARE_TAG)
         sources = {
-            bind.position: f"{root}/{self._share.bind(container_id, number, bind.source, read_only=bind.read_only)}"
+            bind.position: f"{root}/{self._share.bind(container_id, number, bind)}"
             for number, bind in enumerate(binds)
         }
         failpoint(Failpoint.CONTAINER_VOLUMES_MOUNTED)

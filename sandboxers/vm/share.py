@@ -17,10 +17,20 @@ import stat
 from collections.abc import Sequence
 
 from common.errors import InvalidArgument
-from common.linux.flags import MS_BIND, MS_RDONLY, MS_REC, MS_REMOUNT, MS_SHARED, MS_SLAVE
-from common.linux.mounts import MountSpec, mount, mount_rootfs, mounts_below, umount, unmount_stack
+from common.linux.flags import MS_BIND, MS_RDONLY, MS_REMOUNT, MS_SHARED, MS_SLAVE
+from common.linux.mounts import (
+    MountSpec,
+    attach_mount,
+    cloned_tree,
+    mount,
+    mount_rootfs,
+    mounts_below,
+    umount,
+    unmount_stack,
+)
 from common.oci.bundle import write_spec
 from common.oci.spec import Spec
+from sandboxers.vm.guest_spec import BindMount
 
 SHARE_TAG = "pod"
 
@@ -73,31 +83,33 @@ class PodShare:
 
     def bind_rootfs(self, container_id: str, rootfs: str) -> None:
         """Show a root file system that somebody else has made. Raises OSError."""
-        mount(rootfs, f"{self.path}/{container_id}/rootfs", None, MS_BIND | MS_REC)
+        with cloned_tree(rootfs) as tree:
+            attach_mount(tree, f"{self.path}/{container_id}/rootfs")
 
-    def bind(self, container_id: str, number: int, source: str, *, read_only: bool) -> str:
+    def bind(self, container_id: str, number: int, bind: BindMount) -> str:
         """Show a directory or file of the host to the guest; return its path relative to the share.
 
         :raise InvalidArgument: it does not exist, or is neither.
         """
         relative = f"{container_id}/mounts/{number}"
-        try:
-            mode = os.stat(source).st_mode
-        except OSError as error:
-            raise InvalidArgument(f"cannot share {source[:300]} with the guest: {error.strerror}") from None
         place = f"{self._bundles}/{relative}"
-        if stat.S_ISDIR(mode):
-            os.mkdir(place, 0o700)
-        elif stat.S_ISREG(mode):
-            os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        else:
+        try:
+            with cloned_tree(bind.source, read_only=bind.read_only, recursively=bind.recursively) as tree:
+                mode = os.fstat(tree).st_mode
+                if stat.S_ISDIR(mode):
+                    os.mkdir(place, 0o700)
+                elif stat.S_ISREG(mode):
+                    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                    os.close(os.open(place, flags, 0o600))
+                else:
+                    raise InvalidArgument(
+                        f"cannot share {bind.source[:300]} with the guest: only directories and regular files can be"
+                    )
+                attach_mount(tree, f"{self.path}/{relative}")
+        except OSError as error:
             raise InvalidArgument(
-                f"cannot share {source[:300]} with the guest: only directories and regular files can be"
-            )
-        target = f"{self.path}/{relative}"
-        mount(source, target, None, MS_BIND | MS_REC)
-        if read_only:
-            mount(None, target, None, MS_BIND | MS_REMOUNT | MS_RDONLY)
+                f"cannot share {bind.source[:300]} with the guest: {error.strerror}"
+            ) from None
         return relative
 
     def write_spec(self, container_id: str, spec: Spec) -> None:

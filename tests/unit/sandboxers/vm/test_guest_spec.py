@@ -21,9 +21,14 @@ def test_bind_mounts_are_found_however_they_are_written() -> None:
         mount("/proc", "proc", "proc"),
         mount("/a", "bind", "/host/a", "rbind", "ro"),
         mount("/b", "none", "/host/b", "bind"),
+        mount("/c", "bind", "/host/c", "rbind", "rro"),
         mount("/dev/shm", "tmpfs", "shm"),
     ]
-    assert find_binds(spec(mounts=mounts)) == [BindMount(1, "/host/a", True), BindMount(2, "/host/b", False)]
+    assert find_binds(spec(mounts=mounts)) == [
+        BindMount(1, "/host/a", read_only=True),
+        BindMount(2, "/host/b"),
+        BindMount(3, "/host/c", read_only=True, recursively=True),
+    ]
 
 
 @pytest.mark.parametrize(
