@@ -175,7 +175,8 @@ class VmSandbox:
             undo.callback(self._share.remove)
             self._share.make()
             failpoint(Failpoint.SANDBOX_SHARE_MADE)
-            interfaces = self._attach_network(undo)
+            taps = undo.enter_context(contextlib.ExitStack())
+            interfaces = self._attach_network(undo, taps)
             failpoint(Failpoint.SANDBOX_NETWORK_ATTACHED)
             for name in ("machine", "containers"):
                 os.makedirs(f"{self._directory}/{name}", 0o700, exist_ok=True)
@@ -199,6 +200,8 @@ class VmSandbox:
                 slots=self._settings.size.slots,
             )
             await self._machine.start(boot, devices, self._on_machine_exit)
+            # The hypervisor has its own copies, with which the taps go.
+            taps.close()
             failpoint(Failpoint.SANDBOX_MACHINE_STARTED)
             await self._announced()
             failpoint(Failpoint.SANDBOX_GUEST_ANNOUNCED)
@@ -303,14 +306,13 @@ class VmSandbox:
     def _endpoint(self) -> Endpoint:
         return Endpoint(f"ttrpc+unix://{self._directory}/{TASK_SOCKET}", self._machine.pids().get("qemu", 0))
 
-    def _attach_network(self, undo: AsyncExitStack) -> list[AttachedInterface]:
+    def _attach_network(self, undo: AsyncExitStack, taps: contextlib.ExitStack) -> list[AttachedInterface]:
         if not self._pod.netns_path:
             return []
         interfaces = attach_network(self._pod.netns_path)
         undo.callback(detach_network, self._pod.netns_path)
         for each in interfaces:
-            # The hypervisor has its own copy as soon as it runs.
-            undo.callback(os.close, each.tap_fd)
+            taps.callback(os.close, each.tap_fd)
         return interfaces
 
     async def _announced(self) -> None:

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from common.ttrpc import Client
 from tests.chaos.kubelet import Kubelet
 from tests.chaos.sizes import MANAGER, SUPERVISOR
 from tests.engine.cri import Cri
+from tests.engine.daemons import descriptors, stable_descriptors
 from tests.engine.engine import Engine
 from tests.engine.handlers import RUNC
 from tests.engine.images import CHECKOUT
@@ -23,8 +23,6 @@ PLAIN_MANAGER = Path(__file__).with_name("service_manager.py")
 LOST_CONNECTION = re.compile(r"ttrpc: (server )?closed")
 PROCESSES_OF_DAEMONS = re.compile(r"containerd|catatonit")
 PYTHON_PROCESSES = re.compile(r"python[0-9.]*")
-# gRPC opens and closes these as it likes, and how many callers there are is the callers' affair.
-UNSTABLE = re.compile(r"^anon_inode:\[event|^socket:")
 CALL_TIMEOUT_S = 20.0
 
 
@@ -152,9 +150,8 @@ class Trial(Kubelet):
         mounts = Path(f"/proc/{self.engine.namespaces.first_pid}/mountinfo").read_text().splitlines()
         found |= {f"mount {line.split()[4]}" for line in mounts}
         found |= {f"process {line}" for line in _processes(root / "proc")}
-        found |= {f"supervisor's {kind}" for kind in _descriptors(self.engine.sandboxer_pid)}
-        own = {kind for kind in _descriptors(self.engine.daemon_pid) if not UNSTABLE.search(kind)}
-        return found | {f"daemon's {kind}" for kind in own}
+        found |= {f"supervisor's {kind}" for kind in descriptors(self.engine.sandboxer_pid)}
+        return found | {f"daemon's {kind}" for kind in stable_descriptors(self.engine.daemon_pid)}
 
     def expect_nothing_more_than(self, before: set[str], timeout_s: float = 10) -> None:
         """Fail unless, soon, nothing is there that was not there before."""
@@ -209,16 +206,3 @@ def _processes(proc: Path) -> Iterator[str]:
                 yield f"python number {pythons}"
             elif not PROCESSES_OF_DAEMONS.fullmatch(name):
                 yield f"{process.name} {name}"
-
-
-def _descriptors(pid: int) -> Iterator[str]:
-    """A process's descriptors by kind, numbered, so that one more of a kind is a difference."""
-    kinds: Counter[str] = Counter()
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            target = os.readlink(f"/proc/{pid}/fd/{fd}")
-        except FileNotFoundError:
-            continue
-        kinds[re.sub(r"(?<=:\[)\d+(?=\]$)", "", target)] += 1
-    for kind, count in kinds.items():
-        yield from (f"{kind} number {number + 1}" for number in range(count))

@@ -1,7 +1,14 @@
 """Daemons seen from outside: which process serves, and whether it does."""
 
+import os
+import re
 import socket
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+
+# gRPC opens and closes these as it likes, and how many callers there are is the callers' affair.
+UNSTABLE = re.compile(r"^anon_inode:\[event|^socket:")
 
 
 def daemon_below(supervisor: int) -> int:
@@ -25,3 +32,21 @@ def listens(path: Path) -> bool:
         except (FileNotFoundError, ConnectionRefusedError):
             return False
     return True
+
+
+def descriptors(pid: int) -> Iterator[str]:
+    """A process's descriptors by kind, numbered, so that one more of a kind is a difference."""
+    kinds: Counter[str] = Counter()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{fd}")
+        except FileNotFoundError:
+            continue
+        kinds[re.sub(r"(?<=:\[)\d+(?=\]$)", "", target)] += 1
+    for kind, count in kinds.items():
+        yield from (f"{kind} number {number + 1}" for number in range(count))
+
+
+def stable_descriptors(pid: int) -> set[str]:
+    """Those of which a daemon at rest has as many after a pod as before."""
+    return {kind for kind in descriptors(pid) if not UNSTABLE.search(kind)}

@@ -11,6 +11,7 @@ from proto.gen.runtime.v1 import api_pb2 as api
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.engine.conftest import start_container
 from tests.engine.cri import CONTAINER, NODE, Cri, container_config, matching, pod_config
+from tests.engine.daemons import stable_descriptors
 from tests.engine.demo import process_tree
 from tests.engine.engine import OURS, Engine
 from tests.engine.namespaces import wait_until
@@ -40,7 +41,8 @@ def remains(engine: Engine) -> set[str]:
     found |= {f"netns {path.name}" for path in (root / "run/netns").glob("*")}
     mounts = Path(f"/proc/{engine.namespaces.first_pid}/mountinfo").read_text().splitlines()
     found |= {f"mount {line.split()[4]}" for line in mounts}
-    return found | {f"process {line.split(maxsplit=1)[1]}" for line in process_tree(root / "proc")}
+    found |= {f"process {line.split(maxsplit=1)[1]}" for line in process_tree(root / "proc")}
+    return found | {f"daemon's {kind}" for kind in stable_descriptors(engine.daemon_pid)}
 
 
 def test_a_pod_runs_without_a_shim_and_leaves_nothing_behind(engine: Engine, cri: Cri) -> None:
