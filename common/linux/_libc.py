@@ -28,6 +28,9 @@ OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
 
+_FALLOC_FL_KEEP_SIZE = 0x1
+_FALLOC_FL_PUNCH_HOLE = 0x2
+
 # Numbers from 424 on are the same for all architectures (include/uapi/asm-generic/unistd.h).
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
@@ -192,6 +195,13 @@ def mount_setattr(
     attr = _MountAttr(attr_set, 0, propagation, userns_fd)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _checked(_syscall(_SYS_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr)), path)
+
+
+def punch_hole(fd: int, end: int) -> None:
+    """fallocate(2): give back the memory of a file's first `end` bytes, which are zeros then; its size stays."""
+    if end > 0:
+        mode = ctypes.c_int(_FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE)
+        _checked(_libc().fallocate(fd, mode, ctypes.c_long(0), ctypes.c_long(end)))
 
 
 def inotify_init1(flags: int) -> int:

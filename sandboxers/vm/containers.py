@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from common.completion import Completion
@@ -42,8 +42,8 @@ class PidSource:
 
 @dataclass(frozen=True, slots=True)
 class ExecRecord:
-    """One exec. `streams` are names in the descriptor store, `ended` those to which the guest writes no more; `made`
-    tells that the guest has it; `exit_code` is -1 until it is known."""
+    """One exec. `streams` are names in the descriptor store, `lengths` how much the guest has written in all to those
+    that have ended; `made` tells that the guest has it; `exit_code` is -1 until it is known."""
 
     VERSION: ClassVar[int] = 1
 
@@ -54,7 +54,7 @@ class ExecRecord:
     stdout: str
     stderr: str
     streams: list[str]
-    ended: list[str]
+    lengths: dict[str, int] = field(default_factory=dict)
     made: bool = False
     started: bool = False
     stdin_closed: bool = False
@@ -78,7 +78,7 @@ class ContainerRecord:
     stderr: str
     streams: list[str]
     disks: list[str]
-    ended: list[str]
+    lengths: dict[str, int] = field(default_factory=dict)
     prepared: bool = False
     made: bool = False
     started: bool = False

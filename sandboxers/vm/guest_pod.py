@@ -123,8 +123,8 @@ class GuestPod:
             process.streams = streams
             if record.stdin_closed:
                 streams.close_stdin()
-            for name in record.ended:
-                streams.end_output(name, 0)
+            for name, length in record.lengths.items():
+                streams.end_output(name, length)
 
     def abandoned(self) -> list[str]:
         """Return the containers of an earlier daemon whose bundle is gone, as engines leave what they give up."""
@@ -212,10 +212,11 @@ class GuestPod:
         for container in self.containers.values():
             for process in container.processes():
                 if process.streams is not None and process.streams.has_output(name):
-                    # The guest tells it once: a later daemon must know that nothing more comes.
                     assert process.record is not None
-                    self.save(process, ended=[*process.record.ended, name])
-                    process.streams.end_output(name, length)
+                    # The guest tells it once: a later daemon must know it, and a second word is a lie.
+                    if name not in process.record.lengths:
+                        self.save(process, lengths={**process.record.lengths, name: length})
+                        process.streams.end_output(name, length)
                     return
 
     def note_exit(self, process: GuestProcess, code: int, exited_at: Timestamp) -> ExitStatus:
@@ -268,7 +269,6 @@ class GuestPod:
             stderr=init.stdio.stderr,
             streams=list(names),
             disks=[],
-            ended=[],
         )
         os.makedirs(self._record_directory(container.id), 0o700, exist_ok=True)
         self._write(init)
@@ -286,7 +286,6 @@ class GuestPod:
             stdout=process.stdio.stdout,
             stderr=process.stdio.stderr,
             streams=list(names),
-            ended=[],
         )
         os.makedirs(f"{self._record_directory(process.container_id)}/{EXECS}", 0o700, exist_ok=True)
         self._write(process)

@@ -1,32 +1,41 @@
 """A process's standard streams between the engine's FIFOs and the guest: carried by the kernel (splice(2)).
 
-A byte is in a FIFO or in a socket, never in this process, so none is lost when it dies; whoever does not read stops
-the carrying, and so the writer, but nobody else. A stream ends by a count of bytes, which its writer tells
-(docs/agent-protocol.md): the end of a connection is not the end of the data.
+A byte is in a FIFO, a socket or a file in memory, never in this process alone, so none is lost when it dies; whoever
+does not read stops the carrying, and so the writer, but nobody else. A stream ends by a count of bytes, which its
+writer tells (docs/agent-protocol.md): the end of a connection is not the end of the data. The kernel counts them, so
+that a later daemon knows the count.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from common.descriptors.kinds import is_readable, link_of
 from common.descriptors.store import DescriptorStore, all_sent
 from common.errors import InvalidArgument, SandboxdError
+from common.linux.spool import Spool
 from common.log import get_logger
+from common.readiness import has_input
 from common.task.stdio import StdioSpec, open_fifo
+from common.transport.counts import MODULUS, ReadCount
 from vmm.guest.client import GuestClient
 from vmm.protocol import WRITE_LIMIT_BYTES, stream_uri
 
 STREAM_GROUP = "v"
+_HOLD_GROUP = "h"
 _OPEN_TIMEOUT_S = 10.0
 _END_TIMEOUT_S = 10.0
 _COPY_BYTES = 1 << 20
-_QUIET_S = 0.3
+
+# How many bytes are still to come, where that is no number.
 _UNKNOWN = -1
+_WHAT_IS_THERE = -2
 
 log = get_logger()
 
@@ -50,35 +59,63 @@ class StreamNames(NamedTuple):
         return stdin, stdout, stderr
 
 
+class InputListener(NamedTuple):
+    """Who is told of an input: `on_finish` when it needs no write end any more, `end` with the count of its bytes when
+    all are sent, which the guest is to hear, `on_end` when it is closed.
+    """
+
+    on_finish: Callable[[], None]
+    end: Callable[[int], Awaitable[None]]
+    on_end: Callable[[], None]
+
+
 class OutputStream:
     """From a guest's socket into a FIFO. Owns its descriptors."""
 
-    __slots__ = ("_fifo", "_hold", "_length", "_loop", "_on_end", "_quiet", "_sock", "_taken")
+    __slots__ = ("_count", "_fifo", "_hold", "_left", "_loop", "_on_end", "_sock")
 
-    def __init__(self, sock: socket.socket, hold: int, fifo: int, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        hold: int,
+        fifo: int,
+        on_end: Callable[[], None],
+        *,
+        recovered: bool = False,
+    ) -> None:
         """:param hold: a read end, so that an engine that restarts does not break the pipe. :param fifo: the write end.
         :param on_end: called once when all is carried, or never will be.
+        :param recovered: an earlier daemon has carried a part of it.
         """
         self._loop = asyncio.get_running_loop()
         self._sock, self._hold, self._fifo, self._on_end = sock, hold, fifo, on_end
-        self._taken = 0
-        self._length = _UNKNOWN
-        self._quiet: asyncio.TimerHandle | None = None
+        self._count = ReadCount(sock, recovered=recovered)
+        self._left = _UNKNOWN
         self._loop.add_reader(sock, self._carry)
 
-    def forget_count(self) -> None:
-        """Of a stream that an earlier daemon has carried nobody knows how far it came."""
-        self._taken = _UNKNOWN
+    @property
+    def waits_for_guest(self) -> bool:
+        """Whether its end is the guest's to tell or to bring about: all that has come is carried."""
+        return self._sock.fileno() >= 0 and not has_input(self._sock.fileno())
 
     def end_after(self, length: int) -> None:
         """The guest says how much it has written in all."""
         if self._sock.fileno() < 0:
             return
-        self._length = length
-        if self._taken == _UNKNOWN:
-            self._end_when_quiet()
-        elif self._taken >= length:
+        carried = self._count.value
+        if carried is None:
+            # What came before this word on the kernel's vsock is in the socket already.
+            self.drain()
+            return
+        self._left = (length - carried) % MODULUS
+        if not self._left:
             self.close()
+
+    def drain(self) -> None:
+        """All that will ever come is in the socket: end when that is carried."""
+        if self._sock.fileno() >= 0:
+            self._left = _WHAT_IS_THERE
+            self._carry()
 
     def close(self) -> None:
         """End it: the engine sees end-of-file. Idempotent."""
@@ -86,72 +123,65 @@ class OutputStream:
             return
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._fifo)
-        if self._quiet is not None:
-            self._quiet.cancel()
         self._sock.close()
         os.close(self._fifo)
         os.close(self._hold)
         self._on_end()
 
     def _carry(self) -> None:
+        size = min(self._left, _COPY_BYTES) if self._left > 0 else _COPY_BYTES
         try:
-            moved = os.splice(self._sock.fileno(), self._fifo, _COPY_BYTES, flags=os.SPLICE_F_NONBLOCK)
+            moved = os.splice(self._sock.fileno(), self._fifo, size, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
-            # There is something to read, so it is the engine that does not.
-            self._loop.remove_reader(self._sock)
-            self._loop.add_writer(self._fifo, self._go_on)
+            if has_input(self._sock.fileno()):
+                # It is the engine that does not read.
+                self._loop.remove_reader(self._sock)
+                self._loop.add_writer(self._fifo, self._go_on)
+            elif self._left == _WHAT_IS_THERE:
+                self.close()
             return
         except OSError:
-            self.close()
-            return
+            moved = 0
         if not moved:
             self.close()
-        elif self._taken == _UNKNOWN:
-            if self._length != _UNKNOWN:
-                self._end_when_quiet()
-        else:
-            self._taken += moved
-            if self._length != _UNKNOWN and self._taken >= self._length:
+            return
+        self._count.add(moved)
+        if self._left == _WHAT_IS_THERE:
+            self._loop.call_soon(self._go_on)
+        elif self._left > 0:
+            self._left -= moved
+            if not self._left:
                 self.close()
 
     def _go_on(self) -> None:
-        self._loop.remove_writer(self._fifo)
-        self._loop.add_reader(self._sock, self._carry)
-
-    def _end_when_quiet(self) -> None:
-        if self._quiet is not None:
-            self._quiet.cancel()
-        self._quiet = self._loop.call_later(_QUIET_S, self.close)
+        if self._sock.fileno() >= 0:
+            self._loop.remove_writer(self._fifo)
+            self._loop.add_reader(self._sock, self._carry)
+            self._carry()
 
 
 class InputStream:
     """From a FIFO into a guest's socket. Owns its descriptors."""
 
-    __slots__ = ("_end", "_fifo", "_hold", "_loop", "_on_end", "_sent", "_sock")
+    __slots__ = ("_end", "_fifo", "_hold", "_loop", "_on_end", "_on_finish", "_sock", "_spool")
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        fifo: int,
-        hold: int,
-        end: Callable[[int], Awaitable[None]],
-        on_end: Callable[[], None],
-    ) -> None:
+    def __init__(self, sock: socket.socket, spool: Spool, fifo: int, hold: int, told: InputListener) -> None:
         """:param hold: a write end, so that a client that detaches does not end the input. :param fifo: the read end.
-        :param end: tells the guest after how many bytes its stream ends.
+        :param spool: what the bytes pass through, perhaps with what an earlier daemon has left in it.
         """
         self._loop = asyncio.get_running_loop()
-        self._sock, self._fifo, self._hold, self._end, self._on_end = sock, fifo, hold, end, on_end
-        self._sent = 0
-        self._loop.add_reader(fifo, self._carry)
+        self._sock, self._spool, self._fifo, self._hold = sock, spool, fifo, hold
+        self._on_finish, self._end, self._on_end = told
         # The agent closes it when nobody reads it any more, and writes nothing.
         self._loop.add_reader(sock, self.close)
+        self._send()
 
     def finish(self) -> None:
         """Let it end when the engine's writers have closed the FIFO and all is carried. Idempotent."""
         if self._hold >= 0:
             os.close(self._hold)
             self._hold = -1
+            self._on_finish()
 
     def close(self) -> None:
         """Drop it. Idempotent."""
@@ -162,6 +192,7 @@ class InputStream:
         self._loop.remove_writer(self._sock)
         self._loop.remove_reader(self._sock)
         self._sock.close()
+        self._spool.close()
         self._on_end()
 
     def _stop_reading(self) -> None:
@@ -172,30 +203,36 @@ class InputStream:
 
     def _carry(self) -> None:
         try:
-            moved = os.splice(self._fifo, self._sock.fileno(), WRITE_LIMIT_BYTES, flags=os.SPLICE_F_NONBLOCK)
+            moved = self._spool.take_from(self._fifo)
         except BlockingIOError:
-            # There is something to read, so it is the guest that does not.
-            self._loop.remove_reader(self._fifo)
-            self._loop.add_writer(self._sock, self._go_on)
             return
-        except OSError:
+        except OSError as error:
+            log.warning("stream.lost", error=error)
             self.close()
             return
         if moved:
-            self._sent += moved
+            self._send()
             return
         self._stop_reading()
         self.finish()
-        self._loop.create_task(self._tell_end())
+        self._loop.create_task(self._tell_end(self._spool.sent))
 
-    def _go_on(self) -> None:
+    def _send(self) -> None:
         self._loop.remove_writer(self._sock)
-        if self._fifo >= 0:
+        try:
+            self._spool.send_to(self._sock, WRITE_LIMIT_BYTES)
+        except BlockingIOError:
+            # It is the guest that does not read.
+            self._loop.remove_reader(self._fifo)
+            self._loop.add_writer(self._sock, self._send)
+        except OSError:
+            self.close()
+        else:
             self._loop.add_reader(self._fifo, self._carry)
 
-    async def _tell_end(self) -> None:
+    async def _tell_end(self, length: int) -> None:
         try:
-            await self._end(self._sent)
+            await self._end(length)
         except SandboxdError as error:
             log.warning("stream.end_not_told", error=error)
             self.close()
@@ -237,19 +274,16 @@ class Streams:
         """
         complete = True
         for name in filter(None, self._names):
-            kept = self._store.take(name)
-            sockets = [fd for fd in kept if link_of(fd).startswith("socket:")]
-            fifos = [fd for fd in kept if fd not in sockets]
-            if len(sockets) != 1 or not fifos:
+            kept = _KeptStream([*self._store.take(name), *self._store.take(_hold_of(name))])
+            if not kept.is_complete(is_input=name == self._names.stdin):
                 complete = False
-                for fd in kept:
-                    os.close(fd)
-                continue
-            readers = [fd for fd in fifos if is_readable(fd)]
-            writers = [fd for fd in fifos if not is_readable(fd)]
-            self._carry(name, socket.socket(fileno=sockets[0]), readers[0], writers[0] if writers else -1)
-            if name in self._outputs:
-                self._outputs[name].forget_count()
+                kept.close()
+            elif name == self._names.stdin:
+                self._carry_in(
+                    name, kept.socket(), Spool(kept.spools[0]), kept.readers[0], [*kept.writers, -1][0]
+                )
+            else:
+                self._carry_out(name, kept.socket(), kept.readers[0], kept.writers[0], recovered=True)
         return complete
 
     def forget(self) -> None:
@@ -257,6 +291,7 @@ class Streams:
         self.close()
         for name in filter(None, self._names):
             self._store.remove(name)
+            self._store.remove(_hold_of(name))
 
     def close_stdin(self) -> None:
         """Let the process read end-of-file after what the engine has written."""
@@ -278,8 +313,7 @@ class Streams:
         if self._stdin is not None:
             self._stdin.close()
         for stream in list(self._outputs.values()):
-            stream.forget_count()
-            stream.end_after(0)
+            stream.drain()
 
     def close(self) -> None:
         """Close everything. Idempotent."""
@@ -293,32 +327,87 @@ class Streams:
             raise InvalidArgument(
                 f"streams of containers in a virtual machine must be FIFOs, not {path[:200]}"
             )
-        reader, writer = open_fifo(path, None)
-        # At once: an engine that once saw the end of an output does not read on.
-        self._store.put(name, [reader, writer])
-        try:
+        is_input = name == self._names.stdin
+        with contextlib.ExitStack() as undo:
+            reader, writer = open_fifo(path, None)
+            undo.callback(os.close, reader)
+            undo.callback(os.close, writer)
+            undo.callback(self._forget, name)
+            # At once: an engine that once saw the end of an output does not read on.
+            self._store.put(name, [reader] if is_input else [reader, writer])
+            if is_input:
+                spool = Spool()
+                undo.callback(spool.close)
+                undo.callback(self._store.remove, _hold_of(name))
+                # Apart from the others, since it goes first.
+                self._store.put(_hold_of(name), [writer])
+                self._store.put(name, [spool.fd])
             sock = await self._guest.open_stream(name, _OPEN_TIMEOUT_S)
-        except BaseException:
-            self._store.remove(name)
-            os.close(reader)
-            os.close(writer)
-            raise
-        self._carry(name, sock, reader, writer)
+            undo.pop_all()
         self._store.put(name, [sock.fileno()])
-
-    def _carry(self, name: str, sock: socket.socket, reader: int, writer: int) -> None:
-        sock.setblocking(False)
-
-        def forget() -> None:
-            self._outputs.pop(name, None)
-            self._store.remove(name)
-
-        if name == self._names.stdin:
-            guest = self._guest
-
-            async def end(length: int) -> None:
-                await guest.end_stream(name, length, _END_TIMEOUT_S)
-
-            self._stdin = InputStream(sock, reader, writer, end, forget)
+        if is_input:
+            self._carry_in(name, sock, spool, reader, writer)
         else:
-            self._outputs[name] = OutputStream(sock, reader, writer, forget)
+            self._carry_out(name, sock, reader, writer)
+
+    def _carry_in(self, name: str, sock: socket.socket, spool: Spool, reader: int, writer: int) -> None:
+        sock.setblocking(False)
+        guest = self._guest
+
+        async def end(length: int) -> None:
+            await guest.end_stream(name, length, _END_TIMEOUT_S)
+
+        listener = InputListener(
+            partial(self._store.remove, _hold_of(name)), end, partial(self._forget, name)
+        )
+        self._stdin = InputStream(sock, spool, reader, writer, listener)
+
+    def _carry_out(
+        self, name: str, sock: socket.socket, reader: int, writer: int, *, recovered: bool = False
+    ) -> None:
+        sock.setblocking(False)
+        self._outputs[name] = OutputStream(
+            sock, reader, writer, partial(self._forget, name), recovered=recovered
+        )
+
+    def _forget(self, name: str) -> None:
+        self._outputs.pop(name, None)
+        self._store.remove(name)
+
+
+class _KeptStream:
+    """The descriptors of a stream that an earlier daemon has kept, told apart by what they are."""
+
+    __slots__ = ("_sockets", "readers", "spools", "writers")
+
+    def __init__(self, fds: Sequence[int]) -> None:
+        self._sockets: list[int] = []
+        self.readers: list[int] = []
+        self.spools: list[int] = []
+        self.writers: list[int] = []
+        for fd in fds:
+            link = link_of(fd)
+            if link.startswith("socket:"):
+                self._sockets.append(fd)
+            elif link.startswith("/memfd:"):
+                self.spools.append(fd)
+            else:
+                (self.readers if is_readable(fd) else self.writers).append(fd)
+
+    def is_complete(self, *, is_input: bool) -> bool:
+        """Tell whether it can be gone on with. An input whose end was asked for has no write end any more."""
+        own = self.spools if is_input else self.writers
+        return bool(self._sockets and self.readers and own)
+
+    def socket(self) -> socket.socket:
+        """Return the connection to the guest."""
+        return socket.socket(fileno=self._sockets[0])
+
+    def close(self) -> None:
+        """Close all."""
+        for fd in (*self._sockets, *self.readers, *self.spools, *self.writers):
+            os.close(fd)
+
+
+def _hold_of(name: str) -> str:
+    return _HOLD_GROUP + name[1:]

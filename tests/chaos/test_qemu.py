@@ -15,7 +15,7 @@ from tests.engine.engine import OURS_IN_QEMU
 from tests.engine.handlers import QEMU
 from tests.engine.namespaces import wait_until
 from tests.engine.qemu import add_container, information, start_vm_container, write_config
-from tests.engine.streaming import Stream
+from tests.engine.streaming import Stream, exec_piped
 from tests.engine.test_pods import ended, shell
 
 RUNNING = pb.ContainerState.CONTAINER_RUNNING
@@ -69,6 +69,25 @@ def test_nobody_notices_that_the_daemon_was_away(trial: Trial, logs: Path, how: 
     add_container(cri, pod_id, name="new")
     trial.remove_all_pods()
     assert trial.lost_connections() == []
+
+
+def test_input_and_output_stay_whole_though_the_daemon_was_away(trial: Trial) -> None:
+    cri = trial.engine.cri
+    _, container = start_vm_container(cri)
+    with exec_piped(trial.engine, container, "sh", "-c", "cat; exit 6") as piped:
+        assert piped.stdin is not None
+        assert piped.stdout is not None
+        sent = b""
+        for number in range(3):
+            part = b"%d" % number * 50_000
+            piped.stdin.write(part)
+            piped.stdin.flush()
+            sent += part
+            trial.restart()
+        piped.stdin.close()
+        assert piped.stdout.read() == sent
+        assert piped.wait(timeout=20) == 6
+    trial.remove_all_pods()
 
 
 def test_an_exit_while_the_daemon_is_away_is_told(trial: Trial) -> None:

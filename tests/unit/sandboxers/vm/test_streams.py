@@ -3,16 +3,17 @@
 import asyncio
 import hashlib
 import os
+import select
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from common.descriptors.store import NoStore
 from common.errors import InvalidArgument, NotFound, Unavailable
 from common.task.stdio import StdioSpec
 from sandboxers.vm.streams import StreamNames, Streams
+from tests.descriptor_store import KeptInMemory
 from tests.unit.common.ttrpc.peers import until
 from tests.unit.sandboxers.vm.guest import Guest
 
@@ -26,9 +27,13 @@ class Ends:
         for path in self.paths:
             os.mkfifo(path)
         self.spec = StdioSpec(False, *self.paths)
-        self.names = StreamNames.new(self.spec, NoStore())
-        self.streams = Streams(self.names, self.guest, NoStore())  # type: ignore[arg-type]
+        self.store = KeptInMemory()
+        self.names = StreamNames.new(self.spec, self.store)
+        self.streams = self._new_streams()
         self.fds: list[int] = []
+
+    def _new_streams(self) -> Streams:
+        return Streams(self.names, self.guest, self.store)  # type: ignore[arg-type]
 
     async def open(self) -> None:
         stdout = os.open(self.paths[1], os.O_RDONLY | os.O_NONBLOCK)
@@ -37,11 +42,21 @@ class Ends:
         await self.streams.open(self.spec)
         self.fds[0] = os.open(self.paths[0], os.O_WRONLY | os.O_NONBLOCK)
 
+    def restart(self) -> None:
+        """Let the daemon die: what it has open is closed, what is kept stays, and another goes on."""
+        kept, self.store.kept = self.store.kept, {}
+        self.streams.close()
+        self.store.kept = kept
+        self.store.restart()
+        self.streams = self._new_streams()
+        assert self.streams.recover()
+
     def guest_socket(self, name: str) -> socket.socket:
         return self.guest.streams[name]
 
     def close(self) -> None:
         self.streams.close()
+        assert self.store.kept == {}
         for sock in self.guest.streams.values():
             sock.close()
         for fd in self.fds:
@@ -69,6 +84,16 @@ async def read_all(fd: int) -> bytes:
             if not chunk:
                 return data
             data += chunk
+
+
+async def write_all(fd: int, data: bytes) -> None:
+    """Write into a FIFO as it is emptied."""
+    async with asyncio.timeout(10):
+        while data:
+            try:
+                data = data[os.write(fd, data) :]
+            except BlockingIOError:
+                await asyncio.sleep(0.001)
 
 
 async def test_output_arrives_whole_and_ends_with_its_count_before_or_after(ends: Ends) -> None:
@@ -136,6 +161,67 @@ async def test_what_a_dead_guest_has_sent_is_still_carried(ends: Ends) -> None:
     ends.streams.drain()
     assert await read_all(ends.fds[1]) == b"last words"
     assert await read_all(ends.fds[2]) == b""
+
+
+async def test_a_later_daemon_carries_output_to_its_last_byte_however_late_that_is(ends: Ends) -> None:
+    await ends.open()
+    data = os.urandom(200_000)
+    loop = asyncio.get_running_loop()
+    sending = asyncio.create_task(loop.sock_sendall(ends.guest_socket(ends.names.stdout), data[:-10]))
+    await until(lambda: bool(select.select([ends.fds[1]], [], [], 0)[0]))
+    ends.restart()
+    ends.streams.end_output(ends.names.stdout, len(data))
+    reading = asyncio.create_task(read_all(ends.fds[1]))
+    await sending
+    # Silence is no end.
+    await asyncio.sleep(0.4)
+    ends.restart()
+    ends.streams.end_output(ends.names.stdout, len(data))
+    assert not reading.done()
+    await loop.sock_sendall(ends.guest_socket(ends.names.stdout), data[-10:])
+    assert await reading == data
+
+
+async def test_output_of_a_dead_guest_waits_for_an_engine_that_does_not_read(ends: Ends) -> None:
+    await ends.open()
+    data = os.urandom(150_000)
+    sending = asyncio.create_task(
+        asyncio.get_running_loop().sock_sendall(ends.guest_socket(ends.names.stdout), data)
+    )
+    await until(lambda: bool(select.select([ends.fds[1]], [], [], 0)[0]))
+    reading = asyncio.create_task(read_all(ends.fds[1]))
+    await sending
+    ends.streams.drain()
+    assert await reading == data
+
+
+async def test_a_later_daemon_knows_how_much_input_there_was(ends: Ends) -> None:
+    await ends.open()
+    sock = ends.guest_socket(ends.names.stdin)
+    data = b""
+    received = b""
+    for number in range(3):
+        part = bytes([number]) * 50_000
+        data += part
+        await write_all(ends.fds[0], part)
+        await until(lambda: readable(sock))
+        received += sock.recv(10_000)
+        ends.restart()
+    ends.streams.close_stdin()
+    assert ends.guest.ended == {}
+    os.close(ends.fds[0])
+    ends.fds[0] = -1
+    while len(received) < len(data):
+        await until(lambda: readable(sock))
+        received += sock.recv(100_000)
+    await until(lambda: bool(ends.guest.ended))
+    assert ends.guest.ended == {ends.names.stdin: len(data)}
+    assert received == data
+    # Nobody knows whether the guest has heard it.
+    ends.guest.ended.clear()
+    ends.restart()
+    await until(lambda: bool(ends.guest.ended))
+    assert ends.guest.ended == {ends.names.stdin: len(data)}
 
 
 async def test_nothing_stays_open_when_a_stream_cannot_be_opened(ends: Ends) -> None:
