@@ -44,12 +44,21 @@ from common.ttrpc._frames import (
 )
 from common.ttrpc._journal import Journal, Replay
 from common.ttrpc._marks import Spilled
-from common.ttrpc._server import Authorize, Server, ServerConnection, StatusOf, peer_credentials
+from common.ttrpc._server import (
+    MESSAGE_LIMIT,
+    Authorize,
+    Server,
+    ServerConnection,
+    StatusOf,
+    peer_credentials,
+)
 from common.ttrpc._socket import PEEK_SIZE, FrameSocket, _peeked
 from common.ttrpc._state import StreamState
 from proto.gen.ttrpc.request_pb2 import Request, Response
 
 LINK_QUEUE_LIMIT: Final = 8 << 20
+PENDING_LIMIT: Final = 1024
+"""How many calls of a connection are handed on and not answered: a far end that is frozen answers none."""
 
 
 class LinkJournal(Journal, Protocol):
@@ -177,6 +186,10 @@ class RelayConnection(ServerConnection):
             error = refusal
         if answer is not None or error is not None:
             self._respond(stream_id, stream_id, answer, error)
+            return
+        if len(self._relayed) >= PENDING_LIMIT:
+            text = f"{PENDING_LIMIT} calls wait for the far end already"
+            self._respond(stream_id, stream_id, None, StatusError(StatusCode.RESOURCE_EXHAUSTED, text))
             return
         self._relayed[stream_id] = (method, service.target, message)
         self._send_on(stream_id, request.SerializeToString())
@@ -512,4 +525,8 @@ def _plain(response: Response) -> Response:
 def _status_error(response: Response) -> StatusError:
     code = response.status.code
     known = 0 < code <= max(StatusCode)
-    return StatusError(code if known else StatusCode.UNKNOWN, response.status.message)
+    # For people to read, in logs and terminals.
+    text = "".join(
+        c if c.isprintable() or c == "\n" else "?" for c in response.status.message[:MESSAGE_LIMIT]
+    )
+    return StatusError(code if known else StatusCode.UNKNOWN, text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,7 +14,13 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
 from common.completion import Completion
-from common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, status_of
+from common.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    status_of,
+)
 from common.log import get_logger
 from common.transport import Transport
 from common.ttrpc import CallContext, Journal, Method, NullJournal, Server, Service
@@ -27,6 +32,7 @@ from vmm.protocol import HOST_PORT, HOST_SERVICE, PROTOCOL, STREAM_END_TOPIC
 EVENTS_SERVICE: Final = "containerd.services.events.ttrpc.v1.Events"
 
 _CONNECTION_LIMIT = 4
+_EVENT_LIMIT = 16
 _QUEUE_LIMIT_BYTES = 1 << 20
 _TEXT_LIMIT = 100
 
@@ -64,7 +70,7 @@ class Reception:
     After a restart of the daemon a guest that is connected anew announces itself again; nobody need wait for it.
     """
 
-    __slots__ = ("_announced", "_listener", "_on_event", "_server", "_transport")
+    __slots__ = ("_announced", "_busy", "_listener", "_on_event", "_server", "_transport")
 
     def __init__(
         self,
@@ -84,6 +90,7 @@ class Reception:
         """
         self._transport = transport
         self._on_event = on_event
+        self._busy = 0
         self._announced: Completion[Announcement] = Completion()
         self._server = Server(
             {HOST_SERVICE: Service(_HOST_METHODS, self), EVENTS_SERVICE: Service(_EVENT_METHODS, self)},
@@ -178,7 +185,10 @@ class Reception:
         return Empty()
 
     async def forward(self, request: ForwardRequest, _: CallContext) -> Empty:
-        """Take an event."""
+        """Take an event.
+
+        :raise ResourceExhausted: the guest, which sends one after the other, sends many at once.
+        """
         envelope = request.envelope
         expected = _TOPICS.get(envelope.topic)
         if expected is None or envelope.event.type_url != expected.DESCRIPTOR.full_name:
@@ -188,8 +198,15 @@ class Reception:
         except DecodeError:
             raise InvalidArgument(f"malformed event: {printable(envelope.topic)}") from None
         assert isinstance(event, GuestEvent)
-        with contextlib.suppress(Exception):
+        if self._busy >= _EVENT_LIMIT:
+            raise ResourceExhausted(f"{_EVENT_LIMIT} events are being handled")
+        self._busy += 1
+        try:
             await self._on_event(event)
+        except Exception as error:
+            log.error("guest.event_not_handled", topic=envelope.topic, error=error)
+        finally:
+            self._busy -= 1
         return Empty()
 
 

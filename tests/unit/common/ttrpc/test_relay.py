@@ -114,6 +114,21 @@ async def test_a_far_end_that_cannot_be_reached_is_tried_again(pair: Pair) -> No
     assert pair.lost == []
 
 
+async def test_a_far_end_that_answers_nothing_is_not_asked_without_end(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.ttrpc._relay.PENDING_LIMIT", 5)
+    pair.serve_far()
+    async with await Client.connect(pair.path, timeout_s=1) as client:
+        parked = [asyncio.create_task(call(client, "Wait", b"end")) for _ in range(7)]
+        await until(lambda: sum(each.done() for each in parked) == 2)
+        async with await Client.connect(pair.path, timeout_s=1) as other:
+            await call(other, "Release", b"end")
+        answers = await asyncio.gather(*parked, return_exceptions=True)
+    codes = [each.code for each in answers if isinstance(each, StatusError)]
+    assert codes == [StatusCode.RESOURCE_EXHAUSTED] * 2
+
+
 BAD_ANSWERS = {
     "of a wrong stream": frame_of(7, 2, 0, b""),
     "on an even stream": frame_of(2, 2, 0, b""),

@@ -18,6 +18,7 @@ from common.ttrpc import Client, StatusCode, StatusError
 from proto.gen.containerd.events import task_pb2 as events
 from proto.gen.containerd.services.ttrpc.events.v1.events_pb2 import ForwardRequest
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
+from tests.unit.common.ttrpc.peers import until
 from vmm.guest.reception import EVENTS_SERVICE, GuestEvent, Reception, hand_over
 from vmm.protocol import HOST_PORT, HOST_SERVICE, PROTOCOL, STREAM_END_TOPIC
 
@@ -200,3 +201,27 @@ async def test_machines_share_a_port_of_the_kernels(tmp_path: Path) -> None:
         assert second.listener.getsockname() == first.listener.getsockname()
         second.close()
         assert first.listener.fileno() >= 0
+
+
+async def test_a_guest_that_does_not_wait_for_answers_is_not_listened_to(tmp_path: Path) -> None:
+    handling = 0
+    go_on = asyncio.Event()
+
+    async def on_event(_: GuestEvent) -> None:
+        nonlocal handling
+        handling += 1
+        await go_on.wait()
+
+    transport = UnixTransport(str(tmp_path))
+    with Reception(transport, on_event):
+        async with Client(await transport.connect(HOST_PORT, TIMEOUT_S)) as guest:
+            told = [
+                asyncio.create_task(tell(guest, "/tasks/oom", events.TaskOOM(container_id="c")))
+                for _ in range(100)
+            ]
+            await until(lambda: sum(each.done() for each in told) == 100 - handling)
+            assert handling == 16
+            go_on.set()
+            answers = await asyncio.gather(*told, return_exceptions=True)
+            codes = [each.code for each in answers if isinstance(each, StatusError)]
+            assert codes == [StatusCode.RESOURCE_EXHAUSTED] * 84
