@@ -114,9 +114,10 @@ class GuestProcess:
 
 
 class GuestContainer:
-    """A container in the guest. `made` tells that the guest has it, or may have."""
+    """A container in the guest. `made` tells that the guest has it, or may have, `oom_told` that the engine has heard
+    of a kill for want of memory."""
 
-    __slots__ = ("bundle", "execs", "id", "init", "made", "recovered")
+    __slots__ = ("bundle", "execs", "id", "init", "made", "oom_told", "recovered")
 
     def __init__(self, container_id: str, bundle: str, init: GuestProcess) -> None:
         self.id = container_id
@@ -124,6 +125,7 @@ class GuestContainer:
         self.init = init
         self.made = False
         self.recovered = False
+        self.oom_told = False
         self.execs: dict[str, GuestProcess] | None = None
 
     def process(self, exec_id: str) -> GuestProcess:

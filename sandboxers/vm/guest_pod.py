@@ -42,7 +42,9 @@ from vmm.guest.client import GuestClient
 from vmm.guest.reception import GuestEvent
 
 _COLLECT_TIMEOUT_S: Final = 10.0
+_KILL_PATIENCE_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 5.0
+_LAST_PATIENCE_S: Final = 30.0
 _KILLED: Final = 128 + signals.SIGKILL
 _KNOWN_TIMESTAMP_NS: Final = 10**18  # 2001: what is earlier is a clock that was never set
 
@@ -168,10 +170,17 @@ class GuestPod:
         self.forget(container)
         failpoint(Failpoint.CONTAINER_DELETED)
 
-    def doubt(self, process: GuestProcess) -> None:
-        """What was to be killed has not ended: that is the guest's fault, or the guest is not there any more."""
-        if process.exit is None and not self.ended and self._probe is None:
-            self._probe = asyncio.get_running_loop().create_task(self._ask())
+    def expect_end(self, process: GuestProcess) -> None:
+        """A process is killed now and must end soon: else its guest is not there, or does not do as it is told."""
+        asyncio.get_running_loop().call_later(_KILL_PATIENCE_S, self._doubt, process)
+
+    def _doubt(self, process: GuestProcess) -> None:
+        if self._is_over(process):
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_later(_LAST_PATIENCE_S, self._give_up, process)
+        if self._probe is None:
+            self._probe = loop.create_task(self._ask())
 
     async def _ask(self) -> None:
         try:
@@ -180,6 +189,18 @@ class GuestPod:
             self._on_frozen(f"it does not answer ({error})")
         finally:
             self._probe = None
+
+    def _give_up(self, process: GuestProcess) -> None:
+        if not self._is_over(process):
+            self._on_frozen(f"{process} was killed and has not ended")
+
+    def _is_over(self, process: GuestProcess) -> bool:
+        """Whether nothing more is expected of the guest. All that might write for a container ends with its init, and
+        engines wait for the end of its output.
+        """
+        if self.ended or (process.exec_id and process.exit is not None):
+            return True
+        return process.exit is not None and not (process.streams and process.streams.wait_for_guest)
 
     # -- what the guest tells by itself, and its end ---------------------------------------------------
 
@@ -193,7 +214,9 @@ class GuestPod:
             if isinstance(event, task_events.TaskExit):
                 process = container.process("" if event.id == container.id else event.id)
                 self.note_exit(process, event.exit_status, event.exited_at)
-            else:
+            elif not container.oom_told:
+                # Engines ask whether there was one, and a guest can claim as many as it likes.
+                container.oom_told = True
                 self.events.publish("/tasks/oom", task_events.TaskOOM(container_id=container.id))
                 log.info("container.oom", sandbox_id=self.sandbox_id, container_id=container.id)
                 await self.events.flush(2.0)
@@ -235,14 +258,7 @@ class GuestPod:
         failpoint(Failpoint.EXEC_EXIT_RECORDED if process.exec_id else Failpoint.CONTAINER_EXIT_RECORDED)
         process.end.set(status)
         if process.record is not None and process.record.started:
-            event = task_events.TaskExit(
-                container_id=process.container_id,
-                id=process.exec_id or process.container_id,
-                pid=process.pid,
-                exit_status=status.code,
-            )
-            event.exited_at.CopyFrom(timestamp_of(status))
-            self.events.publish("/tasks/exit", event)
+            self._publish_exit(process, status)
         if not process.exec_id:
             log.info(
                 "container.exited",
@@ -250,6 +266,29 @@ class GuestPod:
                 container_id=process.container_id,
                 exit_code=status.code,
             )
+
+    def note_start(self, process: GuestProcess) -> None:
+        """Note that a process runs, or ran: its exit comes over another connection, perhaps earlier."""
+        was_started = process.record is not None and process.record.started
+        self.save(process, started=True)
+        ids = {"container_id": process.container_id}
+        if process.exec_id:
+            event = task_events.TaskExecStarted(exec_id=process.exec_id, pid=process.pid, **ids)
+            self.events.publish("/tasks/exec-started", event)
+        else:
+            self.events.publish("/tasks/start", task_events.TaskStart(pid=process.pid, **ids))
+        if process.exit is not None and not was_started:
+            self._publish_exit(process, process.exit)
+
+    def _publish_exit(self, process: GuestProcess, status: ExitStatus) -> None:
+        event = task_events.TaskExit(
+            container_id=process.container_id,
+            id=process.exec_id or process.container_id,
+            pid=process.pid,
+            exit_status=status.code,
+        )
+        event.exited_at.CopyFrom(timestamp_of(status))
+        self.events.publish("/tasks/exit", event)
 
     # -- records -------------------------------------------------------------------------------------
 

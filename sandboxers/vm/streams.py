@@ -298,6 +298,11 @@ class Streams:
         if self._stdin is not None:
             self._stdin.finish()
 
+    @property
+    def wait_for_guest(self) -> bool:
+        """Whether an output goes on though all that has come of it is carried."""
+        return any(stream.waits_for_guest for stream in self._outputs.values())
+
     def has_output(self, name: str) -> bool:
         """Tell whether an output of this name is being carried."""
         return name in self._outputs

@@ -47,7 +47,6 @@ from sandboxers.vm.containers import (
 from sandboxers.vm.guest_pod import GuestPod, timestamp_of
 from sandboxers.vm.preparer import guest_bundle
 
-_KILL_PATIENCE_S: Final = 5.0
 _STATS_TYPES: Final = frozenset({"io.containerd.cgroups.v2.Metrics", "io.containerd.cgroups.v1.Metrics"})
 _STATUSES: Final = frozenset({types.CREATED, types.RUNNING, types.STOPPED, types.PAUSED, types.PAUSING})
 
@@ -116,17 +115,20 @@ class GuestTasks(GuestPod):
             undo.callback(self.end_streams, init)
             failpoint(Failpoint.CONTAINER_STREAMS_OPENED)
             stdin, stdout, stderr = names.uris()
-            await self._forward(
-                context,
-                api.CreateTaskRequest(
-                    id=container.id,
-                    bundle=guest_bundle(container.id),
-                    terminal=stdio.terminal,
-                    stdin=stdin,
-                    stdout=stdout,
-                    stderr=stderr,
-                ),
+            changed = api.CreateTaskRequest(
+                id=container.id,
+                bundle=guest_bundle(container.id),
+                terminal=stdio.terminal,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
             )
+            try:
+                await self._forward(context, changed)
+            except asyncio.CancelledError:
+                # The guest may have made it all the same.
+                undo.push_async_callback(self.unmake, container.id)
+                raise
             undo.push_async_callback(self.unmake, container.id)
             failpoint(Failpoint.CONTAINER_MADE)
             container.made = True
@@ -270,18 +272,7 @@ class GuestTasks(GuestPod):
         """A process runs."""
         api.StartResponse.FromString(payload)
         process = self.process(request)
-        self.save(process, started=True)
-        if process.exec_id:
-            self.events.publish(
-                "/tasks/exec-started",
-                task_events.TaskExecStarted(
-                    container_id=process.container_id, exec_id=process.exec_id, pid=process.pid
-                ),
-            )
-        else:
-            self.events.publish(
-                "/tasks/start", task_events.TaskStart(container_id=process.container_id, pid=process.pid)
-            )
+        self.note_start(process)
         return api.StartResponse(pid=process.pid)
 
     def state_of_ended(self, request: api.StateRequest) -> api.StateResponse | None:
@@ -332,10 +323,10 @@ class GuestTasks(GuestPod):
         process = self.process(request)
         if not 0 < request.signal <= 64:
             raise InvalidArgument(f"{request.signal} is not a signal")
+        if request.signal == signals.SIGKILL:
+            self.expect_end(process)
         if process.exit is not None:
             raise NotFound(f"{process} has already finished")
-        if request.signal == signals.SIGKILL:
-            asyncio.get_running_loop().call_later(_KILL_PATIENCE_S, self.doubt, process)
 
     def kill_without_guest(self, request: api.KillRequest) -> Message:
         """All have ended with the machine."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+from google.protobuf.message import Message
+
 from common.errors import Unavailable
 
 
@@ -14,6 +16,7 @@ class Guest:
         self.streams: dict[str, socket.socket] = {}
         self.ended: dict[str, int] = {}
         self.refuses = False
+        self.called: list[str] = []
 
     async def open_stream(self, stream_id: str, timeout_s: float) -> socket.socket:
         if self.refuses:
@@ -27,6 +30,12 @@ class Guest:
 
     async def end_stream(self, stream_id: str, length: int, timeout_s: float) -> None:
         self.ended[stream_id] = length
+
+    async def call_task(
+        self, method: str, request: Message, answer: type[Message], timeout_s: float
+    ) -> Message:
+        self.called.append(method)
+        return answer()
 
     async def stats(self, timeout_s: float) -> None:
         if self.refuses:

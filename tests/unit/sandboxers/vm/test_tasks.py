@@ -18,16 +18,17 @@ from google.protobuf.message import Message
 from common.descriptors.store import NoStore
 from common.errors import status_of
 from common.journal import ConnectionJournal
-from common.task.events import NullSink
 from common.task.service import TASK_SERVICE_NAMES
 from common.ttrpc import CallContext, Client, Method, RelayServer, Server, Service, StatusCode, StatusError
 from proto.gen.containerd.events import task_pb2 as events
 from proto.gen.containerd.task.v3 import shim_pb2 as api
 from proto.gen.containerd.types import task_pb2 as types
+from proto.gen.sandboxd.agent.v1.agent_pb2 import StreamEnd
 from sandboxers.vm.containers import HIGHEST_HOST_PID, PidSource
 from sandboxers.vm.recovery import recover_containers
 from sandboxers.vm.tasks import GUEST_TASK_METHODS, GuestTasks
 from tests.unit.common.ttrpc.mortal_relay import connect_to
+from tests.unit.common.ttrpc.peers import until
 from tests.unit.sandboxers.vm.guest import Guest
 
 SERVICE = TASK_SERVICE_NAMES[0]
@@ -41,6 +42,7 @@ class LyingAgent:
     def __init__(self) -> None:
         self.asked: list[tuple[str, Message]] = []
         self.refusing = ""
+        self.silent_on = ""
         self.ended = asyncio.Event()
 
     async def answer(self, request: Message, context: CallContext) -> Message:
@@ -48,6 +50,8 @@ class LyingAgent:
         if context.method == self.refusing:
             raise StatusError(StatusCode.FAILED_PRECONDITION, "refused by the guest")
         answer: Message
+        if context.method == self.silent_on:
+            await asyncio.get_running_loop().create_future()
         if context.method == "State":
             answer = api.StateResponse(
                 id="another", bundle="/etc", pid=1, status=types.RUNNING, stdin="/etc/passwd", stdout="/etc/shadow",
@@ -89,12 +93,29 @@ class Preparer:
         self.released.append(container_id)
 
 
+class Sink:
+    """An engine's ears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def publish(self, topic: str, event: Message) -> None:
+        self.heard.append(topic)
+
+    async def flush(self, timeout_s: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class Pod:
     """A pod's Task service, its agent, and a client in the engine's place."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.guest, self.preparer, self.agent = Guest(), Preparer(), LyingAgent()
+        self.sink = Sink()
         self.frozen: list[str] = []
         self.lost: list[str] = []
         self.tasks = self.new_tasks()
@@ -114,7 +135,7 @@ class Pod:
 
     def new_tasks(self) -> GuestTasks:
         return GuestTasks(
-            "pod", f"{self.directory}/containers", self.guest, self.preparer, NullSink(), NoStore(), PidSource(),  # type: ignore[arg-type]
+            "pod", f"{self.directory}/containers", self.guest, self.preparer, self.sink, NoStore(), PidSource(),  # type: ignore[arg-type]
             self.frozen.append,
         )  # fmt: skip
 
@@ -273,7 +294,7 @@ async def test_a_later_daemon_knows_containers_pids_and_exits(pod: Pod, engine: 
 async def test_a_frozen_guest_is_found_out_when_something_must_be_killed(
     pod: Pod, engine: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sandboxers.vm.tasks._KILL_PATIENCE_S", 0.05)
+    monkeypatch.setattr("sandboxers.vm.guest_pod._KILL_PATIENCE_S", 0.05)
     await create(pod, engine)
     await call(engine, "Kill", api.KillRequest(id="one", signal=signal.SIGKILL))
     await asyncio.sleep(0.2)
@@ -282,6 +303,65 @@ async def test_a_frozen_guest_is_found_out_when_something_must_be_killed(
     await call(engine, "Kill", api.KillRequest(id="one", signal=signal.SIGKILL))
     await asyncio.sleep(0.2)
     assert len(pod.frozen) == 1
+
+
+async def test_a_guest_that_does_not_end_what_is_killed_is_ended(
+    pod: Pod, engine: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_KILL_PATIENCE_S", "_LAST_PATIENCE_S"):
+        monkeypatch.setattr(f"sandboxers.vm.guest_pod.{name}", 0.02)
+    await create(pod, engine)
+    kill = api.KillRequest(id="one", signal=signal.SIGKILL)
+    await call(engine, "Kill", kill)
+    await until(lambda: bool(pod.frozen))
+    assert pod.frozen == ["container one was killed and has not ended"]
+    # An engine waits for the end of the output, too.
+    await pod.tasks.on_event(events.TaskExit(container_id="one", id="one", exit_status=3))
+    with pytest.raises(StatusError):
+        await call(engine, "Kill", kill)
+    await until(lambda: len(pod.frozen) == 2)
+    (stream,) = pod.guest.streams
+    await pod.tasks.on_event(StreamEnd(id=stream, length=0))
+    with pytest.raises(StatusError):
+        await call(engine, "Kill", kill)
+    await asyncio.sleep(0.1)
+    assert len(pod.frozen) == 2
+
+
+async def test_a_guest_is_believed_once_about_the_end_of_a_stream_and_once_about_want_of_memory(
+    pod: Pod, engine: Client
+) -> None:
+    await create(pod, engine)
+    (stream,) = pod.guest.streams
+    record = Path(pod.tasks.directory, "one/container.json")
+    for _ in range(3):
+        await pod.tasks.on_event(StreamEnd(id=stream, length=1 << 62))
+        await pod.tasks.on_event(events.TaskOOM(container_id="one"))
+    assert record.read_text().count(str(1 << 62)) == 1
+    await pod.tasks.on_event(StreamEnd(id=stream, length=1))
+    assert str(1 << 62) in record.read_text()
+    assert pod.sink.heard == ["/tasks/create", "/tasks/oom"]
+
+
+async def test_an_exit_that_comes_before_the_answer_to_start_is_told_after_it(
+    pod: Pod, engine: Client
+) -> None:
+    await create(pod, engine)
+    await pod.tasks.on_event(events.TaskExit(container_id="one", id="one", exit_status=3))
+    assert pod.sink.heard == ["/tasks/create"]
+    await call(engine, "Start", api.StartRequest(id="one"), api.StartResponse)
+    assert pod.sink.heard == ["/tasks/create", "/tasks/start", "/tasks/exit"]
+
+
+async def test_a_create_that_the_engine_gives_up_is_taken_back_in_the_guest(pod: Pod) -> None:
+    pod.agent.silent_on = "Create"
+    async with await pod.connect() as engine:
+        creating = asyncio.create_task(create(pod, engine))
+        await until(lambda: bool(pod.agent.asked))
+        creating.cancel()
+    await until(lambda: pod.tasks.containers == {})
+    assert pod.guest.called == ["Kill", "Wait", "Delete"]
+    assert pod.preparer.released == ["one"]
 
 
 async def test_unknown_containers_and_signals_are_refused_here(pod: Pod, engine: Client) -> None:
