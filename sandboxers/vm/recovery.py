@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from common.process.exits import ExitStatus
 from common.records import read_record
@@ -23,25 +25,38 @@ from sandboxers.vm.containers import (
 from sandboxers.vm.guest_pod import GuestPod
 
 
-def recover_containers(tasks: GuestPod) -> None:
-    """Take up all containers that have a record, and their streams.
+class LeftContainer(NamedTuple):
+    """The records of one container and of its execs."""
+
+    record: ContainerRecord
+    execs: list[ExecRecord]
+
+
+def read_containers(directory: str) -> list[LeftContainer]:
+    """Return what is on record below the directory of a pod's containers.
 
     :raise FailedPrecondition: a newer sandboxd wrote one of the records; nothing was changed.
     :raise UnreadableRecord: one of the records is damaged; nothing was changed.
     """
     found, unrecorded = [], []
-    for name in _list(tasks.directory):
-        directory = f"{tasks.directory}/{name}"
+    for name in _list(directory):
+        place = f"{directory}/{name}"
         try:
-            record, _ = read_record(f"{directory}/{RECORD_FILE}", ContainerRecord)
+            record, _ = read_record(f"{place}/{RECORD_FILE}", ContainerRecord)
         except FileNotFoundError:
-            unrecorded.append(directory)
+            unrecorded.append(place)
             continue
-        names = [file for file in _list(f"{directory}/{EXECS}") if file.endswith(".json")]
-        found.append((record, [read_record(f"{directory}/{EXECS}/{file}", ExecRecord)[0] for file in names]))
-    for directory in unrecorded:
+        names = [file for file in _list(f"{place}/{EXECS}") if file.endswith(".json")]
+        execs = [read_record(f"{place}/{EXECS}/{file}", ExecRecord)[0] for file in names]
+        found.append(LeftContainer(record, execs))
+    for place in unrecorded:
         # The record is the first that is made there and the last that goes.
-        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+    return found
+
+
+def adopt_containers(tasks: GuestPod, found: Sequence[LeftContainer]) -> None:
+    """Take up these containers, and their streams."""
     for record, execs in found:
         container = GuestContainer(
             record.container_id, record.bundle, _process(record.container_id, "", record)

@@ -43,7 +43,7 @@ from sandboxers.vm.network import AttachedInterface, attach_network, detach_netw
 from sandboxers.vm.overhead import MachineCgroup
 from sandboxers.vm.port_forward import PortForward
 from sandboxers.vm.preparer import GuestPreparer
-from sandboxers.vm.recovery import recover_containers
+from sandboxers.vm.recovery import adopt_containers, read_containers
 from sandboxers.vm.share import SHARE_TAG, PodShare
 from sandboxers.vm.sizing import size_of
 from sandboxers.vm.tasks import GUEST_TASK_METHODS, GuestTasks
@@ -251,9 +251,11 @@ class VmSandbox:
         """Take up the machine, containers and connections that an earlier daemon has left."""
         self._on_exit = on_exit
         self._tasks.stopped = not running
-        recover_containers(self._tasks)
-        listener, reception = self._take_kept()
+        # Records first, those of containers and then the machine's: what cannot be understood is left as it is.
+        containers = read_containers(self._tasks.directory)
         alive = await self._machine.recover(self._on_machine_exit)
+        adopt_containers(self._tasks, containers)
+        listener, reception = self._take_kept()
         path = f"{self._directory}/{TASK_SOCKET}"
         if alive:
             self._receive(reception)
@@ -265,13 +267,13 @@ class VmSandbox:
         self._serve(listener or listen_unix(path))
         self._forget()
         self._keep()
-        if not alive:
-            ended = self._machine.exit
+        ended = self._machine.exit
+        if not alive or ended is not None:
+            # Perhaps only just, when nothing of it was taken up yet.
             self._end(ended.message if ended else "the machine ended while no sandboxd watched")
         assert self._server is not None
         self._settings.journal.adopt_into(self._server, path)
         if not alive and running:
-            ended = self._machine.exit
             on_exit(_EXIT_CODE, ended.exited_at_ns if ended else time.time_ns())
         return self._endpoint
 

@@ -25,7 +25,7 @@ from proto.gen.containerd.task.v3 import shim_pb2 as api
 from proto.gen.containerd.types import task_pb2 as types
 from proto.gen.sandboxd.agent.v1.agent_pb2 import StreamEnd
 from sandboxers.vm.containers import HIGHEST_HOST_PID, PidSource
-from sandboxers.vm.recovery import recover_containers
+from sandboxers.vm.recovery import adopt_containers, read_containers
 from sandboxers.vm.tasks import GUEST_TASK_METHODS, GuestTasks
 from tests.unit.common.ttrpc.mortal_relay import connect_to
 from tests.unit.common.ttrpc.peers import until
@@ -279,7 +279,7 @@ async def test_a_later_daemon_knows_containers_pids_and_exits(pod: Pod, engine: 
     other = await create(pod, engine, "two")
     await pod.tasks.on_event(events.TaskExit(container_id="two", id="two", exit_status=3))
     later = pod.new_tasks()
-    recover_containers(later)
+    adopt_containers(later, read_containers(later.directory))
     assert {c.id: (c.init.pid, c.made, c.bundle) for c in later.containers.values()} == {
         "one": (pid, True, "/bundles/one"),
         "two": (other, True, "/bundles/two"),
