@@ -11,8 +11,9 @@ import os
 from functools import partial
 from typing import NamedTuple
 
-from common.errors import FailedPrecondition, InvalidArgument
+from common.errors import FailedPrecondition, InvalidArgument, NotFound
 from common.linux import netlink
+from common.linux.namespaces import check_netns
 from common.linux.netlink import (
     Link,
     LinkAddress,
@@ -48,8 +49,11 @@ def attach_network(netns_path: str) -> list[AttachedInterface]:
 
 def detach_network(netns_path: str) -> None:
     """Let the interfaces of the namespace be what they were; the taps go with the hypervisor. Idempotent."""
-    if os.path.exists(netns_path):
-        in_netns(netns_path, _detach_all)
+    try:
+        check_netns(netns_path)
+    except (NotFound, InvalidArgument):
+        return  # gone already, perhaps but for the file on which it was mounted
+    in_netns(netns_path, _detach_all)
 
 
 def _attach_all() -> list[AttachedInterface]:

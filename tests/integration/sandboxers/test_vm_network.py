@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -132,3 +133,9 @@ def test_an_interface_of_another_kind_is_refused_by_name_and_leaves_nothing(netn
 def test_a_namespace_without_interfaces_is_a_pod_without_network(netns: str) -> None:
     assert attach_network(f"/run/netns/{netns}") == []
     detach_network("/run/netns/no-such-namespace")
+
+
+def test_a_namespace_of_which_only_the_file_is_left_has_nothing_to_let_go_of(tmp_path: Path) -> None:
+    (tmp_path / "netns").touch()
+    detach_network(str(tmp_path / "netns"))
+    detach_network(str(tmp_path / "gone"))
