@@ -28,15 +28,20 @@ def panic_on(path: str) -> str:
 def _last_lines(path: str, count_bytes: int) -> list[str]:
     """Return the last lines without what a terminal would obey: they may come from a guest."""
     try:
-        with open(path, "rb") as file:
+        # Not a link or a FIFO, which a process of the machine may have put there.
+        with open(path, "rb", opener=_open_file) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - count_bytes))
             text = file.read(count_bytes).decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return []
     lines = (" ".join(line.split()) for line in text.splitlines())
     return [
         "".join(character if character.isprintable() else "?" for character in line) for line in lines if line
     ]
+
+
+def _open_file(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def described(status: ExitStatus | None) -> str:

@@ -18,6 +18,7 @@ from common.log import get_logger
 from vmm.hypervisors.qemu.qmp import Decoder, Event, Greeting, Message, ProtocolError, encode
 
 _READ_BYTES = 64 * 1024
+_READS_PER_WAKEUP = 4
 
 COMMAND_LIMIT_S = 10.0
 """QEMU answers in milliseconds; one that is starved of the processor in a second or two."""
@@ -88,8 +89,10 @@ class Monitor:
         return await self._answer(number, reply, command, timeout_s)
 
     def drain(self) -> None:
-        """Handle what has arrived and is not handled yet."""
-        while not self._is_closed:
+        """Handle what has arrived and is not handled yet; of a flood a part, the rest when the loop comes by again."""
+        for _ in range(_READS_PER_WAKEUP):
+            if self._is_closed:
+                return
             try:
                 data = self._sock.recv(_READ_BYTES)
             except BlockingIOError:

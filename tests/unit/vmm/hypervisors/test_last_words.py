@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,10 @@ def test_the_last_panic_is_found_before_its_registers(tmp_path: Path) -> None:
 )
 def test_an_exit_in_words(status: ExitStatus | None, words: str) -> None:
     assert described(status) == words
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/etc/passwd", path), os.mkdir])
+def test_what_is_no_file_has_no_words(tmp_path: Path, make: Callable[[str], None]) -> None:
+    log = str(tmp_path / "log")
+    make(log)
+    assert last_words(log) == ""

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,25 @@ async def test_one_that_goes_away_instead_of_greeting(server: Server) -> None:
     server.hang_up()
     with pytest.raises(Unavailable):
         await connecting
+
+
+async def test_a_flood_of_events_does_not_keep_the_daemon_from_others(server: Server) -> None:
+    def flood(connection: socket.socket) -> None:
+        connection.setblocking(True)
+        event = json.dumps({"event": "RTC_CHANGE", "data": {"offset": 1}}).encode() + b"\n"
+        with contextlib.suppress(OSError):
+            while time.monotonic() < over:
+                connection.sendall(event * 1000)
+
+    over = time.monotonic() + 1.0
+    connecting = asyncio.create_task(Monitor.connect(server.path, lambda _: None, 5))
+    await server.negotiate()
+    monitor = await connecting
+    assert server.connection is not None
+    flooding = asyncio.create_task(asyncio.to_thread(flood, server.connection))
+    turns = 0
+    while not flooding.done():
+        await asyncio.sleep(0)
+        turns += time.monotonic() < over
+    monitor.close()
+    assert turns > 10
