@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import platform
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
@@ -20,6 +19,7 @@ import grpc.aio
 
 from common.errors import Code, FailedPrecondition, InvalidArgument, Unavailable, status_of
 from common.log import bound, get_logger
+from common.oci.platform import architecture
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2_grpc as api_grpc
 from sandboxers.garbage import Garbage
@@ -29,7 +29,6 @@ from sandboxers.states import SandboxState
 
 MAX_MESSAGE_BYTES = 16 << 20
 _TASK_API_VERSION = 3
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 log = get_logger()
@@ -112,10 +111,9 @@ class Controller(api_grpc.ControllerServicer):
     ) -> api.ControllerPlatformResponse:
         """Tell the node's platform."""
         self._registry.require_understood(request.sandbox_id)
-        machine = platform.machine()
         response = api.ControllerPlatformResponse()
         response.platform.os = "linux"
-        response.platform.architecture = _ARCHITECTURES.get(machine, machine)
+        response.platform.architecture = architecture()
         return response
 
     @_at_the_edge
