@@ -60,7 +60,7 @@ def load(config_class: type[ConfigT], path: str) -> ConfigT:
 
 def read_key(path: str, key: str, default: str) -> str:
     """Return one top-level string of a file, which says what class the file is of; raises like `load`."""
-    values = _read_yaml(_read_file(path), path)
+    values = read_yaml(path)
     value = values.get(key, default) if isinstance(values, dict) else default
     if not isinstance(value, str):
         raise _error(path, key, f"expected {_kind(str)}, found {_found(value)}")
@@ -250,9 +250,17 @@ def _read_file(path: str) -> str:
         with open(path, encoding="utf-8") as file:
             return file.read()
     except FileNotFoundError:
-        raise NotFound(f"{path}: no such configuration file") from None
+        raise NotFound(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"{path}: cannot be read: {error}") from error
+
+
+def read_yaml(path: str) -> Any:
+    """Return what a YAML file says, in which no key may be given twice.
+
+    :raise NotFound, InvalidArgument: there is no such file, or it is no YAML.
+    """
+    return _read_yaml(_read_file(path), path)
 
 
 def _read_yaml(text: str, source: str) -> Any:

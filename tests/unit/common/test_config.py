@@ -130,7 +130,7 @@ def test_a_long_value_is_shortened_in_an_error() -> None:
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"absent\.yaml: no such configuration file"):
+    with pytest.raises(NotFound, match=r"absent\.yaml: no such file"):
         load(Example, f"{tmp_path}/absent.yaml")
 
 

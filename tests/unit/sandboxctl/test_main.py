@@ -66,7 +66,7 @@ def test_a_failure_is_one_line_and_1_and_options_may_stand_before_or_after_the_v
 ) -> None:
     missing = str(tmp_path / "none.yaml")
     assert main([word.format(missing) for word in words]) == 1
-    assert capsys.readouterr().err == f"sandboxctl: {missing}: no such configuration file\n"
+    assert capsys.readouterr().err == f"sandboxctl: {missing}: no such file\n"
 
 
 def test_files_before_and_after_the_verb_do_not_forget_the_flag_before_it(tmp_path: Path) -> None:
