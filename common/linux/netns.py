@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from typing import TypeVar
 
 from common.linux import _libc, netlink
+from common.linux.flags import MS_BIND
+from common.linux.mounts import unmount_stack
 from common.linux.namespaces import enter
 from common.linux.netlink import Answer, End, Refusal
 
+_LOOPBACK = 1
+"""The index of the first device of every namespace."""
 _RECEIVE_BYTES = 256 << 10
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x2, 0x1000, 0x4000
@@ -30,6 +36,33 @@ def in_netns(path: str, function: Callable[[], Result]) -> Result:
         return function()
 
     return _libc.run_in_own_thread(run)
+
+
+def make_netns(path: str) -> None:
+    """Make a network namespace whose loopback device is up, and keep it mounted at `path`, a new file.
+
+    Raises OSError; then there is neither. Source: ip-netns(8), network_namespaces(7).
+    """
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+    def make() -> None:
+        _libc.unshare(_libc.CLONE_NEWNET)
+        with Netlink() as link:
+            link.ask(partial(netlink.set_link, index=_LOOPBACK, up=True))
+        _libc.mount("/proc/thread-self/ns/net", path, None, MS_BIND, None)
+
+    try:
+        _libc.run_in_own_thread(make)
+    except BaseException:
+        os.unlink(path)
+        raise
+
+
+def remove_netns(path: str) -> None:
+    """Let go of a namespace that is kept at `path`, and remove the file; harmless where there is none."""
+    unmount_stack(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def open_tap(name: str) -> int:
