@@ -15,6 +15,7 @@ from common.errors import Unavailable
 from proto.gen.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_pb2_grpc
 from proto.gen.containerd.services.sandbox.v1 import store_pb2, store_pb2_grpc
 from proto.gen.containerd.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
+from sandboxers.embedded import EMBEDDED_DIR, embedded_containers, embedded_pods
 
 _MAX_LIST_BYTES: Final = 64 << 20
 
@@ -24,6 +25,18 @@ class EngineList(NamedTuple):
 
     sandboxes: frozenset[str]
     tasks: frozenset[str]
+
+
+async def list_engines(
+    address: str, timeout_s: float, *, tasks: bool = True, embedded_dir: str = EMBEDDED_DIR
+) -> EngineList:
+    """Return what all engines of this node know that may use a daemon: the one at `address`, and `sandboxctl run`.
+
+    :raise Unavailable: the former cannot be asked.
+    """
+    known = await list_engine(address, timeout_s, tasks=tasks)
+    sandboxes = known.sandboxes.union(embedded_pods(embedded_dir))
+    return EngineList(sandboxes, known.tasks.union(embedded_containers(embedded_dir)))
 
 
 async def list_engine(address: str, timeout_s: float, *, tasks: bool = True) -> EngineList:

@@ -123,10 +123,10 @@ class Garbage:
         return doubtful
 
     async def _ask_engine(self, doubtful: set[_Key]) -> set[_Key]:
-        from sandboxers.engine import list_engine
+        from sandboxers.engine import list_engines
 
         tasks = any(container_id for _, container_id in doubtful)
-        known = await list_engine(self._engine_address, _ENGINE_TIMEOUT_S, tasks=tasks)
+        known = await list_engines(self._engine_address, _ENGINE_TIMEOUT_S, tasks=tasks)
         return {
             (sandbox_id, container_id)
             for sandbox_id, container_id in doubtful

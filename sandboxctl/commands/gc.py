@@ -22,7 +22,7 @@ from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from sandboxctl.client import CALL_TIMEOUT_S, controller_of
 from sandboxctl.daemons import Daemon, find_daemons
 from sandboxctl.output import print_json, print_table
-from sandboxers.engine import EngineList, list_engine
+from sandboxers.engine import EngineList, list_engines
 from sandboxers.garbage import RECORD_FILE, GarbageRecord, read_garbage_record
 from sandboxers.isolation import isolation_of
 from sandboxers.leftovers import Action, Leftover, Survey, remove_unserved
@@ -92,7 +92,7 @@ async def _collect(daemon: Daemon, *, dry_run: bool) -> Collection:
             stack.callback(sandboxer.close)
 
         async def ask_engine() -> EngineList:
-            return await list_engine(config.engine.address, CALL_TIMEOUT_S)
+            return await list_engines(config.engine.address, CALL_TIMEOUT_S)
 
         survey = Survey(config.state_dir, config.gc.grace_s, ask_engine, sandboxer)
         leftovers = await survey.find()

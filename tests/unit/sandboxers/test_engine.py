@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import Unavailable
-from sandboxers.engine import EngineList, list_engine
+from sandboxers.engine import EngineList, list_engine, list_engines
 from tests.contract.fake_engine import FakeEngine
 
 
@@ -55,3 +55,20 @@ async def test_a_list_larger_than_grpc_allows_by_default_is_read(engine: FakeEng
     engine.sandboxes = {f"{number:064}" for number in range(100_000)}
     known = await list_engine(engine.address, 10, tasks=False)
     assert len(known.sandboxes) == 100_000
+
+
+async def test_pods_of_the_embedded_engine_are_known_as_well(engine: FakeEngine, tmp_path: Path) -> None:
+    await engine.start()
+    engine.sandboxes, engine.tasks = {"a"}, {"c"}
+    (tmp_path / "embedded/pod/bundles/pod-main").mkdir(parents=True)
+    (tmp_path / "embedded/pod/pod.json").touch()
+    # No pod without a record.
+    (tmp_path / "embedded/other/bundles/other-main").mkdir(parents=True)
+    (tmp_path / "embedded/.daemons").mkdir()
+    known = await list_engines(engine.address, 5, embedded_dir=str(tmp_path / "embedded"))
+    assert known == EngineList(frozenset({"a", "pod"}), frozenset({"c", "pod-main"}))
+
+
+async def test_an_engine_that_cannot_be_asked_is_not_replaced_by_the_embedded_one(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable):
+        await list_engines("", 5, embedded_dir=str(tmp_path))
