@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from common.errors import FailedPrecondition, NotFound
+from sandboxers.embedded import embedded_daemons
 from sandboxers.isolation import DaemonConfig, IsolationType, load_config
 from sandboxers.lock import LOCK_FILE
 
@@ -40,7 +41,8 @@ class Daemon(NamedTuple):
 
 
 def config_files(arguments: argparse.Namespace) -> list[str]:
-    """Return the paths of the configuration files that a command line is about.
+    """Return the paths of the configuration files that a command line is about; those of daemons that run for
+    `sandboxctl run` alone are among them.
 
     :raise NotFound: there are none.
     """
@@ -52,6 +54,7 @@ def config_files(arguments: argparse.Namespace) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         names = []
     found = [f"{directory}/{name}" for name in names if name.endswith(".yaml")]
+    found += embedded_daemons()
     if not found:
         raise NotFound(
             f"no daemon is configured on this node: there is no {directory}/*.yaml;"

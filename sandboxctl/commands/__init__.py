@@ -7,6 +7,7 @@ import importlib
 from typing import Protocol, cast
 
 SUMMARIES = {
+    "run": "run a pod without an engine, from an image on this machine",
     "ps": "list the pods",
     "inspect": "show all that is known of a pod",
     "console": "show what the guest of a VM pod has written to its console",

@@ -1,0 +1,285 @@
+"""Run a pod without an engine, from an image on this machine.
+
+IMAGE is an OCI layout, an archive of `docker save`, either with :NAME of an
+image in it, or a directory that is a root file system, which is not written to.
+With -f a pod of several containers is run, as a file of YAML describes it.
+
+Exit codes: that of the container, or with several the first that is not 0;
+125: the pod could not be run; 0 for -d once the pod runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from contextlib import AsyncExitStack
+
+from common.errors import FailedPrecondition, InvalidArgument, NotFound, SandboxdError
+from common.log import Format, Level
+from common.log import configure as configure_log
+from common.process.exits import ExitWatcher
+from sandboxctl.daemons import Daemon, find_daemons
+from sandboxctl.embedded.cni import addresses_of
+from sandboxctl.embedded.engine import (
+    EmbeddedEngine,
+    MakeStreams,
+    PodTasks,
+    RunningContainer,
+    detached_streams,
+)
+from sandboxctl.embedded.foreground import attend, check_terminal, make_foreground_streams
+from sandboxctl.embedded.image_store import Image, ImageStore
+from sandboxctl.embedded.manifest import read_manifest
+from sandboxctl.embedded.plan import HOST_NETWORK, NO_NETWORK, ContainerPlan, PodPlan
+from sandboxctl.embedded.private_daemon import ensure_daemon, is_private, stop_daemon
+from sandboxctl.embedded.quantities import parse_cpus, parse_memory, parse_port, parse_volume
+from sandboxctl.embedded.records import PodRecord, list_records, locked, sweep_data
+from sandboxctl.embedded.streams import CopiedStreams, Streams
+from sandboxctl.output import print_json
+from sandboxers.isolation import IsolationType
+
+_NOT_RUN = 125  # as docker-run(1) and podman-run(1) have it
+_CONTAINER_NAME = "main"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of docker-run(1) that make sense here."""
+    parser.add_argument("image", nargs="?", metavar="IMAGE", help="what to run")
+    parser.add_argument("command", nargs="*", metavar="-- CMD", help="instead of the image's own arguments")
+    parser.add_argument("-f", "--file", metavar="FILE", help="a Kubernetes Pod, or its spec alone, in YAML")
+    parser.add_argument(
+        "--type",
+        choices=[kind.value for kind in IsolationType],
+        default=IsolationType.RUNC.value,
+        help="how the pod is isolated (default: %(default)s)",
+    )
+    parser.add_argument("--name", default="", help="what the pod is called (default: its id)")
+    parser.add_argument("--hostname", default="", help="default: the pod's id")
+    parser.add_argument("-i", "--interactive", action="store_true", help="hand standard input on")
+    parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
+    parser.add_argument("-d", "--detach", action="store_true", help="print the pod's id and let it run on")
+    parser.add_argument("--rm", action="store_true", help="remove the pod when it has ended")
+    parser.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("-w", "--workdir", default="", metavar="PATH", help="where the command runs")
+    parser.add_argument("-u", "--user", default="", metavar="USER[:GROUP]", help="by name or number")
+    parser.add_argument("--entrypoint", metavar="PROGRAM", help="instead of the image's own")
+    parser.add_argument("-v", "--volume", action="append", default=[], metavar="PATH:PATH[:ro]")
+    parser.add_argument(
+        "-p",
+        "--publish",
+        action="append",
+        default=[],
+        metavar="[IP:]PORT:PORT[/udp]",
+        help="of this machine: of the pod",
+    )
+    parser.add_argument(
+        "--network",
+        default="",
+        metavar="NETWORK",
+        help="none, host, bridge, or a CNI configuration by file or name (default: none; bridge with -p)",
+    )
+    parser.add_argument("--memory", metavar="AMOUNT", help="at most so much, such as 256Mi")
+    parser.add_argument("--cpus", metavar="NUMBER", help="at most so many, such as 0.5")
+    parser.add_argument("--read-only", action="store_true", help="the root file system cannot be written to")
+    parser.add_argument("--cap-add", action="append", default=[], metavar="CAPABILITY")
+    parser.add_argument("--cap-drop", action="append", default=[], metavar="CAPABILITY")
+    parser.add_argument(
+        "--stop-timeout", type=float, default=10.0, metavar="SECONDS", help="from asking to end to killing"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the pod, in the foreground unless it is to be detached."""
+    configure_log(Level.ERROR, Format.CONSOLE)
+    try:
+        plan = _plan(arguments)
+        if arguments.detach:
+            _check_detached(plan, arguments.rm)
+        else:
+            check_terminal(plan.all_containers)
+        return asyncio.run(_run(plan, arguments))
+    except (SandboxdError, OSError) as error:
+        print(f"sandboxctl: {error}", file=sys.stderr)
+        return _NOT_RUN
+
+
+async def _run(plan: PodPlan, arguments: argparse.Namespace) -> int:
+    watcher = ExitWatcher()
+    try:
+        store = ImageStore(watcher)
+        is_foreign = arguments.type == IsolationType.WASM
+        images = {c.image: await store.get(c.image, foreign=is_foreign) for c in plan.all_containers}
+        engine, record = await _register(plan, images, arguments, watcher)
+        try:
+            record = await engine.start_pod(plan, record)
+            async with engine.tasks(record.pod_id) as tasks:
+                code = await _run_containers(engine, tasks, plan, record, images, arguments, watcher)
+            if not arguments.detach and not arguments.rm:
+                await engine.stop(record)
+        except BaseException as error:
+            try:
+                await engine.remove(record)
+            except (SandboxdError, OSError) as failure:
+                raise FailedPrecondition(
+                    f"{error}; what is left of it cannot be removed: {failure}"
+                ) from error
+            raise
+        if arguments.rm:
+            await engine.remove(record)
+        return code
+    finally:
+        watcher.close()
+
+
+async def _register(
+    plan: PodPlan, images: dict[str, Image], arguments: argparse.Namespace, watcher: ExitWatcher
+) -> tuple[EmbeddedEngine, PodRecord]:
+    """Find or start a daemon and write the pod down; without a pod no daemon is left running for it."""
+    configured = _configured_daemon(arguments)
+    with locked():
+        sweep_data()
+        if configured is not None and configured.is_running():
+            daemon = configured
+        else:
+            daemon = await ensure_daemon(arguments.type, configured, watcher)
+        engine = EmbeddedEngine(daemon, watcher)
+        try:
+            return engine, engine.register(plan, images)
+        except BaseException:
+            if is_private(daemon) and all(record.type != arguments.type for record in list_records()):
+                stop_daemon(arguments.type)
+            raise
+
+
+def _configured_daemon(arguments: argparse.Namespace) -> Daemon | None:
+    try:
+        daemons = find_daemons(arguments)
+    except NotFound:
+        if arguments.config_files:
+            raise
+        return None
+    fitting = [daemon for daemon in daemons if daemon.type == arguments.type and not is_private(daemon)]
+    if arguments.config_files and not fitting:
+        raise InvalidArgument(f"none of the configuration files is for the type {arguments.type}")
+    return next(iter(sorted(fitting, key=lambda daemon: not daemon.is_running())), None)
+
+
+async def _run_containers(
+    engine: EmbeddedEngine,
+    tasks: PodTasks,
+    plan: PodPlan,
+    record: PodRecord,
+    images: dict[str, Image],
+    arguments: argparse.Namespace,
+    watcher: ExitWatcher,
+) -> int:
+    label = len(plan.all_containers) > 1
+
+    def in_foreground(record: PodRecord, container: ContainerPlan, directory: str) -> Streams:
+        return make_foreground_streams(record, container, directory, container.name if label else "")
+
+    def copied(record: PodRecord, container: ContainerPlan, directory: str) -> Streams:
+        return CopiedStreams(directory, record.log_file(container.name), watcher)
+
+    make_streams: MakeStreams = in_foreground
+    if arguments.detach:
+        # What runs in a guest cannot write to a file of this machine.
+        make_streams = copied if arguments.type == IsolationType.QEMU else detached_streams
+
+    async def start(container: ContainerPlan) -> RunningContainer:
+        return await engine.start_container(
+            tasks, plan, container, record, images[container.image], make_streams
+        )
+
+    for container in plan.init_containers:
+        code = await attend(tasks, [await start(container)], plan.stop_timeout_s)
+        if code:
+            raise FailedPrecondition(
+                f"the init container {container.name} has failed with exit code {code}, so the pod was not started"
+            )
+    async with AsyncExitStack() as undo:
+        running = []
+        for container in plan.containers:
+            running.append(await start(container))
+            undo.callback(running[-1].streams.close)
+        if not arguments.detach:
+            return await attend(tasks, running, plan.stop_timeout_s)
+    _tell(record, as_json=arguments.as_json)
+    return 0
+
+
+def _tell(record: PodRecord, *, as_json: bool) -> None:
+    if as_json:
+        addresses = list(addresses_of(record.attachment).addresses)
+        print_json({"id": record.pod_id, "name": record.name, "type": record.type, "addresses": addresses})
+    else:
+        print(record.pod_id)
+
+
+def _plan(arguments: argparse.Namespace) -> PodPlan:
+    ports = tuple(parse_port(text) for text in arguments.publish)
+    network = arguments.network or ("bridge" if ports else NO_NETWORK)
+    if ports and network in (HOST_NETWORK, NO_NETWORK):
+        why = (
+            "all ports of the pod are this machine's"
+            if network == HOST_NETWORK
+            else "nothing reaches the pod"
+        )
+        raise InvalidArgument(f"-p does not go together with --network {network}: {why}")
+    if arguments.file:
+        if arguments.image:
+            raise InvalidArgument("-f names the images in its file: leave IMAGE out")
+        if ports:
+            raise InvalidArgument("-p does not go together with -f: write hostPort into the file")
+        plan = read_manifest(arguments.file, network)
+        if plan.ports and plan.network == NO_NETWORK:
+            raise InvalidArgument(
+                f"{arguments.file}: ports need a network: add --network bridge or one of your own"
+            )
+        return plan
+    if not arguments.image:
+        raise InvalidArgument("say what to run: IMAGE, or -f FILE")
+    container = ContainerPlan(
+        name=_CONTAINER_NAME,
+        image=arguments.image,
+        command=(arguments.entrypoint,) if arguments.entrypoint else None,
+        arguments=tuple(arguments.command) or None,
+        environment=tuple(_variable(text) for text in arguments.env),
+        working_directory=arguments.workdir,
+        user=arguments.user,
+        volumes=tuple(parse_volume(text) for text in arguments.volume),
+        memory_bytes=parse_memory(arguments.memory, "--memory") if arguments.memory else 0,
+        cpu_millis=parse_cpus(arguments.cpus, "--cpus") if arguments.cpus else 0,
+        stdin=arguments.interactive,
+        terminal=arguments.tty,
+        read_only=arguments.read_only,
+        capabilities_added=tuple(arguments.cap_add),
+        capabilities_dropped=tuple(arguments.cap_drop),
+    )
+    return PodPlan(
+        name=arguments.name,
+        containers=(container,),
+        network=network,
+        ports=ports,
+        hostname=arguments.hostname,
+        stop_timeout_s=arguments.stop_timeout,
+    )
+
+
+def _check_detached(plan: PodPlan, remove: bool) -> None:
+    if remove:
+        raise InvalidArgument(
+            "-d and --rm exclude each other: nobody stays to remove the pod; use 'sandboxctl rm' afterwards"
+        )
+    if any(container.stdin or container.terminal for container in plan.all_containers):
+        raise InvalidArgument(
+            "a detached pod has nobody at its input and terminal: leave -i and -t out, and use 'sandboxctl exec -it'"
+        )
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise InvalidArgument(f"-e {text[:60]!r} is not NAME=VALUE")
+    return name, value

@@ -1,0 +1,75 @@
+"""Users and groups as an image names them, looked up in its own /etc/passwd and /etc/group.
+
+Source: OCI image-spec config.md, "User"; passwd(5), group(5). The files are the image's, hence hostile: links do not
+leave it, and only so much of a file is read.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from common.errors import InvalidArgument
+from common.linux.paths import open_in_root
+
+_MAX_FILE_BYTES = 1 << 20
+_HIGHEST_ID = (1 << 31) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Who runs a process; `groups` are the further ones."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+def find_account(rootfs: str, user: str) -> Account:
+    """Return who "user", "uid", "user:group" or "uid:gid" is in an image; "" is root.
+
+    :raise InvalidArgument: the image does not know this name.
+    """
+    name, _, group = (user or "0").partition(":")
+    root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        passwd, groups = _read(root, "etc/passwd", 7), _read(root, "etc/group", 4)
+    finally:
+        os.close(root)
+    by_name = next((fields for fields in passwd if fields[0] == name), None)
+    entry = by_name or next(
+        (fields for fields in passwd if _number(name) is not None and fields[2] == name), None
+    )
+    uid = _number(entry[2]) if entry is not None else _number(name)
+    if uid is None:
+        raise InvalidArgument(f"the image knows no user {name[:60]!r}: it is not in its /etc/passwd")
+    if group:
+        gid = next((_number(fields[2]) for fields in groups if fields[0] == group), _number(group))
+        if gid is None:
+            raise InvalidArgument(f"the image knows no group {group[:60]!r}: it is not in its /etc/group")
+        return Account(uid, gid)
+    gid = _number(entry[3]) if entry is not None else 0
+    further = []
+    for fields in groups:
+        number = _number(fields[2])
+        if entry is not None and number is not None and number != gid and entry[0] in fields[3].split(","):
+            further.append(number)
+    return Account(uid, gid or 0, tuple(further))
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and int(text[:11]) <= _HIGHEST_ID else None
+
+
+def _read(root: int, path: str, fields: int) -> list[list[str]]:
+    try:
+        fd = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return []
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return []
+        text = file.read(_MAX_FILE_BYTES).decode(errors="replace")
+    lines = (line.split(":") for line in text.splitlines() if not line.startswith("#"))
+    return [line for line in lines if len(line) >= fields]

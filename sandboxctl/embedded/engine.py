@@ -1,0 +1,377 @@
+"""Pods from plans, through the two sockets that any engine uses: Controller (gRPC) and Task (ttrpc).
+
+A pod is written down before anything is made for it, and removed by what is written: after a failed start as after
+its life, and again if that was interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from common.cgroup import Hierarchies, make_cgroup, remove_leaf
+from common.errors import FailedPrecondition, SandboxdError, Unavailable
+from common.identifiers import check_identifier
+from common.oci.bundle import write_spec
+from common.process.exits import ExitWatcher
+from common.ttrpc import Client, ConnectionLost, StatusError
+from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as controller
+from proto.gen.containerd.task.v3 import shim_pb2 as task
+from proto.gen.containerd.types.mount_pb2 import Mount
+from proto.gen.runtime.v1 import api_pb2 as cri
+from sandboxctl.client import controller_of
+from sandboxctl.daemons import Daemon
+from sandboxctl.embedded.accounts import find_account
+from sandboxctl.embedded.cni import addresses_of
+from sandboxctl.embedded.image_store import Image
+from sandboxctl.embedded.network import make_network, planned_network, remove_network
+from sandboxctl.embedded.plan import HOST_NETWORK, ContainerPlan, PodPlan, Volume
+from sandboxctl.embedded.private_daemon import is_private, stop_daemon
+from sandboxctl.embedded.records import (
+    ContainerRecord,
+    PodRecord,
+    add_record,
+    containers_of,
+    list_records,
+    locked,
+    remove_record,
+)
+from sandboxctl.embedded.spec import Placement, build_spec
+from sandboxctl.embedded.streams import FileStreams, Streams
+from sandboxers.isolation import IsolationType
+
+_TASK_SERVICE = "containerd.task.v3.Task"
+_ADDRESS_SCHEME = "ttrpc+unix://"
+_CONNECT_TIMEOUT_S = 10.0
+_TASK_TIMEOUT_S = 120.0
+_CONTROLLER_TIMEOUT_S = 180.0
+_KILL_TIMEOUT_S = 10.0
+_FIRST_SIGNAL = "SIGTERM"
+_HOSTS = "/etc/hosts"
+
+MakeStreams = Callable[[PodRecord, ContainerPlan, str], Streams]
+"""Makes the streams of a container, in its bundle's directory."""
+
+
+@dataclass(slots=True)
+class RunningContainer:
+    """A container of a pod that this process has started."""
+
+    plan: ContainerPlan
+    record: ContainerRecord
+    streams: Streams
+
+
+class PodTasks:
+    """The Task service of a pod."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def call(
+        self, method: str, request: Message, response: type[Any], timeout_s: float | None = _TASK_TIMEOUT_S
+    ) -> Any:
+        """Make a call. Raises SandboxdError with what the service says."""
+        try:
+            return await self._client.call(_TASK_SERVICE, method, request, response, timeout_s)
+        except StatusError as error:
+            raise FailedPrecondition(error.message) from None
+        except ConnectionLost as error:
+            raise Unavailable(f"the daemon is gone in the middle of {method}: {error}") from None
+
+    async def wait(self, container_id: str) -> int:
+        """Return the exit code of a container once it has ended."""
+        answer = await self.call("Wait", task.WaitRequest(id=container_id), task.WaitResponse, None)
+        return int(answer.exit_status)
+
+    async def kill(self, container_id: str, signum: int, *, everything: bool = False) -> None:
+        """Send a signal to a container; harmless when it has ended."""
+        with contextlib.suppress(FailedPrecondition):
+            await self.call("Kill", task.KillRequest(id=container_id, signal=signum, all=everything), Empty)
+
+
+class EmbeddedEngine:
+    """Starts, stops and removes pods on one daemon."""
+
+    def __init__(self, daemon: Daemon, watcher: ExitWatcher) -> None:
+        self._daemon = daemon
+        self._watcher = watcher
+
+    # -- starting ----------------------------------------------------------------------------------
+
+    def register(self, plan: PodPlan, images: dict[str, Image]) -> PodRecord:
+        """Write a new pod down; the caller holds the lock.
+
+        :raise AlreadyExists: its name is taken.
+        :raise NotFound, InvalidArgument: it asks for what cannot be had.
+        """
+        network = planned_network(plan)
+        pod_id = secrets.token_hex(6)
+        record = PodRecord(
+            pod_id=pod_id,
+            name=plan.name or pod_id,
+            type=self._daemon.type.value,
+            config_file=os.path.abspath(self._daemon.config_file),
+            created_at_ns=time.time_ns(),
+            stop_timeout_s=plan.stop_timeout_s,
+            network=network,
+            ports=[dataclasses.asdict(port) for port in plan.ports] if network else [],
+            containers=[
+                dataclasses.asdict(_container_record(pod_id, container, images[container.image]))
+                for container in plan.all_containers
+            ],
+        )
+        if plan.network != HOST_NETWORK:
+            record = dataclasses.replace(record, netns=f"{record.directory}/netns")
+        add_record(record)
+        return record
+
+    async def start_pod(self, plan: PodPlan, record: PodRecord) -> PodRecord:
+        """Make the pod without its containers; the caller removes it where this fails.
+
+        :raise SandboxdError, OSError: something of it cannot be made.
+        """
+        make_cgroup(Hierarchies.read().at(record.cgroup))
+        record = await make_network(record, self._watcher)
+        options = AnyMessage(
+            type_url="runtime.v1.PodSandboxConfig", value=_pod_config(plan, record).SerializeToString()
+        )
+        if record.netns:
+            _write_hosts(record, plan.hostname or record.pod_id)
+        await self._control(
+            "Create",
+            controller.ControllerCreateRequest(
+                sandbox_id=record.pod_id, options=options, netns_path=record.netns
+            ),
+        )
+        await self._control("Start", controller.ControllerStartRequest(sandbox_id=record.pod_id))
+        return record
+
+    async def start_container(
+        self,
+        tasks: PodTasks,
+        plan: PodPlan,
+        container: ContainerPlan,
+        record: PodRecord,
+        image: Image,
+        make_streams: MakeStreams,
+    ) -> RunningContainer:
+        """Make and start one container.
+
+        :raise SandboxdError, OSError: it cannot be made, or its program cannot be executed.
+        """
+        entry = next(known for known in containers_of(record) if known.name == container.name)
+        bundle = record.bundle(entry.id)
+        os.makedirs(f"{bundle}/rootfs", 0o700)
+        placement = Placement(
+            record.pod_id,
+            entry.id,
+            f"{record.cgroup}/{entry.id}",
+            [
+                *(_place_volume(volume, record) for volume in container.volumes),
+                *_pod_files(record, container),
+            ],
+            is_native=record.type == IsolationType.RUNC,
+        )
+        account = find_account(image.rootfs, container.user or image.config.user)
+        write_spec(bundle, build_spec(plan, container, image.config, account, placement))
+        streams = make_streams(record, container, bundle)
+        try:
+            names = streams.names
+            request = task.CreateTaskRequest(
+                id=entry.id,
+                bundle=bundle,
+                rootfs=[_make_layers(record, entry, image)],
+                terminal=container.terminal,
+                stdin=names.stdin,
+                stdout=names.stdout,
+                stderr=names.stderr,
+            )
+            await tasks.call("Create", request, task.CreateTaskResponse)
+            streams.begin()
+            await tasks.call("Start", task.StartRequest(id=entry.id), task.StartResponse)
+        except BaseException:
+            streams.close()
+            raise
+        return RunningContainer(container, entry, streams)
+
+    @asynccontextmanager
+    async def tasks(self, pod_id: str) -> AsyncIterator[PodTasks]:
+        """Connect to a pod's Task service. Raises SandboxdError."""
+        status = await self._control("Status", controller.ControllerStatusRequest(sandbox_id=pod_id))
+        path = status.address.removeprefix(_ADDRESS_SCHEME)
+        async with AsyncExitStack() as stack:
+            try:
+                client = await stack.enter_async_context(await Client.connect(path, _CONNECT_TIMEOUT_S))
+            except (OSError, TimeoutError) as error:
+                raise Unavailable(f"the pod {pod_id} cannot be reached at {path}: {error}") from None
+            yield PodTasks(client)
+
+    # -- ending ------------------------------------------------------------------------------------
+
+    async def stop(self, record: PodRecord, timeout_s: float | None = None) -> None:
+        """Ask all containers to end, kill those that do not in time, and stop the pod. Idempotent.
+
+        :raise SandboxdError: the daemon cannot be reached, or something does not die.
+        """
+        limit_s = record.stop_timeout_s if timeout_s is None else timeout_s
+        with contextlib.suppress(SandboxdError):  # a pod that was never started has no Task service
+            async with self.tasks(record.pod_id) as tasks:
+                ends = (_end(tasks, container, limit_s) for container in containers_of(record))
+                await asyncio.gather(*ends, return_exceptions=True)
+        await self._control("Stop", controller.ControllerStopRequest(sandbox_id=record.pod_id))
+        # So that its ports are free for others. What fails is tried again, and told, when the pod is removed.
+        await remove_network(record, self._watcher)
+
+    async def remove(self, record: PodRecord) -> None:
+        """Remove a pod and all that was made for it, and its daemon with the last of them. Idempotent.
+
+        :raise SandboxdError: something could not be removed; then the record stays, and this can be repeated.
+        """
+        with locked():
+            await self._control("Shutdown", controller.ControllerShutdownRequest(sandbox_id=record.pod_id))
+            failures = await remove_network(record, self._watcher)
+            _remove_cgroup(record)
+            if failures:
+                raise FailedPrecondition(
+                    f"pod {record.pod_id} has ended, but its network is not detached: {failures[0]}"
+                )
+            remove_record(record)
+            if is_private(self._daemon) and all(other.type != record.type for other in _users(self._daemon)):
+                stop_daemon(record.type)
+
+    async def _control(self, method: str, request: Message) -> Any:
+        def call() -> Any:
+            with controller_of(self._daemon) as stub:
+                return getattr(stub, method)(request, timeout=_CONTROLLER_TIMEOUT_S)
+
+        # In a thread, so that signals are noticed meanwhile.
+        return await asyncio.to_thread(call)
+
+
+def _users(daemon: Daemon) -> list[PodRecord]:
+    return [record for record in list_records() if record.config_file == daemon.config_file]
+
+
+async def _end(tasks: PodTasks, container: ContainerRecord, limit_s: float) -> None:
+    await tasks.kill(container.id, signal_number(container.stop_signal))
+    try:
+        async with asyncio.timeout(limit_s):
+            await tasks.wait(container.id)
+    except TimeoutError:
+        await tasks.kill(container.id, signal.SIGKILL, everything=True)
+        async with asyncio.timeout(_KILL_TIMEOUT_S):
+            await tasks.wait(container.id)
+
+
+def signal_number(name: str) -> int:
+    """Return the number of "SIGTERM", "TERM" or "15", and of SIGTERM for what is none of these."""
+    if name.isascii() and name.isdigit() and 0 < int(name[:3]) <= 64:
+        return int(name[:3])
+    full = name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"
+    number = getattr(signal, full, None)
+    return int(number) if isinstance(number, signal.Signals) else int(signal.SIGTERM)
+
+
+def detached_streams(record: PodRecord, container: ContainerPlan, _: str) -> Streams:
+    """Make the streams of a container that nobody watches and that is a process of this kernel."""
+    return FileStreams(record.log_file(container.name))
+
+
+def _container_record(pod_id: str, container: ContainerPlan, image: Image) -> ContainerRecord:
+    container_id = check_identifier("container", f"{pod_id}-{container.name}")
+    stop_signal = image.config.stop_signal or _FIRST_SIGNAL
+    return ContainerRecord(container_id, container.name, image.name, image.digest, stop_signal)
+
+
+def _pod_config(plan: PodPlan, record: PodRecord) -> cri.PodSandboxConfig:
+    found = addresses_of(record.attachment)
+    config = cri.PodSandboxConfig(
+        metadata=cri.PodSandboxMetadata(name=record.name, uid=record.pod_id, namespace="embedded", attempt=0),
+        hostname="" if plan.network == HOST_NETWORK else plan.hostname or record.pod_id,
+        labels=plan.labels,
+        dns_config=cri.DNSConfig(
+            servers=plan.dns_servers or found.dns_servers,
+            searches=plan.dns_searches or found.dns_searches,
+            options=plan.dns_options,
+        ),
+    )
+    linux = config.linux
+    linux.cgroup_parent = record.cgroup
+    linux.sysctls.update(plan.sysctls)
+    modes = linux.security_context.namespace_options
+    modes.network = cri.NODE if plan.network == HOST_NETWORK else cri.POD
+    modes.pid = cri.POD if plan.shares_pids else cri.NODE if plan.host_pid else cri.CONTAINER
+    modes.ipc = cri.NODE if plan.host_ipc else cri.POD
+    # A virtual machine is made as large as its containers may become, if all of them have a limit.
+    if all(container.memory_bytes for container in plan.containers):
+        linux.resources.memory_limit_in_bytes = sum(c.memory_bytes for c in plan.containers)
+    if all(container.cpu_millis for container in plan.containers):
+        linux.resources.cpu_period = 100_000
+        linux.resources.cpu_quota = sum(c.cpu_millis for c in plan.containers) * 100
+    return config
+
+
+def _place_volume(volume: Volume, record: PodRecord) -> tuple[str, str, bool]:
+    source = volume.source
+    if volume.scratch:
+        source = f"{record.data_directory}/scratch/{volume.scratch}"
+        if not os.path.isdir(source):
+            os.makedirs(source)
+            # Of all who may run in the pod, as Kubernetes has it (emptyDir).
+            os.chmod(source, 0o777)
+    elif not os.path.exists(source):
+        raise FailedPrecondition(f"the volume for {volume.destination} does not exist: {source}")
+    return source, volume.destination, volume.read_only
+
+
+def _write_hosts(record: PodRecord, hostname: str) -> None:
+    """Write the names that a pod knows, its own among them, which Kubernetes does in a cluster (hosts(5))."""
+    addresses = addresses_of(record.attachment).addresses or ("127.0.1.1",)
+    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
+    lines += [f"{address} {hostname}" for address in addresses]
+    with open(record.hosts_file, "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write("".join(f"{line}\n" for line in lines))
+
+
+def _pod_files(record: PodRecord, container: ContainerPlan) -> list[tuple[str, str, bool]]:
+    """Return the volume that puts the pod's names into a container, unless it brings its own."""
+    taken = any(volume.destination == _HOSTS for volume in container.volumes)
+    return [(record.hosts_file, _HOSTS, False)] if record.netns and not taken else []
+
+
+def _make_layers(record: PodRecord, container: ContainerRecord, image: Image) -> Mount:
+    """Make what a container writes to, above its image, and return the mount of both."""
+    own = f"{record.data_directory}/layers/{container.id}"
+    for name in ("upper", "work"):
+        os.makedirs(f"{own}/{name}", 0o700)
+    # The root directory of a container is that of its upper layer.
+    status = os.stat(image.rootfs)
+    os.chown(f"{own}/upper", status.st_uid, status.st_gid)
+    os.chmod(f"{own}/upper", status.st_mode & 0o7777)
+    escaped = image.rootfs.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+    options = [f"lowerdir={escaped}", f"upperdir={own}/upper", f"workdir={own}/work"]
+    return Mount(type="overlay", source="overlay", options=options)
+
+
+def _remove_cgroup(record: PodRecord) -> None:
+    hierarchies = Hierarchies.read()
+    remove_leaf(hierarchies.at(record.cgroup))
+    # That of all such pods, when it was the last one.
+    for directory in hierarchies.at(os.path.dirname(record.cgroup)).directories():
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)

@@ -1,0 +1,126 @@
+"""Unpacked images by digest: unpacked once, by umoci, then shared by all containers, which never write to them.
+
+<directory>/<digest>/rootfs          what the layers unpack to
+<directory>/<digest>/config.json     the image's configuration, as it came
+<directory>/.unpacking/              an image on its way; nobody's when the lock is free
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from common.errors import InvalidArgument, NotFound
+from common.process.exits import ExitWatcher
+from common.process.spawn import CAPTURE, run
+from sandboxctl.embedded.image_layout import ImageConfig
+from sandboxctl.embedded.image_source import (
+    STAGED_NAME,
+    SourceImage,
+    is_image,
+    open_image,
+    split_reference,
+    stage,
+)
+
+IMAGES_DIR: Final = "/var/lib/sandboxd/images"
+_UNPACK_TIMEOUT_S = 600.0
+_SYNC_TIMEOUT_S = 120.0
+_LONGEST_COMPLAINT = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A root file system that nobody may write to, and how it wants to be run. `digest` is empty for a directory that
+    was named as such."""
+
+    name: str
+    rootfs: str
+    config: ImageConfig
+    digest: str = ""
+
+
+class ImageStore:
+    """The unpacked images of this machine."""
+
+    def __init__(self, watcher: ExitWatcher, directory: str = IMAGES_DIR) -> None:
+        self._watcher = watcher
+        self._directory = directory
+
+    async def get(self, reference: str, *, foreign: bool = False) -> Image:
+        """Return the image that "PATH" or "PATH:NAME" stands for, unpacked if it is not yet.
+
+        :param foreign: whether it may be for another kind of machine than this, as modules of WebAssembly are.
+        :raise InvalidArgument: it is damaged or for another architecture; nothing of it is kept then.
+        :raise NotFound: there is no such image, or no program that unpacks it.
+        """
+        path, name = split_reference(reference)
+        path = os.path.abspath(path)
+        if not is_image(path):
+            if name:
+                raise InvalidArgument(
+                    f"{path} is a root file system and has no images in it: leave :{name} out"
+                )
+            return Image(path, path, ImageConfig())
+        with open_image(path, name, foreign) as source:
+            place = f"{self._directory}/{source.digest.removeprefix('sha256:')}"
+            if not os.path.exists(place):
+                await self._unpack(source, place)
+        return Image(reference, f"{place}/rootfs", source.config, source.digest)
+
+    async def _unpack(self, source: SourceImage, place: str) -> None:
+        os.makedirs(self._directory, 0o700, exist_ok=True)
+        with _locked(f"{self._directory}/.lock"):
+            if os.path.exists(place):
+                return
+            unpacking = f"{self._directory}/.unpacking"
+            # Of somebody who was killed: whoever has the lock is the only one at work.
+            shutil.rmtree(unpacking, ignore_errors=True)
+            try:
+                stage(source, f"{unpacking}/layout")
+                # In a directory of its own: a layer that removes ".." takes it along (umoci 0.4.7).
+                os.makedirs(f"{unpacking}/nest/image", 0o700)
+                await self._run_umoci(source, f"{unpacking}/layout", f"{unpacking}/nest/image/rootfs")
+                with open(f"{unpacking}/nest/image/config.json", "xb") as file:
+                    file.write(source.config_text)
+                await self._sync(unpacking)
+                os.rename(f"{unpacking}/nest/image", place)
+            finally:
+                shutil.rmtree(unpacking, ignore_errors=True)
+
+    async def _run_umoci(self, source: SourceImage, layout: str, rootfs: str) -> None:
+        command = ["umoci", "raw", "unpack", "--image", f"{layout}:{STAGED_NAME}", rootfs]
+        try:
+            done = await run(
+                command, watcher=self._watcher, stdout=CAPTURE, stderr=CAPTURE, timeout_s=_UNPACK_TIMEOUT_S
+            )
+        except NotFound:
+            raise NotFound("umoci, which unpacks images, is missing: apt-get install umoci") from None
+        if done.status.code != 0 or not os.path.isdir(rootfs):
+            raise InvalidArgument(f"{source.files.name} cannot be unpacked: {_complaint(done.stderr)}")
+
+    async def _sync(self, directory: str) -> None:
+        # An image that a power failure has emptied would be taken for whole for ever.
+        command = ["sync", "--file-system", directory]
+        await run(command, watcher=self._watcher, timeout_s=_SYNC_TIMEOUT_S)
+
+
+def _complaint(output: bytes) -> str:
+    """The last line of umoci's output, without its decoration."""
+    lines = output.decode(errors="replace").strip().splitlines() or ["no reason was given"]
+    return lines[-1].strip().lstrip("⨯•").strip()[:_LONGEST_COMPLAINT]
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,166 @@
+"""What the embedded engine knows of its pods, on disk, since no process of it lives on.
+
+/run/sandboxd/embedded/<pod>/            the record, the network namespace, bundles: ends with the boot
+/var/lib/sandboxd/embedded/<pod>/        what containers have written: logs, layers, scratch volumes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final
+
+from common.errors import AlreadyExists, FailedPrecondition, NotFound, SandboxdError
+from common.linux.mounts import mounts_below
+from common.records import read_record, write_record
+from sandboxers.embedded import BUNDLES, EMBEDDED_DIR, RECORD_FILE, embedded_pods
+
+DATA_DIR: Final = "/var/lib/sandboxd/embedded"
+
+
+@dataclass(frozen=True, slots=True)
+class PodRecord:
+    """One pod. `type` is of its isolation, `config_file` that of the daemon; `network` a CNI configuration, empty for
+    none and for the host's; `ports` and `containers` are `Port` and `ContainerRecord` as data."""
+
+    VERSION: ClassVar[int] = 1
+
+    pod_id: str
+    name: str
+    type: str
+    config_file: str
+    created_at_ns: int
+    stop_timeout_s: float
+    netns: str = ""
+    network: dict[str, Any] = field(default_factory=dict)
+    attachment: dict[str, Any] = field(default_factory=dict)
+    ports: list[dict[str, Any]] = field(default_factory=list)
+    containers: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def directory(self) -> str:
+        return f"{EMBEDDED_DIR}/{self.pod_id}"
+
+    @property
+    def data_directory(self) -> str:
+        return f"{DATA_DIR}/{self.pod_id}"
+
+    @property
+    def cgroup(self) -> str:
+        return f"/sandboxd-embedded/{self.pod_id}"
+
+    @property
+    def hosts_file(self) -> str:
+        """What the pod's containers have as /etc/hosts."""
+        return f"{self.directory}/hosts"
+
+    def log_file(self, container_name: str) -> str:
+        """Where a container's output is, as it came."""
+        return f"{self.data_directory}/{container_name}.log"
+
+    def bundle(self, container_id: str) -> str:
+        """A container's bundle directory."""
+        return f"{self.directory}/{BUNDLES}/{container_id}"
+
+    def save(self) -> None:
+        """Write the record."""
+        write_record(f"{self.directory}/{RECORD_FILE}", self)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRecord:
+    """A container of a pod. `digest` is its image's, empty for a directory."""
+
+    id: str
+    name: str
+    image: str
+    digest: str
+    stop_signal: str
+
+
+def containers_of(record: PodRecord) -> list[ContainerRecord]:
+    """Return a pod's containers, in the order in which they were started."""
+    return [ContainerRecord(**entry) for entry in record.containers]
+
+
+def list_records() -> list[PodRecord]:
+    """Return all pods whose records can be read, the oldest first."""
+    records = []
+    for pod_id in embedded_pods():
+        with contextlib.suppress(NotFound, SandboxdError):
+            records.append(load_record(pod_id))
+    return sorted(records, key=lambda record: record.created_at_ns)
+
+
+def load_record(pod_id: str) -> PodRecord:
+    """Return a pod's record.
+
+    :raise NotFound: the embedded engine has no such pod.
+    :raise FailedPrecondition, UnreadableRecord: it cannot be understood.
+    """
+    try:
+        return read_record(f"{EMBEDDED_DIR}/{pod_id}/{RECORD_FILE}", PodRecord)[0]
+    except FileNotFoundError:
+        raise NotFound(f"no pod {pod_id[:100]} was started with 'sandboxctl run'") from None
+
+
+def add_record(record: PodRecord) -> None:
+    """Write down a new pod, before anything is made for it; the caller holds the lock.
+
+    :raise AlreadyExists: its name is taken.
+    """
+    for other in list_records():
+        if other.name == record.name:
+            raise AlreadyExists(
+                f"a pod {record.name} runs already: remove it with 'sandboxctl rm {other.pod_id}', or choose another"
+                " --name"
+            )
+    os.mkdir(record.directory, 0o700)
+    os.makedirs(DATA_DIR, 0o700, exist_ok=True)
+    record.save()
+    os.mkdir(record.data_directory, 0o700)
+
+
+def remove_record(record: PodRecord) -> None:
+    """Remove a pod's files, the record last, so that an interrupted removal can be repeated.
+
+    :raise FailedPrecondition: something is mounted there, which is not ours to remove.
+    """
+    for directory in (record.data_directory, record.directory):
+        if mounts := mounts_below(directory):
+            raise FailedPrecondition(
+                f"the files of pod {record.pod_id} stay: {mounts[0]} is mounted there; unmount it and try again"
+            )
+    _remove_tree(record.data_directory)
+    _remove_tree(f"{record.directory}/{BUNDLES}")
+    _remove_tree(record.directory)
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Be the only one who adds or removes pods or daemons of the embedded engine."""
+    os.makedirs(EMBEDDED_DIR, 0o700, exist_ok=True)
+    fd = os.open(f"{EMBEDDED_DIR}/.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def sweep_data() -> None:
+    """Remove what pods of earlier boots have written; the caller holds the lock."""
+    known = set(embedded_pods())
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(DATA_DIR):
+            if name not in known and not mounts_below(f"{DATA_DIR}/{name}"):
+                _remove_tree(f"{DATA_DIR}/{name}")
+
+
+def _remove_tree(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
