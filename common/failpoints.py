@@ -6,6 +6,8 @@ Off unless the environment names some, and then one failpoint costs a look into 
 
 `kill` is SIGKILL to this very process, `raise` an Internal error, `delay:S` blocks the process for S seconds;
 `@N` lets the first N - 1 passes go by. The table below is the list: nothing passes a failpoint it does not name.
+
+What the places are good for beside: each that an operation passes is a step of its timeline (`common/operations.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from common.errors import Internal, InvalidArgument
+from common.operations import note_step
 
 VARIABLE = "SANDBOXD_FAILPOINTS"
 
@@ -106,6 +109,21 @@ class Failpoint(enum.StrEnum):
     RECOVERY_DONE = "recovery.done"
 
 
+# Behind what is done for many a step, and on no operation's own account.
+_NO_STEPS = frozenset(
+    {
+        Failpoint.CONNECTION_KEPT,
+        Failpoint.LINK_KEPT,
+        Failpoint.OUTCOME_RECORDED,
+        Failpoint.REQUEST_ADMITTED,
+        Failpoint.REQUEST_ANSWERED,
+        Failpoint.REQUEST_CONSUMED,
+        Failpoint.STORE_PUT,
+        Failpoint.STORE_REMOVED,
+    }
+)
+
+
 class _Armed(NamedTuple):
     action: str
     delay_s: float
@@ -147,6 +165,8 @@ def failpoint(point: Failpoint) -> None:
 
     :raise Internal: it is armed with `raise`.
     """
+    if point not in _NO_STEPS:
+        note_step(point)
     if _armed and point in _armed:
         _hit(point, _armed[point])
 

@@ -46,6 +46,8 @@ _SEVERITY = {level: severity for severity, level in enumerate(Level)}
 
 Renderer = Callable[[dict[str, Any]], str]
 Sink = Callable[[dict[str, Any]], None]
+Observer = Callable[[Level, str, Mapping[str, Any]], None]
+"""Told of an event's level, its name and its fields."""
 
 
 class Logger:
@@ -64,14 +66,20 @@ class Logger:
             _output.write(Level.DEBUG, event, self._fields, fields)
 
     def info(self, event: str, /, **fields: Any) -> None:
+        if _observer is not None:
+            _observer(Level.INFO, event, fields)
         if _output.severity <= 1:
             _output.write(Level.INFO, event, self._fields, fields)
 
     def warning(self, event: str, /, **fields: Any) -> None:
+        if _observer is not None:
+            _observer(Level.WARNING, event, fields)
         if _output.severity <= 2:
             _output.write(Level.WARNING, event, self._fields, fields)
 
     def error(self, event: str, /, **fields: Any) -> None:
+        if _observer is not None:
+            _observer(Level.ERROR, event, fields)
         _output.write(Level.ERROR, event, self._fields, fields)
 
 
@@ -85,6 +93,12 @@ def configure(level: Level = Level.INFO, format: Format = Format.JSON, *, fd: in
     _output.severity = _SEVERITY[level]
     render = _json_line if format is Format.JSON else _console_renderer(colors=os.isatty(fd))
     _output.sink = lambda line: _write(fd, render(line))
+
+
+def observe_events(observer: Observer | None) -> None:
+    """Let one observer, which must not raise, be told of every event but those for debugging, written or not."""
+    global _observer
+    _observer = observer
 
 
 @contextlib.contextmanager
@@ -179,4 +193,5 @@ def _write(fd: int, line: str) -> None:
 
 
 _ids: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("log_ids", default={})  # noqa: B039
+_observer: Observer | None = None
 _output = _Output(_SEVERITY[Level.INFO], lambda line: _write(2, _json_line(line)))

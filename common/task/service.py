@@ -25,8 +25,10 @@ from common.errors import (
 from common.failpoints import Failpoint, failpoint
 from common.identifiers import check_identifier
 from common.linux.mounts import MountSpec
+from common.operations import Action
 from common.process.exits import ExitStatus
 from common.task.backend import ContainerRequest
+from common.task.calls import as_operation
 from common.task.container import Container
 from common.task.pod import TaskPod
 from common.task.states import ContainerState, ProcessState, ProcessTrigger
@@ -54,6 +56,7 @@ class TaskService(TaskPod):
 
     __slots__ = ()
 
+    @as_operation(Action.CONTAINER_CREATE)
     async def create(self, request: api.CreateTaskRequest, context: CallContext) -> api.CreateTaskResponse:
         """Prepare a container and make it; its first process waits for start. All or nothing."""
         container_id = check_identifier("container", request.id)
@@ -85,6 +88,7 @@ class TaskService(TaskPod):
         self.parts.events.publish("/tasks/create", event)
         return api.CreateTaskResponse(pid=container.init.pid)
 
+    @as_operation(Action.CONTAINER_START, Action.EXEC_START)
     async def start(self, request: api.StartRequest, context: CallContext) -> api.StartResponse:
         """Start the first process, or an exec."""
         container = self.container(request.id)
@@ -177,6 +181,7 @@ class TaskService(TaskPod):
         failpoint(Failpoint.CONTAINER_SIGNALLED)
         return Empty()
 
+    @as_operation(Action.CONTAINER_DELETE, Action.EXEC_DELETE)
     async def delete(self, request: api.DeleteRequest, _: CallContext) -> api.DeleteResponse:
         """Forget an exec, or take a container and all that was made for it away."""
         container = self.container(request.id)
@@ -197,6 +202,7 @@ class TaskService(TaskPod):
             self.parts.events.publish("/tasks/delete", event)
         return response
 
+    @as_operation(Action.EXEC_CREATE)
     async def exec(self, request: api.ExecProcessRequest, context: CallContext) -> Empty:
         """Register one more process; start runs it."""
         container = self.container(request.id)

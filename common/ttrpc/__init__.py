@@ -34,6 +34,7 @@ there may be one such thread in a process.
 
 from common.ttrpc._calls import (
     CallContext,
+    CallObserver,
     Method,
     PeerCredentials,
     RelayedMethod,
@@ -63,6 +64,7 @@ from common.ttrpc._stream import MessageStream, ServerStream
 __all__ = [
     "MAX_DATA_SIZE",
     "CallContext",
+    "CallObserver",
     "Client",
     "ClientStream",
     "Connection",

@@ -106,6 +106,9 @@ class StreamMethod(NamedTuple):
         return True
 
 
+CallObserver = Callable[[str, str, int, float], None]
+"""`(service, method, code, seconds)` of a call that has been answered; must not raise."""
+
 Answer = Callable[[Any, Any, bytes], Message]
 """`(target, request, payload)` of an answer: the answer for the client. ValueError or DecodeError: it is a lie."""
 

@@ -6,13 +6,14 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from google.protobuf.message import DecodeError, Message
 
 from common.ttrpc._calls import (
     Call,
     CallContext,
+    CallObserver,
     Method,
     PeerCredentials,
     RelayedMethod,
@@ -61,7 +62,7 @@ class _Admitted(NamedTuple):
 class ServerConnection(FrameSocket):
     """One accepted connection and the handlers bound to it."""
 
-    __slots__ = ("_calls", "_id", "_peer", "_repeated", "_server")
+    __slots__ = ("_begun", "_calls", "_id", "_peer", "_repeated", "_server")
 
     def __init__(
         self, server: Server, sock: socket.socket, peer: PeerCredentials | None, connection_id: int
@@ -73,6 +74,7 @@ class ServerConnection(FrameSocket):
         self._id = connection_id
         self._repeated = 0  # the stream id that may be in the journal and in the socket as well
         self._calls: dict[int, Call] | None = None  # those that wait, and all that stream
+        self._begun: dict[int, tuple[str, str, float]] | None = None  # for the observer, if there is one
 
     # ── taking over from a process that died ───────────────────────────────────────────────────
 
@@ -179,6 +181,8 @@ class ServerConnection(FrameSocket):
             assert examined.method is not None
             if examined.method.journaled:
                 self._server.journal.consumed(self._id, event.stream_id)
+            if Server.observer is not None:
+                self._note_begin(event.stream_id, event.request.service, event.request.method)
             self._begin(event, examined.service, examined.method)
         elif type(event) is DataReceived:
             self._deliver(event)
@@ -253,6 +257,7 @@ class ServerConnection(FrameSocket):
         report = refused.stream_id if ended and call is not None and call.journaled else 0
         self._write(self._codec.refuse(refused), report)
         if ended and call is not None:
+            self._note_end(refused.stream_id, refused.code)
             call.cancel()
 
     # ── a call ends ────────────────────────────────────────────────────────────────────────────
@@ -271,6 +276,7 @@ class ServerConnection(FrameSocket):
             return  # it was refused or overrun meanwhile and has its answer
         report = stream_id if call.journaled else 0
         if error is None and result is None and call.stream is not None:
+            self._note_end(stream_id, 0)
             self._write(self._codec.send_data(stream_id, None, close=True), report)
         else:
             self._respond(stream_id, report, result, error, record=bool(report) and not call.repeatable)
@@ -295,12 +301,14 @@ class ServerConnection(FrameSocket):
                 )
             except Exception as unusable:
                 error = unusable
+        code = 0
         if error is not None:
             code, text = self._server.status(error)
             response = Response()
             response.status.code = code
             response.status.message = text
             frame = self._codec.send_response(stream_id, response)
+        self._note_end(stream_id, code)
         if record:
             self._server.journal.outcome(self._id, stream_id, frame)
         self._write(frame, report)
@@ -308,6 +316,18 @@ class ServerConnection(FrameSocket):
     # ── bookkeeping ────────────────────────────────────────────────────────────────────────────
 
     _context: Callable[..., CallContext] = CallContext
+
+    def _note_begin(self, stream_id: int, service: str, method: str) -> None:
+        if self._begun is None:
+            self._begun = {}
+        self._begun[stream_id] = (service, method, self._loop.time())
+
+    def _note_end(self, stream_id: int, code: int) -> None:
+        if self._begun is None or (begun := self._begun.pop(stream_id, None)) is None:
+            return
+        if Server.observer is not None:
+            service, method, begun_s = begun
+            Server.observer(service, method, code, self._loop.time() - begun_s)
 
     def _call(self, stream_id: int) -> Call | None:
         return None if self._calls is None else self._calls.get(stream_id)
@@ -399,6 +419,8 @@ class Server:
     connection whose peer leaves more than `queue_limit` bytes unread is closed. With `drops_repeats` a request with a
     stream id that was used before is passed over: a relay may send what it has sent (`RelayServer`).
 
+    `observer`, one for all servers of the process, is told of calls that were answered.
+
     A handler lives no longer than its connection: it is cancelled when that is lost, and when the call's
     deadline passes. To close the server from inside a handler use `loop.call_soon(server.close)`.
     """
@@ -415,6 +437,8 @@ class Server:
         "queue_limit",
         "services",
     )
+
+    observer: ClassVar[CallObserver | None] = None
 
     def __init__(
         self,

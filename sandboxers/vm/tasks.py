@@ -33,7 +33,9 @@ from common.identifiers import check_identifier
 from common.linux.mounts import MountSpec
 from common.log import get_logger
 from common.oci.spec import parse_process
+from common.operations import Action
 from common.process.exits import ExitStatus
+from common.task.calls import as_operation
 from common.task.stdio import StdioSpec
 from common.ttrpc import CallContext, ConnectionLost, Method, RelayContext, RelayedMethod
 from proto.gen.containerd.events import task_pb2 as task_events
@@ -64,6 +66,7 @@ class GuestTasks(GuestPod):
 
     # -- create, exec, delete: what the host has to do with it ---------------------------------------
 
+    @as_operation(Action.CONTAINER_CREATE)
     async def create(self, request: api.CreateTaskRequest, context: CallContext) -> api.CreateTaskResponse:
         """Prepare a container on the host and let the agent make it. All or nothing."""
         assert isinstance(context, RelayContext)
@@ -137,6 +140,7 @@ class GuestTasks(GuestPod):
         failpoint(Failpoint.CONTAINER_CREATED)
         return container
 
+    @as_operation(Action.EXEC_CREATE)
     async def exec(self, request: api.ExecProcessRequest, context: CallContext) -> Empty:
         """Register one more process, with its streams."""
         assert isinstance(context, RelayContext)
@@ -172,6 +176,7 @@ class GuestTasks(GuestPod):
         )
         return Empty()
 
+    @as_operation(Action.CONTAINER_DELETE, Action.EXEC_DELETE)
     async def delete(self, request: api.DeleteRequest, context: CallContext) -> api.DeleteResponse:
         """Let the agent forget an exec or remove a container, then release what the host holds for it."""
         assert isinstance(context, RelayContext)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from common.errors import NotFound
-from common.log import Format, Level, bound, capture, configure, get_logger
+from common.log import Format, Level, bound, capture, configure, get_logger, observe_events
 
 ROOT = Path(__file__).parents[3]
 
@@ -167,6 +167,23 @@ def test_a_closed_reader_and_odd_values_do_not_raise() -> None:
     finally:
         configure()
         os.close(writer)
+
+
+def test_whoever_observes_events_is_told_of_all_but_those_for_debugging() -> None:
+    told: list[tuple[str, str, int]] = []
+    observe_events(lambda level, event, fields: told.append((level.value, event, fields["n"])))
+    try:
+        with open(os.devnull, "wb") as sink:
+            configure(Level.ERROR, fd=sink.fileno())
+            log = get_logger()
+            log.debug("d", n=1)
+            log.info("i", n=2)
+            log.warning("w", n=3)
+            log.error("e", n=4)
+    finally:
+        observe_events(None)
+        configure()
+    assert told == [("info", "i", 2), ("warning", "w", 3), ("error", "e", 4)]
 
 
 def test_neither_the_module_nor_a_json_line_loads_structlog_or_logging() -> None:
