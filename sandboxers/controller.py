@@ -22,7 +22,9 @@ from common.log import bound, get_logger
 from common.oci.platform import architecture
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2_grpc as api_grpc
+from proto.gen.grpc.health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from sandboxers.garbage import Garbage
+from sandboxers.health import Health
 from sandboxers.pod_config import parse_create_request
 from sandboxers.registry import SandboxEntry, SandboxRegistry
 from sandboxers.states import SandboxState
@@ -202,7 +204,7 @@ def _details(entry: SandboxEntry) -> dict[str, Any]:
     }
 
 
-async def serve(controller: Controller, socket_path: str) -> grpc.aio.Server:
+async def serve(controller: Controller, socket_path: str, health: Health | None = None) -> grpc.aio.Server:
     """Listen on a unix socket that only root may use, and return the running server.
 
     A socket that an earlier daemon has left is replaced; the caller holds the lock of the type.
@@ -215,6 +217,8 @@ async def serve(controller: Controller, socket_path: str) -> grpc.aio.Server:
         ]
     )
     api_grpc.add_ControllerServicer_to_server(controller, server)
+    if health is not None:
+        add_HealthServicer_to_server(health, server)
     if os.path.lexists(socket_path):
         os.unlink(socket_path)
     old_mask = os.umask(0o177)

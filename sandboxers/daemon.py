@@ -21,6 +21,7 @@ from common.log import configure as configure_log
 from common.log import get_logger
 from sandboxers.controller import Controller, serve
 from sandboxers.garbage import Garbage
+from sandboxers.health import Health
 from sandboxers.isolation import load_isolation
 from sandboxers.lock import owning
 from sandboxers.outlasting import open_outlasting
@@ -102,7 +103,8 @@ async def run(config_path: str) -> None:
             config.gc.grace_s,
         )
         controller = Controller(registry, garbage)
-        server = await serve(controller, config.socket)
+        health = Health()
+        server = await serve(controller, config.socket, health)
         try:
             # What was loaded until now stays: keeping it out of collections keeps its pages shared and cold.
             gc.collect()
@@ -121,6 +123,7 @@ async def run(config_path: str) -> None:
             notify("STOPPING=1")
         finally:
             garbage.close()
+            health.close()
             controller.close()
             await server.stop(grace=1.0)
             # Task calls are served to the last instant, which is like any other death to them.

@@ -1,11 +1,14 @@
 """Every message, enum and service of ours equals its published original, field by field.
 
 The originals are the .proto files of Debian's packages of containerd, CRI, cgroups, ttrpc and google.rpc,
-which scripts/fetch-proto-originals brings. Descriptors are compared, so comments and order are free.
+which scripts/fetch-proto-originals brings, and that of grpc.health as grpcio-health-checking has it compiled.
+Descriptors are compared, so comments and order are free.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,6 +41,7 @@ COUNTERPARTS = {
     "containerd/types/platform.proto": f"{CONTAINERD}/types/platform.proto",
     "containerd/types/sandbox.proto": f"{CONTAINERD}/types/sandbox.proto",
     "containerd/types/task.proto": f"{CONTAINERD}/types/task/task.proto",
+    "grpc/health/v1/health.proto": "grpc_health/v1/health.proto",
     "google/rpc/status.proto": "github.com/gogo/googleapis/google/rpc/status.proto",
     "runtime/v1/api.proto": "k8s.io/cri-api/pkg/apis/runtime/v1/api.proto",
     "runtime/v1/service.proto": "k8s.io/cri-api/pkg/apis/runtime/v1/api.proto",
@@ -48,6 +52,7 @@ PARTIAL = {
     "containerd/services/namespaces/v1/namespaces.proto",
     "containerd/services/sandbox/v1/store.proto",
     "containerd/services/tasks/v1/tasks.proto",
+    "grpc/health/v1/health.proto",
     "runtime/v1/api.proto",
     "runtime/v1/service.proto",
 }
@@ -63,6 +68,16 @@ def _compile(files: list[str], include: list[str], output: Path) -> dict[str, d.
     flags = [*(f"-I{path}" for path in [*include, well_known]), f"--descriptor_set_out={output}"]
     assert protoc.main(["protoc", *flags, *files]) == 0, f"protoc does not compile {files}"
     return {file.name: file for file in d.FileDescriptorSet.FromString(output.read_bytes()).file}
+
+
+def _compiled(module: str) -> d.FileDescriptorProto:
+    """The descriptor in a generated module, which is not loaded: our messages bear the same names."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text())
+    data = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, bytes)]
+    return d.FileDescriptorProto.FromString(max(data, key=len))
 
 
 def _messages(prefix: str, declared: Iterable[d.DescriptorProto]) -> Iterator[tuple[str, d.DescriptorProto]]:
@@ -113,12 +128,17 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, d.FileDescr
     # ttrpc's files import each other relative to their own directory.
     include = [str(ORIGINALS), str(ORIGINALS / "github.com/containerd/ttrpc")]
     groups: list[list[str]] = [[], []]
-    for original in sorted(set(COUNTERPARTS.values())):
+    health = _compiled("grpc_health.v1.health_pb2")
+    for original in sorted(set(COUNTERPARTS.values()) - {health.name}):
         groups["ttrpc/request" in original].append(original.removeprefix("github.com/containerd/ttrpc/"))
     directory = tmp_path_factory.mktemp("originals")
     containerd = _compile(groups[0], include[:1], directory / "containerd")
     ttrpc = _compile(groups[1], include[1:], directory / "ttrpc")
-    return containerd | {f"github.com/containerd/ttrpc/{name}": file for name, file in ttrpc.items()}
+    return (
+        {health.name: health}
+        | containerd
+        | {f"github.com/containerd/ttrpc/{name}": file for name, file in ttrpc.items()}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ GRPC_MODULES = {
     "containerd/services/sandbox/v1/sandbox_pb2_grpc.py",
     "containerd/services/sandbox/v1/store_pb2_grpc.py",
     "containerd/services/tasks/v1/tasks_pb2_grpc.py",
+    "grpc/health/v1/health_pb2_grpc.py",
     "runtime/v1/service_pb2_grpc.py",
 }
 
