@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from common.config import absolute_path, option
 from common.log import Format, Level
+from sandboxers.metrics.address import check_address
 
 
 def path_or_empty(value: str) -> str:
@@ -84,4 +85,16 @@ class GarbageConfig:
         "How long, at least, the engine must have been reachable and not have known them.",
         minimum=0.0,
         maximum=86400.0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """Figures of the daemon for Prometheus: what each means is in docs/observability.md."""
+
+    address: str = option(
+        "",
+        "Where GET /metrics is answered: 'unix:///run/sandboxd/runc-metrics.sock', for root alone, or"
+        " 'tcp://127.0.0.1:9640', for whoever can connect. Empty: nowhere, and nothing is counted.",
+        check=check_address,
     )

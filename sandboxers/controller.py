@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, Protocol, TypeVar
 
@@ -18,8 +19,10 @@ import grpc
 import grpc.aio
 
 from common.errors import Code, FailedPrecondition, InvalidArgument, Unavailable, status_of
-from common.log import bound, get_logger
+from common.log import get_logger
 from common.oci.platform import architecture
+from common.operations import Action, in_progress, operation
+from common.ttrpc import CallObserver
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2_grpc as api_grpc
 from proto.gen.grpc.health.v1.health_pb2_grpc import add_HealthServicer_to_server
@@ -30,6 +33,7 @@ from sandboxers.registry import SandboxEntry, SandboxRegistry
 from sandboxers.states import SandboxState
 
 MAX_MESSAGE_BYTES = 16 << 20
+_SERVICE = "containerd.services.sandbox.v1.Controller"
 _TASK_API_VERSION = 3
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -53,9 +57,13 @@ def _at_the_edge(
 
     @wraps(handler)
     async def answer(self: Controller, request: RequestT, context: Context) -> ResponseT:
+        begun = time.monotonic()
+        code = Code.CANCELLED
         try:
             self.require_open()
-            return await handler(self, request, context)
+            response = await handler(self, request, context)
+            code = Code.OK
+            return response
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
         except Exception as error:
@@ -64,6 +72,8 @@ def _at_the_edge(
                 log.error("call.failed", sandbox_id=request.sandbox_id, method=handler.__name__, error=error)
             await context.abort(_STATUS_CODES[code], text)
             raise
+        finally:
+            self.note_call(handler.__name__, code, time.monotonic() - begun)
 
     return answer
 
@@ -71,9 +81,16 @@ def _at_the_edge(
 class Controller(api_grpc.ControllerServicer):
     """The Sandbox API of one daemon."""
 
-    def __init__(self, registry: SandboxRegistry, garbage: Garbage | None = None) -> None:
+    def __init__(
+        self,
+        registry: SandboxRegistry,
+        garbage: Garbage | None = None,
+        observer: CallObserver | None = None,
+    ) -> None:
+        """:param observer: told of every call that was answered."""
         self._registry = registry
         self._garbage = garbage
+        self._observer = observer
         self._closed = False
 
     def close(self) -> None:
@@ -86,17 +103,27 @@ class Controller(api_grpc.ControllerServicer):
         if self._closed:
             raise Unavailable("sandboxd is stopping: try again")
 
+    def note_call(self, method: str, code: Code, seconds: float) -> None:
+        """Tell the observer, if there is one."""
+        if self._observer is not None:
+            self._observer(_SERVICE, method, code, seconds)
+
     @_at_the_edge
-    async def Create(self, request: api.ControllerCreateRequest, _: Context) -> api.ControllerCreateResponse:
+    async def Create(
+        self, request: api.ControllerCreateRequest, context: Context
+    ) -> api.ControllerCreateResponse:
         """Register a pod; its network exists already, nothing else does."""
-        with bound(sandbox_id=request.sandbox_id):
-            await self._registry.create(parse_create_request(request))
+        pod = parse_create_request(request)
+        with _operation(Action.SANDBOX_CREATE, request, context, pod=f"{pod.namespace}/{pod.name}"):
+            await self._registry.create(pod)
         return api.ControllerCreateResponse(sandbox_id=request.sandbox_id)
 
     @_at_the_edge
-    async def Start(self, request: api.ControllerStartRequest, _: Context) -> api.ControllerStartResponse:
+    async def Start(
+        self, request: api.ControllerStartRequest, context: Context
+    ) -> api.ControllerStartResponse:
         """Make the pod and tell where its Task service listens."""
-        with bound(sandbox_id=request.sandbox_id):
+        with _operation(Action.SANDBOX_START, request, context):
             entry = await self._registry.start(request.sandbox_id)
         response = api.ControllerStartResponse(
             sandbox_id=entry.id,
@@ -119,9 +146,9 @@ class Controller(api_grpc.ControllerServicer):
         return response
 
     @_at_the_edge
-    async def Stop(self, request: api.ControllerStopRequest, _: Context) -> api.ControllerStopResponse:
+    async def Stop(self, request: api.ControllerStopRequest, context: Context) -> api.ControllerStopResponse:
         """Stop the pod; when this returns nobody holds its network namespace."""
-        with bound(sandbox_id=request.sandbox_id):
+        with _operation(Action.SANDBOX_STOP, request, context):
             await self._registry.stop(request.sandbox_id, request.timeout_secs)
         return api.ControllerStopResponse()
 
@@ -157,10 +184,10 @@ class Controller(api_grpc.ControllerServicer):
 
     @_at_the_edge
     async def Shutdown(
-        self, request: api.ControllerShutdownRequest, _: Context
+        self, request: api.ControllerShutdownRequest, context: Context
     ) -> api.ControllerShutdownResponse:
         """Remove the pod and all that was made for it; an unknown one is removed already."""
-        with bound(sandbox_id=request.sandbox_id):
+        with _operation(Action.SANDBOX_REMOVE, request, context):
             await self._registry.shutdown(request.sandbox_id)
         return api.ControllerShutdownResponse()
 
@@ -189,6 +216,13 @@ class Controller(api_grpc.ControllerServicer):
         return api.ControllerUpdateResponse()
 
 
+def _operation(
+    action: Action, request: _SandboxRequest, context: Context, pod: str = ""
+) -> AbstractContextManager[None]:
+    metadata = context.invocation_metadata() or ()
+    return operation(action, request.sandbox_id, pod=pod, metadata=metadata)
+
+
 def _details(entry: SandboxEntry) -> dict[str, Any]:
     pod = entry.pod
     return {
@@ -200,6 +234,7 @@ def _details(entry: SandboxEntry) -> dict[str, Any]:
         "netNamespace": pod.netns_path,
         "cgroupParent": pod.cgroup_parent,
         "pod": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
+        "operations": [each.as_data() for each in in_progress(entry.id)],
         **entry.sandbox.details(),
     }
 

@@ -24,6 +24,7 @@ from sandboxers.garbage import Garbage
 from sandboxers.health import Health
 from sandboxers.isolation import load_isolation
 from sandboxers.lock import owning
+from sandboxers.observability import Observability
 from sandboxers.outlasting import open_outlasting
 from sandboxers.registry import SandboxRegistry
 from sandboxers.untouched import serve_untouched
@@ -90,6 +91,7 @@ async def run(config_path: str) -> None:
         set_child_subreaper()
         outlasting = open_outlasting(config.state_dir)
         sandboxer = isolation.sandboxer(config, outlasting)
+        observability = Observability(config, sandboxer.name)
         await sandboxer.settle()
         registry = SandboxRegistry(sandboxer, config.state_dir, config.pod.stop_timeout_s, outlasting.store)
         await registry.recover()
@@ -102,8 +104,9 @@ async def run(config_path: str) -> None:
             config.gc.interval_s,
             config.gc.grace_s,
         )
-        controller = Controller(registry, garbage)
         health = Health()
+        controller = Controller(registry, garbage, observability.call_observer)
+        await observability.listen(registry, garbage)
         server = await serve(controller, config.socket, health)
         try:
             # What was loaded until now stays: keeping it out of collections keeps its pages shared and cold.
@@ -114,6 +117,7 @@ async def run(config_path: str) -> None:
             log.info(
                 "daemon.ready",
                 type=sandboxer.name,
+                generation=observability.generation,
                 socket=config.socket,
                 sandboxes=len(registry),
                 pid=os.getpid(),
@@ -126,6 +130,7 @@ async def run(config_path: str) -> None:
             health.close()
             controller.close()
             await server.stop(grace=1.0)
+            observability.close()
             # Task calls are served to the last instant, which is like any other death to them.
             await barrier(_BARRIER_TIMEOUT_S)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from common import config
 from common.errors import InvalidArgument
-from sandboxers.config import EngineConfig, GarbageConfig, LogConfig, PodConfig
+from sandboxers.config import EngineConfig, GarbageConfig, LogConfig, MetricsConfig, PodConfig
 
 
 class IsolationType(enum.StrEnum):
@@ -37,6 +37,8 @@ class DaemonConfig(Protocol):
     def engine(self) -> EngineConfig: ...
     @property
     def gc(self) -> GarbageConfig: ...
+    @property
+    def metrics(self) -> MetricsConfig: ...
 
 
 class Isolation(NamedTuple):

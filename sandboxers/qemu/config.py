@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.config import absolute_path, option
-from sandboxers.config import EngineConfig, GarbageConfig, LogConfig, PodConfig, only_type, program
+from sandboxers.config import (
+    EngineConfig,
+    GarbageConfig,
+    LogConfig,
+    MetricsConfig,
+    PodConfig,
+    only_type,
+    program,
+)
 from sandboxers.vm.config import GuestConfig, SizeConfig
 from vmm.hypervisors.hypervisor import Accelerator
 
@@ -51,3 +59,4 @@ class QemuConfig:
     size: SizeConfig = SizeConfig()
     pod: PodConfig = PodConfig()
     gc: GarbageConfig = GarbageConfig()
+    metrics: MetricsConfig = MetricsConfig()

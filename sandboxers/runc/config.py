@@ -9,6 +9,7 @@ from sandboxers.config import (
     EngineConfig,
     GarbageConfig,
     LogConfig,
+    MetricsConfig,
     PodConfig,
     only_type,
     path_or_empty,
@@ -59,3 +60,4 @@ class RuncConfig:
     runtime: RuntimeConfig = RuntimeConfig()
     pod: PodConfig = PodConfig()
     gc: GarbageConfig = GarbageConfig()
+    metrics: MetricsConfig = MetricsConfig()

@@ -13,6 +13,7 @@ from typing import ClassVar, Final
 from common.completion import Completion
 from common.errors import NotFound
 from common.process.exits import ExitStatus
+from common.task.states import ProcessState
 from common.task.stdio import StdioSpec
 from sandboxers.vm.streams import Streams
 
@@ -127,6 +128,15 @@ class GuestContainer:
         self.recovered = False
         self.oom_told = False
         self.execs: dict[str, GuestProcess] | None = None
+
+    @property
+    def state(self) -> str:
+        """How far it is, as far as the host knows: a guest pauses and starts by itself."""
+        if self.init.exit is not None:
+            return ProcessState.STOPPED.value
+        if self.init.record is not None and self.init.record.started:
+            return ProcessState.RUNNING.value
+        return ProcessState.CREATED.value
 
     def process(self, exec_id: str) -> GuestProcess:
         """Return the first process (empty id) or an exec.

@@ -293,7 +293,11 @@ class VmSandbox:
             "console": self._machine.console_path,
             "ended": self._tasks.ended if ended else "",
             "containers": {
-                c.id: {"pid": c.init.pid, "exit_code": c.init.exit.code if c.init.exit else None}
+                c.id: {
+                    "pid": c.init.pid,
+                    "state": c.state,
+                    "exit_code": c.init.exit.code if c.init.exit else None,
+                }
                 for c in self._tasks.containers.values()
             },
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.config import absolute_path, option
-from sandboxers.config import EngineConfig, GarbageConfig, LogConfig, PodConfig, only_type
+from sandboxers.config import EngineConfig, GarbageConfig, LogConfig, MetricsConfig, PodConfig, only_type
 from sandboxers.wasm.engines import EngineName
 
 
@@ -59,3 +59,4 @@ class WasmConfig:
     modules: ModulesConfig = ModulesConfig()
     pod: PodConfig = PodConfig()
     gc: GarbageConfig = GarbageConfig()
+    metrics: MetricsConfig = MetricsConfig()
