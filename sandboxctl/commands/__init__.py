@@ -10,6 +10,7 @@ SUMMARIES = {
     "run": "run a pod without an engine, from an image on this machine",
     "ps": "list the pods",
     "inspect": "show all that is known of a pod",
+    "explain": "show how a pod was started, and tell what it waits for",
     "console": "show what the guest of a VM pod has written to its console",
     "gc": "remove what belongs to nobody any more",
     "doctor": "tell what this node has and lacks",

@@ -205,7 +205,11 @@ class HostSandbox:
         return {
             "namespaces": self._namespaces.joinable(),
             "containers": {
-                c.id: {"pid": c.init.pid, "state": c.init.state.value}
+                c.id: {
+                    "pid": c.init.pid,
+                    "state": c.init.state.value,
+                    "exit_code": c.init.exit.code if c.init.exit else None,
+                }
                 for c in self._tasks.containers.values()
             },
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -145,3 +146,43 @@ async def test_a_pod_is_counted_traced_and_on_record(observed: tuple[ObservedDae
     await daemon.start()
     figures = await daemon.figures()
     assert (figures["sandboxd_generation"], figures.get('sandboxd_sandboxes{state="running"}', 0)) == (2, 0)
+
+
+async def explain(pod: Pod, *arguments: str) -> str:
+    """What `sandboxctl explain` prints, run beside the daemon."""
+    daemon = pod.daemon
+    command = [sys.executable, "-m", "sandboxctl", "--config", f"{daemon.base}/config.yaml", "explain"]
+    run = await asyncio.to_thread(
+        daemon.lab.namespaces.run, [*command, pod.id, *arguments], check=False, env=daemon.environment
+    )
+    assert (run.returncode, run.stderr) == (0, ""), run.stderr
+    return str(run.stdout)
+
+
+async def test_a_pod_is_explained_while_it_waits_and_when_it_runs(lab: Lab, pod: Pod) -> None:
+    assert "its engine has asked for no container" in await explain(pod)
+    container = pod.container("sleep", "1000", streams=())
+    gate = f"{BASE}/gate"
+    with lab.sabotage(container.id, "create", f"while [ ! -e {gate} ]; do sleep 0.02; done"):
+        creation = asyncio.ensure_future(container.create())
+        await until(lambda: any(container.id in call for call in lab.runtime_calls()), 10, "the runtime")
+        stuck = await explain(pod)
+        lab.path(gate).touch()
+        await creation
+        lab.path(gate).unlink()
+    assert f"Its engine has asked to create container {container.id[:13]}, " in stuck
+    assert "That waits for the runtime to make it" in stuck
+    assert "container.made" not in stuck and "streams opened" in stuck
+    assert "waits for its engine to start it" in await explain(pod)
+    await container.start()
+    assert "It waits for nothing" in await explain(pod)
+    timeline = json.loads(await explain(pod, "--json"))
+    assert [start["action"] for start in timeline["starts"]] == [
+        "sandbox.create",
+        "sandbox.start",
+        "container.create",
+        "container.start",
+    ]
+    await container.kill(9)
+    await container.wait()
+    assert f"Container {container.id[:13]} has ended with exit code 137." in await explain(pod)
