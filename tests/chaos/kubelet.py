@@ -11,7 +11,7 @@ from tests.engine.cri import Cri
 from tests.engine.handlers import RUNC, Handler
 from tests.engine.namespaces import wait_until
 
-AGAIN_S = 60.0
+AGAIN_S = 180.0
 
 T = TypeVar("T")
 
