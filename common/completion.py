@@ -20,7 +20,7 @@ class Completion(Generic[ValueT]):
     @property
     def waiter_count(self) -> int:
         """How many wait now."""
-        return len(self._waiters or ())
+        return len(self._waiting())
 
     def set(self, value: ValueT) -> None:
         """Keep the value and hand it to everybody who waits."""
@@ -33,23 +33,18 @@ class Completion(Generic[ValueT]):
         for waiter in self._take_waiters():
             waiter.set_exception(error)
 
-    async def wait(self) -> ValueT:
-        """Return the value as soon as there is one."""
-        if self.value is not None:
-            return self.value
+    def wait(self) -> asyncio.Future[ValueT]:
+        """Return what has the value as soon as there is one: to be awaited, and cancelled by whoever gives up."""
         waiter: asyncio.Future[ValueT] = asyncio.get_running_loop().create_future()
-        if self._waiters is None:
-            self._waiters = []
-        self._waiters.append(waiter)
-        try:
-            return await waiter
-        finally:
-            self._forget(waiter)
+        if self.value is not None:
+            waiter.set_result(self.value)
+        else:
+            self._waiters = [*self._waiting(), waiter]
+        return waiter
 
-    def _forget(self, waiter: asyncio.Future[ValueT]) -> None:
-        if self._waiters is not None and waiter in self._waiters:
-            self._waiters.remove(waiter)
+    def _waiting(self) -> list[asyncio.Future[ValueT]]:
+        return [waiter for waiter in self._waiters or () if not waiter.done()]
 
     def _take_waiters(self) -> list[asyncio.Future[ValueT]]:
-        waiters, self._waiters = self._waiters, None
-        return [waiter for waiter in waiters or () if not waiter.done()]
+        waiters, self._waiters = self._waiting(), None
+        return waiters

@@ -98,7 +98,7 @@ class Supervised:
         self._errors.flush()
         return Path(self._errors.name).read_text()
 
-    def line(self, timeout_s: float = 10.0) -> str:
+    def line(self, timeout_s: float = 30.0) -> str:
         """Return the next line that the program prints."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + timeout_s
