@@ -15,8 +15,9 @@ from proto.gen.runtime.v1 import api_pb2 as api
 from proto.gen.runtime.v1 import service_pb2 as pb
 from proto.gen.runtime.v1 import service_pb2_grpc as stubs
 from tests.engine.images import BUSYBOX
+from tests.node import SLOWER
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 60.0 * SLOWER
 NODE = api.NamespaceMode.NODE
 CONTAINER = api.NamespaceMode.CONTAINER
 _LOG_LINE = re.compile(r"\S+ (stdout|stderr) ([FP])\S* ?(.*)")

@@ -20,6 +20,7 @@ from tests.engine.daemons import daemon_below, listens
 from tests.engine.handlers import QEMU, RUNC, Handler
 from tests.engine.images import CHECKOUT, PAUSE
 from tests.engine.namespaces import Daemon, Namespaces, wait_until
+from tests.node import SLOWER
 
 # Where Debian installs the OCI runtimes, and the recent ones that can take their place.
 RUNTIMES = {"crun": Path("/usr/bin/crun")}
@@ -27,6 +28,7 @@ RECENT_RUNTIMES = CHECKOUT / ".cache/runtimes"
 ENGINE_PROGRAMS = CHECKOUT / ".cache/engine/usr/bin"
 DROP_INS = CHECKOUT / "configs/containerd/*.toml"
 PYTHON = CHECKOUT / ".venv/bin/python"
+READY_LIMIT_S = 30.0 * SLOWER
 REGISTRY_PORT = 5000  # in the engine's own network namespace
 STOCK_RUNC = "runc"
 STOCK_CRUN = "crun"
@@ -347,7 +349,7 @@ class Engine:
 
     def _wait_for(self, daemon: Daemon, ready: Callable[[], bool], what: str) -> None:
         try:
-            wait_until(lambda: daemon.returncode is not None or ready(), timeout_s=30, what=what)
+            wait_until(lambda: daemon.returncode is not None or ready(), timeout_s=READY_LIMIT_S, what=what)
         except TimeoutError as error:
             raise RuntimeError(f"{error}\n{self.evidence()}") from None
         if daemon.returncode is not None:

@@ -8,25 +8,31 @@ from typing import Any
 import yaml
 
 from proto.gen.runtime.v1 import service_pb2 as pb
-from tests.engine.cri import Cri, container_config, pod_config
+from tests.engine.cri import TIMEOUT_S, Cri, container_config, pod_config
 from tests.engine.engine import OURS_IN_QEMU, Engine
 from tests.engine.images import CHECKOUT
 from tests.guest_image import guest_image
+from tests.node import ON_NODE
+from vmm.hypervisors.hypervisor import Accelerator
 
 HELPERS = CHECKOUT / ".cache/vm"
+ACCELERATOR = Accelerator.KVM if ON_NODE else Accelerator.TCG
 
 
 def write_config(directory: Path, changes: Mapping[str, Mapping[str, object]] | None = None) -> Path:
-    """Write a configuration of the type for this machine: emulated, with the programs that the project fetches."""
+    """Write a configuration of the type for this machine, with the programs that the project fetches.
+
+    Machines are emulated; on a node they are not.
+    """
     settings: dict[str, object] = {
         "type": "qemu",
         "log": {"level": "debug", "format": "console"},
         "qemu": {
-            "accelerator": "tcg",
+            "accelerator": ACCELERATOR.value,
             "virtiofsd": str(HELPERS / "virtiofsd"),
             "vsock_daemon": str(HELPERS / "vhost-device-vsock"),
         },
-        "guest": {"image": str(guest_image())},
+        "guest": {"image": str(guest_image()), "start_timeout_s": TIMEOUT_S},
     }
     for section, values in (changes or {}).items():
         before = settings.get(section)

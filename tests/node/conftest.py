@@ -10,16 +10,13 @@ from typing import Protocol
 
 import pytest
 
+from tests.node import ON_NODE
 from tests.node.machine import missing_programs
-from tests.node.template import COPY, Node, ready
+from tests.node.template import Node, ready
 
-ON_NODE = os.environ.get("SANDBOXD_NODE", "") != ""
 collect_ignore = [] if ON_NODE else ["inside"]
 
 REPORT = "/run/report.xml"
-PYTHON = "/opt/sandboxd/bin/python"
-# In the root cgroup, which alone may have processes and hand controllers to children.
-IN_ROOT_CGROUP = 'echo $$ >/sys/fs/cgroup/cgroup.procs; exec "$@"'
 SILENCE_LIMIT_S = 300
 
 
@@ -63,25 +60,16 @@ def package(node: Node) -> None:
 @pytest.fixture
 def inside(node: Node) -> Inside:
     def run(*arguments: str, supervised: bool = False, in_root_cgroup: bool = False) -> int:
-        pytest_command = [
-            PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--junitxml={REPORT}",
+        pytest_arguments = [
+            "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--junitxml={REPORT}",
             # Emulated, all takes five to ten times as long.
             "-o", "timeout=300", "--tb=short", "--durations=5", *arguments,
         ]  # fmt: skip
-        wrapper = ["sh", "-c", IN_ROOT_CGROUP, "sh"] if in_root_cgroup else []
-        ended = node.channel.run(
-            [*wrapper, *pytest_command],
-            cwd=COPY,
-            env={
-                "CI": "true",
-                "SANDBOXD_NODE": "1",
-                "SANDBOXD_SUPERVISED": "1" if supervised else "",
-                "TMPDIR": "/var/tmp",
-            },
-            timeout_s=SILENCE_LIMIT_S,
-            on_output=lambda text: print(text, end="", flush=True),
+        env = {"CI": "true", "SANDBOXD_SUPERVISED": "1" if supervised else ""}
+        status = node.run_python(
+            pytest_arguments, env=env, in_root_cgroup=in_root_cgroup, timeout_s=SILENCE_LIMIT_S
         )
-        assert ended.status == 0, f"pytest ended with {ended.status} on the node"
+        assert status == 0, f"pytest ended with {status} on the node"
         return _passed(node.run("cat", REPORT))
 
     return run

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos.versions import PACKAGES, raise_record_versions
+from tests.engine.images import DEMO_LAYOUT
+from vmm.image.manifest import GuestImage
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 OLDER, NEWER = "older", "newer"
@@ -25,6 +27,22 @@ def checkout_archive(parts: Sequence[str]) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in _files(parts):
             archive.add(CHECKOUT / name, name)
+    return buffer.getvalue()
+
+
+def engine_archive(images: Sequence[GuestImage]) -> bytes:
+    """Return a tar archive of what tests with an engine and virtual machines look for in a checkout, but programs."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(DEMO_LAYOUT, DEMO_LAYOUT.relative_to(CHECKOUT))
+        for image in images:
+            name = image.manifest.name
+            link = tarfile.TarInfo(f".cache/guest/{name.rpartition('-')[0]}.json")
+            link.type, link.linkname = tarfile.SYMTYPE, f"{name}.json"
+            archive.addfile(link)
+            files = [image.directory / f"{name}.json", image.kernel, image.root]
+            for path in [*files, *([image.ramdisk] if image.ramdisk else [])]:
+                archive.add(path, f".cache/guest/{path.name}")
     return buffer.getvalue()
 
 

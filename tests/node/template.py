@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.node.machine import DEVICES, Machine, version
-from tests.node.package import CHECKOUT, checkout_archive, wheels_archive
+from tests.node.package import CHECKOUT, checkout_archive, engine_archive, wheels_archive
+from vmm.image.manifest import GuestImage
 
 CACHE = CHECKOUT / ".cache/node"
 BUILD_TIMEOUT_S = 900
@@ -32,6 +34,18 @@ INPUTS = (
 # What a clone gets of the checkout, for the tests.
 PARTS = ("common", "configs", "proto", "sandboxers", "tests", "vmm", "pyproject.toml", "README.md")
 COPY = "/opt/node/checkout"
+PYTHON = "/opt/sandboxd/bin/python"
+# In the root cgroup, which alone may have processes and hand controllers to children.
+IN_ROOT_CGROUP = 'echo $$ >/sys/fs/cgroup/cgroup.procs; exec "$@"'
+
+# Where a node has the programs that tests with an engine look for in a checkout.
+PROGRAMS: Mapping[str, str] = {
+    ".venv": "/opt/sandboxd",
+    ".cache/engine/usr/bin": "/usr/bin",
+    ".cache/runtimes": "/usr/bin",
+    ".cache/vm": "/usr/libexec",
+}
+LINK = 'mkdir -p "$(dirname "$1")" && ln -sfn "$0" "$1"'
 
 # Two environments side by side, of which a link says which one is in use. Each is filled through the link, so that
 # its programs go by it.
@@ -141,6 +155,12 @@ class Node:
         self.upload(wheels_archive(), "/opt/node/wheels")
         self.run("sh", "-c", INSTALL, timeout_s=INSTALL_TIMEOUT_S)
 
+    def bring_engine(self, images: Sequence[GuestImage]) -> None:
+        """Make the copy of the checkout one in which tests find an engine and virtual machines with these images."""
+        self.upload(engine_archive(images), COPY)
+        for name, target in PROGRAMS.items():
+            self.run("sh", "-c", LINK, target, f"{COPY}/{name}")
+
     def upload(self, archive: bytes, directory: str) -> None:
         """Unpack a tar archive into a directory of the node."""
         self.run("sh", "-c", 'mkdir -p "$0" && exec tar -C "$0" -xf -', directory, given=archive)
@@ -151,6 +171,28 @@ class Node:
         if ended.status != 0:
             raise RuntimeError(f"{' '.join(argv)} ended with {ended.status}:\n{ended.output}")
         return ended.output
+
+    def run_python(
+        self,
+        arguments: Sequence[str],
+        *,
+        timeout_s: float,
+        env: Mapping[str, str] | None = None,
+        in_root_cgroup: bool = False,
+    ) -> int:
+        """Run the interpreter in the copy of the checkout and print what it writes; return its exit status.
+
+        :param timeout_s: how long it may be silent; TimeoutError says that it was.
+        """
+        wrapper = ["sh", "-c", IN_ROOT_CGROUP, "sh"] if in_root_cgroup else []
+        ended = self.channel.run(
+            [*wrapper, PYTHON, *arguments],
+            cwd=COPY,
+            env={"SANDBOXD_NODE": "1", "TMPDIR": "/var/tmp", **(env or {})},
+            timeout_s=timeout_s,
+            on_output=lambda text: print(text, end="", flush=True),
+        )
+        return ended.status
 
     def close(self) -> None:
         """End it; nothing is left of it. Idempotent."""

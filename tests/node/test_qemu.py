@@ -1,32 +1,35 @@
-"""QEMU machines under KVM: the node's processor is emulated, and virtualizes nonetheless."""
+"""QEMU under KVM: the node's processor is emulated, and virtualizes nonetheless."""
 
 from __future__ import annotations
 
-import io
-import tarfile
-
 import pytest
 
+from tests.guest_image import guest_image
 from tests.node.conftest import Inside
 from tests.node.template import Node
 from tests.vm.qemu import image
-from vmm.image.manifest import GuestImage
+from vmm.image.manifest import load
 
-TEST = "tests/node/inside/test_qemu.py"
 # What these find does not depend on what executes the guest.
 LEFT_OUT = "any_step"
 
+PODS = "tests/engine/test_qemu.py"
+ABOUT_MACHINES = (
+    "kernel or network_is or exec_returns or large_output or out_of_memory or volumes or leaves_nothing"
+)
+
+
+@pytest.fixture(scope="module")
+def node_with_engine(node: Node) -> None:
+    """The node has what these tests look for in a checkout."""
+    node.bring_engine([image(), load(guest_image())])
+
 
 @pytest.mark.timeout(1800)
-def test_machines_run_under_kvm_with_vsock_by_the_kernel(node: Node, inside: Inside) -> None:
-    node.upload(_archive(image()), "/opt/node/guest")
-    assert inside(TEST, "-k", f"not {LEFT_OUT}") > 25
+def test_machines_run_under_kvm_with_vsock_by_the_kernel(node_with_engine: None, inside: Inside) -> None:
+    assert inside("tests/node/inside/test_qemu.py", "-k", f"not {LEFT_OUT}") > 25
 
 
-def _archive(guest: GuestImage) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        files = [guest.kernel, guest.root, *([guest.ramdisk] if guest.ramdisk else [])]
-        for path in (guest.directory / f"{guest.manifest.name}.json", *files):
-            archive.add(path, path.name)
-    return buffer.getvalue()
+@pytest.mark.timeout(1800)
+def test_pods_start_under_kvm(node_with_engine: None, inside: Inside) -> None:
+    assert inside(PODS, "-k", ABOUT_MACHINES, in_root_cgroup=True) >= 7
