@@ -8,7 +8,7 @@ PYTEST := $(PYTHON) -m pytest
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-wasm demo-qemu test test-unit test-integration test-vm test-engine chaos lint type guest guest-kernel guest-debug proto configs bench bench-wasm bench-qemu critest clean
+.PHONY: help setup demo demo-wasm demo-qemu test test-unit test-integration test-vm test-engine chaos lint type guest guest-kernel guest-debug proto configs bench bench-wasm bench-qemu bench-qemu-kvm critest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,8 +88,11 @@ bench: .venv/.ready-test ## measure against stock shims in one run: results/*.js
 bench-wasm: .venv/.ready-bench-wasm ## measure pods of WebAssembly modules: results/*.json and a table (root)
 	$(PYTHON) tests/bench/wasm.py
 
-bench-qemu: .venv/.ready-test .venv/.ready-guest ## measure pods in virtual machines against their parts: results/*.json and a table (root)
+bench-qemu: .venv/.ready-test .venv/.ready-guest-kernel ## measure pods in virtual machines against their parts: results/*.json and a table (root)
 	$(PYTHON) tests/bench/qemu.py
+
+bench-qemu-kvm: .venv/.ready-test .venv/.ready-guest-kernel ## the same under KVM, in a node that is emulated: no verdict to quote (root)
+	$(PYTHON) tests/bench/kvm.py
 
 clean: ## remove what was built, fetched, measured and cached here
 	rm -rf .venv .cache build dist results *.egg-info .*_cache .hypothesis

@@ -1,7 +1,7 @@
 """Count what runs in an engine's namespaces: processes, their memory, threads and CPU time, and mounts."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from tests.engine.engine import Engine
 
 SHIM = "containerd-shim-runc-v2"
 # The engine itself and what holds or enters its namespaces: no part of either contestant.
+# How the memory of a guest is called in the map of its QEMU.
+GUEST_MEMORY = "/memfd:memory-backend"
 BYSTANDERS = frozenset({"containerd", "catatonit", "nsenter", "dash", "sh"})
 
 
@@ -37,7 +39,7 @@ def management(engine: Engine, *, stock: bool) -> Usage:
                 continue
             memory = _fields(process / "smaps_rollup")
             threads += int(_fields(process / "status")["Threads"])
-            cpu_ns += sum(int(task.read_text().split()[0]) for task in process.glob("task/*/schedstat"))
+            cpu_ns += _cpu_ns(process)
             pss_kib += int(memory["Pss"].split()[0])
             rss_kib += int(memory["Rss"].split()[0])
             processes += 1
@@ -58,7 +60,7 @@ def module_processes_pss_kib(engine: Engine) -> list[int]:
         try:
             if process.joinpath("exe").readlink().name in BYSTANDERS or _is(process, engine.daemon_pid):
                 continue
-            found.append(int(_fields(process / "smaps_rollup")["Pss"].split()[0]))
+            found.append(_pss_kib(process))
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
@@ -66,7 +68,42 @@ def module_processes_pss_kib(engine: Engine) -> list[int]:
 
 def pss_kib(pid: int) -> int:
     """The proportional memory of a process, by its pid as seen from here."""
-    return int(_fields(Path(f"/proc/{pid}/smaps_rollup"))["Pss"].split()[0])
+    return _pss_kib(Path(f"/proc/{pid}"))
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of all threads of a process, by its pid as seen from here."""
+    return _cpu_ns(Path(f"/proc/{pid}"))
+
+
+@dataclass(frozen=True, slots=True)
+class MachineMemory:
+    """The proportional memory of a virtual machine: its QEMU, the guest's part of that, the processes beside it."""
+
+    qemu_kib: int
+    guest_kib: int
+    helpers_kib: int
+
+
+def machine_memory(engine: Engine, pids: Mapping[str, int]) -> MachineMemory:
+    """Measure a machine by the pids of its processes as the sandboxer tells them, `qemu` and others."""
+    proc = engine.namespaces.root / "proc"
+    qemu_kib = guest_kib = 0
+    is_guests = False
+    for line in (proc / str(pids["qemu"]) / "smaps").read_text().splitlines():
+        first = line.split(maxsplit=1)[0]
+        if not first.endswith(":"):
+            is_guests = GUEST_MEMORY in line
+        elif first == "Pss:":
+            size_kib = int(line.split()[1])
+            qemu_kib += size_kib
+            guest_kib += size_kib if is_guests else 0
+    helpers = [pid for role, pid in pids.items() if role != "qemu"]
+    # virtiofsd works in a child that it has put into a sandbox.
+    helpers += [
+        int(child) for pid in helpers for child in (proc / f"{pid}/task/{pid}/children").read_text().split()
+    ]
+    return MachineMemory(qemu_kib, guest_kib, sum(_pss_kib(proc / str(pid)) for pid in helpers))
 
 
 def _is(process: Path, pid: int) -> bool:
@@ -108,6 +145,14 @@ def _processes(root: Path) -> Iterator[Path]:
             continue
         if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
             yield process
+
+
+def _pss_kib(process: Path) -> int:
+    return int(_fields(process / "smaps_rollup")["Pss"].split()[0])
+
+
+def _cpu_ns(process: Path) -> int:
+    return sum(int(task.read_text().split()[0]) for task in process.glob("task/*/schedstat"))
 
 
 def _fields(path: Path) -> dict[str, str]:

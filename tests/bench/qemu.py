@@ -1,81 +1,278 @@
-"""`make bench-qemu`: what a pod in a virtual machine costs, against what its parts cost alone. In one run, in turns."""
+"""`make bench-qemu`: what a pod in a virtual machine costs, against what its parts cost alone; with both guest kernels.
+
+What is compared takes turns; only ratios of one run mean something. `make bench-qemu-kvm` runs the same in a node with
+KVM (tests/bench/kvm.py).
+"""
 
 import argparse
 import asyncio
 import json
-import os
-import socket
+import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from google.protobuf.empty_pb2 import Empty
-
 from common.process.exits import ExitWatcher
 from common.transport import transport_of
-from common.ttrpc import Client
-from proto.gen.containerd.task.v3 import shim_pb2 as api
+from proto.gen.runtime.v1 import api_pb2 as api
+from proto.gen.runtime.v1 import service_pb2 as pb
 from sandboxers.vm.sandbox import image_boot
+from sandboxers.vm.share import SHARE_TAG
+from tests.bench import census, load
 from tests.bench.interpreter import copy_interpreter
-from tests.bench.report import RESULTS, Report, machine, table
-from tests.engine.cri import container_config, pod_config
+from tests.bench.relay import VOLUME_BYTES, ways_to
+from tests.bench.report import Report, add_common_arguments, run_parts
+from tests.engine.cri import Cri, container_config, matching, pod_config
 from tests.engine.engine import OURS_IN_QEMU, Engine
+from tests.engine.handlers import QEMU
+from tests.engine.namespaces import wait_until
 from tests.engine.parts import prepare
-from tests.engine.qemu import HELPERS, information, start_vm_container, write_config
+from tests.engine.qemu import ACCELERATOR, information, start_vm_container, write_config
 from tests.engine.test_pods import shell
 from tests.guest_image import guest_image
+from tests.vm.qemu import PROGRAMS
 from vmm.guest.reception import Announcement, GuestEvent, Reception
-from vmm.hypervisors.hypervisor import Accelerator, GuestExit
+from vmm.hypervisors.hypervisor import GuestExit
 from vmm.hypervisors.machine import Place, Vsock
 from vmm.hypervisors.qemu.driver import Qemu, QemuSettings
-from vmm.hypervisors.qemu.prerequisites import Programs
-from vmm.image.manifest import GuestImage, load
-from vmm.protocol import TASK_SERVICE, stream_uri
+from vmm.image.manifest import GuestImage
+from vmm.image.manifest import load as load_image
+from vmm.protocol import share_path
 
 MEMORY_MIB = 512  # as the configuration's default
-VOLUME_BYTES = 100 << 20
-WRITE = f"dd if=/dev/zero bs=32k count={VOLUME_BYTES >> 15} 2>/dev/null"
-TIMEOUT_S = 120.0
-SETTLE_S = 20.0
+ANNOUNCEMENT_LIMIT_S = 300.0
+TYPED_LIMIT_S = 120.0
+MIB = 1 << 20
+
+# The kernels that an image can have (vmm.image build --kernel), and how long a bare boot with each may take.
+KERNELS = {"cloud": 4.5, "monolithic": 3.0}
+TYPED = Path(__file__).with_name("typed_in_guest.py")
 
 
-# -- a machine alone -----------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much work each part does."""
+
+    boots: int
+    containers: int
+    states: int
+    volumes: int
+    few_pods: int
+    many_pods: int
 
 
-async def boot_alone(image: GuestImage, accelerator: Accelerator) -> tuple[float, Announcement]:
-    """Boot the image with nothing but a vsock; return the seconds until its announcement, and that."""
-    watcher = ExitWatcher()
-    programs = Programs(
-        virtiofsd=str(HELPERS / "virtiofsd"), vsock_daemon=str(HELPERS / "vhost-device-vsock")
-    )
-    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        virtual = Qemu(QemuSettings(directory, accelerator, programs), watcher).machine(Place(directory))
-
-        async def ignore(_: GuestEvent) -> None:
-            pass
-
-        with Reception(transport_of(virtual.vsock), ignore) as reception:
-            began = time.monotonic()
-            await virtual.start(image_boot(image), [Vsock()], _forget)
-            announcement = await reception.announcement(TIMEOUT_S)
-            took_s = time.monotonic() - began
-        await virtual.stop(0)
-    watcher.close()
-    return took_s, announcement
+FULL = Sizes(boots=9, containers=9, states=200, volumes=3, few_pods=2, many_pods=10)
+QUICK = Sizes(boots=3, containers=3, states=50, volumes=1, few_pods=1, many_pods=3)
 
 
-def _forget(_: GuestExit) -> None:
-    pass
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Pods with one guest kernel: the image, how much to do, and where the findings go."""
+
+    kernel: str
+    image: GuestImage
+    sizes: Sizes
+    report: Report
+
+    def boot(self) -> None:
+        """Start of a pod against the boot of a machine that has nothing but a vsock."""
+        alone, pods, agents, interpreters = [], [], [], []
+        with self._engine() as engine:
+            with self._privileged_pod(engine) as (pod_id, pod), Typist(engine, pod_id, pod) as typist:
+                interpreters += [typist.typed().python_s for _ in range(self.sizes.containers)]
+            for _ in range(self.sizes.boots):
+                took_s, announcement = asyncio.run(self._boot_alone(engine))
+                alone.append(took_s)
+                agents.append((announcement.ready_ns - announcement.exec_ns) / 1e9)
+                pod_id = engine.cri.run_pod(pod_config(host_network=False), OURS_IN_QEMU)
+                pods.append(_started_s(engine, pod_id))
+                _remove(engine.cri, pod_id)
+        alone_s, pod_s = statistics.median(alone), statistics.median(pods)
+        python_s = statistics.median(interpreters) + statistics.median(agents)
+        self._add("bare boot until the announcement", alone_s, "s", KERNELS[self.kernel])
+        self._add("of it, Python: interpreter and agent", python_s / alone_s, "", 0.4)
+        self._add("Start of a pod (no CNI)", pod_s, "s")
+        self._add("Start of a pod, against the bare boot", pod_s / alone_s, "x", 1.15)
+
+    def containers(self) -> None:
+        """Create and start of a container, against crun's part of it in the same guest."""
+        ours, typed = [], []
+        with (
+            self._engine() as engine,
+            self._privileged_pod(engine) as (pod_id, pod),
+            Typist(engine, pod_id, pod) as typist,
+        ):
+            for number in range(self.sizes.containers):
+                began = time.perf_counter()
+                container = engine.cri.create(pod_id, container_config(name=f"c{number}"), pod)
+                engine.cri.start(container)
+                ours.append(time.perf_counter() - began)
+                typed.append(typist.typed(container).crun_s)
+                engine.cri.stop_container(container)
+                engine.cri.remove_container(container)
+        ours_s, typed_s = statistics.median(ours), statistics.median(typed)
+        self._add("create and start of a container (CRI)", ours_s * 1e3, "ms")
+        self._add("crun create and start, in the guest", typed_s * 1e3, "ms")
+        self._add("create and start, against crun's", ours_s / typed_s, "x", 1.5)
+
+    def relay(self) -> None:
+        """State and output of a container, through the relay and without it."""
+        with self._engine() as engine:
+            pod_id, container = start_vm_container(engine.cri)
+            asyncio.run(self._relay(engine, pod_id, container))
+            _remove(engine.cri, pod_id)
+
+    async def _relay(self, engine: Engine, pod_id: str, container: str) -> None:
+        fifo, stream, cpu = [], [], []
+        async with ways_to(engine, pod_id, container) as ways:
+            relayed_s, direct_s = await ways.state_s(self.sizes.states)
+            for _ in range(self.sizes.volumes):
+                before_ns = census.cpu_ns(engine.daemon_pid)
+                fifo.append(await ways.into_fifo_s())
+                cpu.append((census.cpu_ns(engine.daemon_pid) - before_ns) / 1e9)
+                stream.append(await ways.through_stream_s())
+        fifo_s, stream_s = statistics.median(fifo), statistics.median(stream)
+        self._add("State through the relay", relayed_s * 1e6, "us")
+        self._add("State, against the agent alone", relayed_s / direct_s, "x", 1.3)
+        self._add("output into the FIFO", VOLUME_BYTES / MIB / fifo_s, "MiB/s")
+        # At least 0.8 of its throughput.
+        self._add("time for output, against the raw stream", fifo_s / stream_s, "x", 1.25)
+        self._add("sandboxer's CPU per 100 MiB of output", statistics.median(cpu), "s")
+
+    def memory(self) -> None:
+        """What the sandboxer, the processes beside it and the guest need for a pod with a sleeping container."""
+        few, many = self.sizes.few_pods, self.sizes.many_pods
+        with self._engine() as engine:
+            for _ in range(few):
+                _remove(engine.cri, start_vm_container(engine.cri)[0])
+            pods = [start_vm_container(engine.cri) for _ in range(few)]
+            load.settle()
+            at_few_kib = census.pss_kib(engine.daemon_pid)
+            pods += [start_vm_container(engine.cri) for _ in range(many - few)]
+            load.settle()
+            at_many_kib = census.pss_kib(engine.daemon_pid)
+            self._add("sandboxer's PSS, no more than a few pods", at_few_kib / 1024, "MiB")
+            self._add(
+                f"sandboxer's PSS per pod, {few} to {many}",
+                (at_many_kib - at_few_kib) / (many - few),
+                "KiB",
+                64,
+            )
+            pod_id, container = pods[0]
+            memory = census.machine_memory(engine, information(engine.cri, pod_id)["machine"])
+            self._add("virtiofsd and vsock daemon of a pod", memory.helpers_kib / 1024, "MiB", 8)
+            self._add("QEMU of a pod, with the guest's memory", memory.qemu_kib / 1024, "MiB")
+            self._add("QEMU of a pod, without it", (memory.qemu_kib - memory.guest_kib) / 1024, "MiB")
+            free = shell(engine.cri, container, "free -k").splitlines()[1].split()
+            used_mib = (int(free[1]) - int(free[6])) / 1024
+            self._add("guest memory in use, one sleeping container", used_mib, "MiB", 64)
+            for pod_id, _ in pods:
+                _remove(engine.cri, pod_id)
+
+    @contextmanager
+    def _engine(self) -> Iterator[Engine]:
+        """A fresh engine with the sandboxer on an interpreter of its own."""
+        changes: dict[str, dict[str, object]] = {
+            "log": {"format": "json"},
+            "guest": {"image": str(self.image.directory / f"{self.image.manifest.name}.json")},
+            "size": {"memory_mib": MEMORY_MIB},
+        }
+        # The host's OCI runtime has nothing to do here.
+        with Engine(runtimes="system") as engine:
+            engine.start()
+            python = copy_interpreter(engine.directory / "python")
+            engine.start_sandboxer(write_config(engine.directory, changes), python=python)
+            yield engine
+
+    @contextmanager
+    def _privileged_pod(self, engine: Engine) -> Iterator[tuple[str, api.PodSandboxConfig]]:
+        pod = pod_config(host_network=False)
+        pod.linux.security_context.privileged = True
+        pod_id = engine.cri.run_pod(pod, OURS_IN_QEMU)
+        yield pod_id, pod
+        _remove(engine.cri, pod_id)
+
+    async def _boot_alone(self, engine: Engine) -> tuple[float, Announcement]:
+        """Boot the image with nothing but a vsock; return the seconds until its announcement, and that."""
+        watcher = ExitWatcher()
+        with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+            settings = QemuSettings(directory, ACCELERATOR, PROGRAMS)
+            # Beside those of pods, so that both get the same share of a busy machine.
+            cgroups = tuple(map(str, engine.namespaces.process_cgroups))
+            virtual = Qemu(settings, watcher).machine(Place(directory, cgroups=cgroups))
+            with Reception(transport_of(virtual.vsock), _ignore) as reception:
+                began = time.monotonic()
+                await virtual.start(image_boot(self.image), [Vsock()], _forget)
+                announcement = await reception.announcement(ANNOUNCEMENT_LIMIT_S)
+                took_s = time.monotonic() - began
+            await virtual.stop(0)
+        watcher.close()
+        return took_s, announcement
+
+    def _add(self, figure: str, value: float, unit: str, reach: float | None = None) -> None:
+        self.report.add(f"{self.kernel}: {figure}", value, unit, reach)
 
 
-def started_s(engine: Engine, pod_id: str) -> float:
+class Typed(NamedTuple):
+    """How long commands took that a guest ran by itself: an interpreter's start and end; crun create and start."""
+
+    python_s: float
+    crun_s: float
+
+
+class Typist:
+    """Lets a guest run commands outside of its containers, through a container that may do everything (core(5))."""
+
+    def __init__(self, engine: Engine, pod_id: str, pod: api.PodSandboxConfig) -> None:
+        """:param pod: the configuration of the pod, which is privileged."""
+        self._cri = engine.cri
+        self._volume = Path(tempfile.mkdtemp(prefix="bench-"))
+        program = Path(shutil.copy(TYPED, self._volume / "typed"))
+        program.chmod(0o755)
+        mount = pb.Mount(container_path="/volume", host_path=str(self._volume))
+        config = container_config(name="typist", linux=matching(pod, privileged=True), mounts=[mount])
+        self._container = self._cri.create(pod_id, config, pod)
+        self._cri.start(self._container)
+        share = engine.namespaces.root / QEMU.state_dir / pod_id / "share"
+        place = next(share.glob(f"{self._container}/mounts/*/{program.name}")).relative_to(share)
+        self._path = f"{share_path(SHARE_TAG)}/{place}"
+
+    def typed(self, container: str = "") -> Typed:
+        """Run the commands once, crun with the bundle of this container, or else of the typist's own."""
+        (self._volume / "container").write_text(container or self._container)
+        answer = self._volume / "took"
+        script = f"echo '|{self._path}' >/proc/sys/kernel/core_pattern; sh -c 'kill -SEGV $$'"
+        self._cri.exec(self._container, ["sh", "-c", script])
+        wait_until(answer.exists, TYPED_LIMIT_S, "the guest's commands")
+        took = json.loads(answer.read_text())
+        answer.unlink()
+        if "error" in took:
+            raise RuntimeError(f"in the guest: {took['error']}")
+        return Typed(**took)
+
+    def __enter__(self) -> "Typist":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cri.stop_container(self._container)
+        self._cri.remove_container(self._container)
+        shutil.rmtree(self._volume)
+
+
+def _remove(cri: Cri, pod_id: str) -> None:
+    cri.stop_pod(pod_id)
+    cri.remove_pod(pod_id)
+
+
+def _started_s(engine: Engine, pod_id: str) -> float:
     """How long the sandboxer took for Start, in which there is no CNI, by its own log."""
     for line in (engine.logs / "sandboxer.log").read_text().splitlines():
         with suppress(ValueError):
@@ -85,257 +282,41 @@ def started_s(engine: Engine, pod_id: str) -> float:
     raise LookupError(pod_id)
 
 
-def measure_start(
-    engine: Engine, report: Report, image: GuestImage, rounds: int, accelerator: Accelerator
-) -> None:
-    alone, pods, shares = [], [], []
-    for _ in range(rounds):
-        took_s, announcement = asyncio.run(boot_alone(image, accelerator))
-        alone.append(took_s)
-        shares.append((announcement.ready_ns - announcement.exec_ns) / 1e9 / took_s)
-        pod_id = engine.cri.run_pod(pod_config(host_network=False), OURS_IN_QEMU)
-        pods.append(started_s(engine, pod_id))
-        engine.cri.stop_pod(pod_id)
-        engine.cri.remove_pod(pod_id)
-    limit = 4.5 if image.ramdisk else 3.0
-    report.add("bare boot until the announcement", statistics.median(alone), "s", limit)
-    report.add("of it, the agent (Python)", statistics.median(shares), "", 0.4)
-    report.add("Start of a pod (no CNI)", statistics.median(pods), "s")
-    report.add(
-        "Start of a pod, against the bare boot", statistics.median(pods) / statistics.median(alone), "x", 1.15
-    )
+async def _ignore(_: GuestEvent) -> None:
+    pass
 
 
-# -- what it costs to be there ---------------------------------------------------------------------------
+def _forget(_: GuestExit) -> None:
+    pass
 
 
-def pss_kib(pid: int, proc: Path) -> int:
-    """The proportional memory of a process."""
-    for line in (proc / str(pid) / "smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    raise LookupError(pid)
-
-
-def qemu_pss_kib(pid: int, proc: Path) -> tuple[int, int]:
-    """The proportional memory of a QEMU, and how much of it is the guest's."""
-    total = guests = 0
-    is_guests = False
-    for line in (proc / str(pid) / "smaps").read_text().splitlines():
-        first = line.split(maxsplit=1)[0]
-        if not first.endswith(":"):
-            is_guests = "/memfd:memory-backend" in line
-        elif first == "Pss:":
-            size = int(line.split()[1])
-            total += size
-            guests += size if is_guests else 0
-    return total, guests
-
-
-def measure_memory(engine: Engine, report: Report, pods: int) -> None:
-    proc = engine.namespaces.root / "proc"
-    daemon = engine.daemon_pid
-    first, container = start_vm_container(engine.cri)
-    # What was freed goes back to the system some seconds later.
-    time.sleep(SETTLE_S)
-    before = pss_kib(daemon, Path("/proc"))
-    more = [start_vm_container(engine.cri)[0] for _ in range(pods)]
-    time.sleep(SETTLE_S)
-    after = pss_kib(daemon, Path("/proc"))
-    report.add("sandboxer's PSS per further pod", (after - before) / pods, "KiB", 64)
-    machine_pids = information(engine.cri, first)["machine"]
-    helpers = [pid for role, pid in machine_pids.items() if role != "qemu"]
-    helpers += [
-        int(child)
-        for pid in helpers
-        for child in (proc / str(pid) / "task" / str(pid) / "children").read_text().split()
-    ]
-    report.add("virtiofsd and vsock daemon of a pod", sum(pss_kib(p, proc) for p in helpers) / 1024, "MiB", 8)
-    total, guests = qemu_pss_kib(machine_pids["qemu"], proc)
-    report.add("QEMU of a pod, with the guest's memory", total / 1024, "MiB")
-    report.add("QEMU of a pod, without it", (total - guests) / 1024, "MiB")
-    free = shell(engine.cri, container, "free -k").splitlines()[1].split()
-    report.add("guest memory in use, one sleeping container", (int(free[1]) - int(free[6])) / 1024, "MiB", 64)
-    for pod_id in (first, *more):
-        engine.cri.stop_pod(pod_id)
-        engine.cri.remove_pod(pod_id)
-
-
-# -- what goes through the relay -------------------------------------------------------------------------
-
-
-def cpu_s(pid: int) -> float:
-    """CPU time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-async def median_s(rounds: int, *calls: Callable[[], Awaitable[object]]) -> list[float]:
-    """The median times of some calls that take turns."""
-    took: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for times, call in zip(took, calls, strict=True):
-            began = time.perf_counter()
-            await call()
-            times.append(time.perf_counter() - began)
-    return [statistics.median(times) for times in took]
-
-
-class Relay:
-    """The two ways to one container: through the relay, and straight to the agent."""
-
-    def __init__(self, engine: Engine, pod_id: str, container: str) -> None:
-        self.engine, self.container = engine, container
-        # Sockets have short names: from inside the directory.
-        os.chdir(engine.namespaces.root / "run/sandboxd/qemu" / pod_id)
-
-    async def measure(self, report: Report, rounds: int) -> None:
-        async with await Client.connect("task.sock", TIMEOUT_S) as near:
-            sock = await self._dial(b"CONNECT 1024\n")
-            async with Client(sock) as far:
-                state = api.StateRequest(id=self.container)
-                relayed, direct = await median_s(
-                    rounds,
-                    lambda: near.call(TASK_SERVICE, "State", state, api.StateResponse, TIMEOUT_S),
-                    lambda: far.call(TASK_SERVICE, "State", state, api.StateResponse, TIMEOUT_S),
-                )
-                report.add("State through the relay", relayed * 1e6, "us")
-                report.add("State, against the agent alone", relayed / direct, "x", 1.3)
-                slow, fast, spent = [], [], []
-                for number in range(3):
-                    before = cpu_s(self.engine.daemon_pid)
-                    slow.append(await self._through_fifo(near, f"fifo{number}"))
-                    spent.append(cpu_s(self.engine.daemon_pid) - before)
-                    fast.append(await self._through_stream(far, f"raw{number}"))
-                report.add("output into the FIFO", VOLUME_BYTES / 2**20 / statistics.median(slow), "MiB/s")
-                report.add(
-                    "output, raw stream against FIFO",
-                    statistics.median(slow) / statistics.median(fast),
-                    "x",
-                    1.25,
-                )
-                report.add("sandboxer's CPU per 100 MiB of output", statistics.median(spent), "s")
-
-    async def _through_fifo(self, near: Client, exec_id: str) -> float:
-        with tempfile.TemporaryDirectory() as directory:
-            path = f"{directory}/stdout"
-            os.mkfifo(path)
-            reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-            try:
-                await near.call(TASK_SERVICE, "Exec", self._exec(exec_id, path), Empty, TIMEOUT_S)
-                began = time.perf_counter()
-                start = api.StartRequest(id=self.container, exec_id=exec_id)
-                await near.call(TASK_SERVICE, "Start", start, api.StartResponse, TIMEOUT_S)
-                await asyncio.to_thread(_read_all, reader)
-                took_s = time.perf_counter() - began
-            finally:
-                os.close(reader)
-            await self._delete(near, exec_id)
-        return took_s
-
-    async def _through_stream(self, far: Client, exec_id: str) -> float:
-        sock = await self._dial(b"CONNECT 1026\n")
-        sock.send(f"STREAM {exec_id}\n".encode())
-        while not (await asyncio.get_running_loop().sock_recv(sock, 64)).startswith(b"OK"):
-            pass
-        await far.call(TASK_SERVICE, "Exec", self._exec(exec_id, stream_uri(exec_id)), Empty, TIMEOUT_S)
-        began = time.perf_counter()
-        start = api.StartRequest(id=self.container, exec_id=exec_id)
-        await far.call(TASK_SERVICE, "Start", start, api.StartResponse, TIMEOUT_S)
-        await asyncio.to_thread(_read_count, sock)
-        took_s = time.perf_counter() - began
-        sock.close()
-        await self._delete(far, exec_id)
-        return took_s
-
-    async def _delete(self, client: Client, exec_id: str) -> None:
-        wait = api.WaitRequest(id=self.container, exec_id=exec_id)
-        await client.call(TASK_SERVICE, "Wait", wait, api.WaitResponse, TIMEOUT_S)
-        delete = api.DeleteRequest(id=self.container, exec_id=exec_id)
-        await client.call(TASK_SERVICE, "Delete", delete, api.DeleteResponse, TIMEOUT_S)
-
-    async def _dial(self, line: bytes) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.setblocking(False)
-        sock.connect("machine/vsock")
-        sock.send(line)
-        while not (await asyncio.get_running_loop().sock_recv(sock, 64)).startswith(b"OK"):
-            pass
-        return sock
-
-    def _exec(self, exec_id: str, stdout: str) -> api.ExecProcessRequest:
-        process = {
-            "args": ["sh", "-c", WRITE],
-            "cwd": "/",
-            "env": ["PATH=/bin:/usr/bin"],
-            "user": {"uid": 0, "gid": 0},
-        }
-        request = api.ExecProcessRequest(id=self.container, exec_id=exec_id, stdout=stdout)
-        request.spec.value = json.dumps(process).encode()
-        return request
-
-
-def _read_all(fd: int) -> None:
-    os.set_blocking(fd, True)
-    while os.read(fd, 1 << 20):
-        pass
-
-
-def _read_count(sock: socket.socket) -> None:
-    sock.setblocking(True)
-    left = VOLUME_BYTES
-    while left:
-        left -= len(sock.recv(1 << 20))
-
-
-def measure_containers(engine: Engine, report: Report, rounds: int) -> None:
-    pod = pod_config(host_network=False)
-    pod_id = engine.cri.run_pod(pod, OURS_IN_QEMU)
-    took = []
-    for number in range(rounds):
-        began = time.perf_counter()
-        container = engine.cri.create(pod_id, container_config(name=f"c{number}"), pod)
-        engine.cri.start(container)
-        took.append(time.perf_counter() - began)
-    report.add("create and start of a container (CRI)", statistics.median(took) * 1000, "ms")
-    asyncio.run(Relay(engine, pod_id, container).measure(report, 200))
-    engine.cri.stop_pod(pod_id)
-    engine.cri.remove_pod(pod_id)
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "boot": Bench.boot,
+    "containers": Bench.containers,
+    "relay": Bench.relay,
+    "memory": Bench.memory,
+}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each kind of start is measured")
-    parser.add_argument("--accelerator", choices=("tcg", "kvm"), default="tcg")
-    parser.add_argument("--image", type=Path, help="another guest image than that of this checkout")
-    parser.add_argument("--output", type=Path, help="where the JSON goes instead of results/")
+    parser = argparse.ArgumentParser(description="Measure pods in virtual machines.")
+    add_common_arguments(parser, PARTS)
+    parser.add_argument("--kernels", metavar="NAME,...", default=",".join(KERNELS))
     arguments = parser.parse_args()
-    prepare("test", ["fetch-engine"], ["fetch-runtimes"], ["build-images"])
-    prepare("guest", ["fetch-vm-helpers"])
-    image_path = arguments.image or guest_image()
-    image = load(image_path)
-    report = Report(details={"machine": machine(), "kernel": image.manifest.kernel_release})
-    changes = {
-        "log": {"format": "json"},
-        "qemu": {"accelerator": arguments.accelerator},
-        "guest": {"image": str(image_path)},
-        "size": {"memory_mib": MEMORY_MIB},
-    }
-    with Engine() as engine:
-        engine.start()
-        python = copy_interpreter(engine.directory / "python")
-        engine.start_sandboxer(write_config(engine.directory, changes), python=python)
-        measure_start(engine, report, image, arguments.rounds, Accelerator(arguments.accelerator))
-        measure_containers(engine, report, arguments.rounds)
-        os.chdir("/")
-        measure_memory(engine, report, 3)
-    output = arguments.output or RESULTS / time.strftime("bench-qemu-%Y%m%d-%H%M%S.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{**asdict(row), "verdict": row.verdict} for row in report.rows]
-    output.write_text(json.dumps({"rows": rows, **report.details}, indent=1) + "\n")
-    print(table(report.rows))
-    print(f"\n{output}")
-    return 1 if any(row.verdict == "FAIL" for row in report.rows) else 0
+    kernels = arguments.kernels.split(",")
+    prepare("test", ["fetch-engine"], ["build-images"])
+    prepare("guest-kernel", ["fetch-vm-helpers"])
+    images = {kernel: load_image(guest_image("--kernel", kernel)) for kernel in kernels}
+    sizes = QUICK if arguments.quick else FULL
+
+    def run(part: Callable[[Bench], None]) -> Callable[[Report], None]:
+        def with_each_kernel(report: Report) -> None:
+            for kernel in kernels:
+                part(Bench(kernel, images[kernel], sizes, report))
+
+        return with_each_kernel
+
+    return run_parts(parser, arguments, {name: run(part) for name, part in PARTS.items()}, "bench-qemu")
 
 
 if __name__ == "__main__":

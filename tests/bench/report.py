@@ -96,8 +96,11 @@ def machine() -> dict[str, Any]:
     """What the figures depend on."""
 
     def first_line(*command: str) -> str:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-        return answer[0] if answer else ""
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return ""
+        return next(iter(done.stdout.splitlines()), "")
 
     return {
         "kernel": platform.release(),

@@ -53,14 +53,16 @@ class Namespaces:
         """The private file system as seen from outside; it also serves to connect to unix sockets in it."""
         return Path(f"/proc/{self.first_pid}/root")
 
+    @property
+    def process_cgroups(self) -> list[Path]:
+        """Those of the cgroups, or in them, that the daemons are in."""
+        return [path / "engine" if (path / "engine").is_dir() else path for path in self.cgroups]
+
     def command(self, arguments: Sequence[str]) -> list[str]:
         """The command line that runs `arguments` inside."""
-        cgroups = " ".join(
-            str(path / "engine" if (path / "engine").is_dir() else path) for path in self.cgroups
-        )
         # fmt: off
         return [
-            "sh", "-c", JOIN, cgroups,
+            "sh", "-c", JOIN, " ".join(map(str, self.process_cgroups)),
             "nsenter", f"--target={self.first_pid}",
             "--mount", "--net", "--pid", "--ipc", "--uts", "--cgroup", "--",
             *arguments,
