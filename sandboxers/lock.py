@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 
 from common.errors import FailedPrecondition
 
 LOCK_FILE = ".lock"
 _PID_BYTES = 12
+# Whoever looks whether a daemon runs (`sandboxctl`) has the lock, too, for some microseconds.
+_ATTEMPTS = 10
+_INTERVAL_S = 0.02
 
 
 @contextlib.contextmanager
@@ -21,15 +25,23 @@ def owning(state_dir: str) -> Iterator[None]:
     """
     fd = os.open(f"{state_dir}/{LOCK_FILE}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with open(fd, "r+", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(fd):
             owner = file.read().strip() or "unknown"
             raise FailedPrecondition(
                 f"{state_dir} is served by another sandboxd, pid {owner}: stop that one first"
-            ) from None
+            )
         with contextlib.suppress(OSError):  # without room it is held all the same
             # Over what is there, for which there is room, and never empty in between.
             os.pwrite(fd, f"{os.getpid()}\n".encode().ljust(_PID_BYTES), 0)
             os.ftruncate(fd, _PID_BYTES)
         yield
+
+
+def _lock(fd: int) -> bool:
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_INTERVAL_S)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from sandboxers.lock import LOCK_FILE, owning
 
 OWNER = """
 import sys
+import threading
 from sandboxers.lock import owning
 with owning(sys.argv[1]):
     print("owned", flush=True)
@@ -49,3 +52,13 @@ def test_the_file_of_a_dead_owner_is_no_obstacle(tmp_path: Path, text: str) -> N
 def test_a_new_lock_is_for_root_alone(tmp_path: Path) -> None:
     with owning(str(tmp_path)):
         assert (tmp_path / LOCK_FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_whoever_only_looks_is_in_nobodys_way(tmp_path: Path) -> None:
+    fd = os.open(tmp_path / LOCK_FILE, os.O_RDONLY | os.O_CREAT)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    looked = threading.Timer(0.03, os.close, [fd])
+    looked.start()
+    with owning(str(tmp_path)):
+        pass
+    looked.join()
