@@ -128,7 +128,7 @@ def explain(evidence: Evidence) -> Iterator[str]:
     if state != SandboxState.READY.value:
         yield _STATES.get(state, f"It is {state}.")
         return
-    yield from _of_containers(live.get("containers") or {}, pod.created_at_ns)
+    yield from _of_containers(live.get("containers") or {}, pod.created_at_ns, evidence.in_machine)
 
 
 def waits_for(operation: Start, in_machine: bool) -> str:
@@ -165,7 +165,9 @@ def _end_of(evidence: Evidence) -> str:
     )
 
 
-def _of_containers(containers: Mapping[str, Mapping[str, Any]], created_at_ns: int) -> Iterator[str]:
+def _of_containers(
+    containers: Mapping[str, Mapping[str, Any]], created_at_ns: int, in_machine: bool
+) -> Iterator[str]:
     if not containers:
         yield (
             f"It stands since {age(created_at_ns)}, and its engine has asked for no container: it may be pulling an"
@@ -176,7 +178,9 @@ def _of_containers(containers: Mapping[str, Mapping[str, Any]], created_at_ns: i
     for container_id, container in containers.items():
         name, state = container_id[:13], container["state"]
         if state == ProcessState.CREATED.value:
-            yield f"Container {name} is made, and waits for its engine to start it."
+            # The start of one in a guest is handed on without looking at it.
+            or_guest = ", or for its guest to do so: see `sandboxctl console`" if in_machine else ""
+            yield f"Container {name} is made, and waits for its engine to start it{or_guest}."
         elif state == ProcessState.STARTING.value:
             yield f"Container {name} is being started."
         elif state == ProcessState.PAUSED.value:

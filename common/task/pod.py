@@ -401,7 +401,8 @@ class TaskPod:
             else:
                 self.save(container, **changes)
         except OSError as error:
-            log.error("container.record_not_written", container_id=container.id, error=error)
+            ids = {"sandbox_id": self.sandbox_id, "container_id": container.id}
+            log.error("container.record_not_written", **ids, error=error)
 
     def adopt(
         self,

@@ -353,7 +353,8 @@ class GuestPod:
         try:
             self._write(process)
         except OSError as error:
-            log.error("container.record_not_written", container_id=process.container_id, error=error)
+            ids = {"sandbox_id": self.sandbox_id, "container_id": process.container_id}
+            log.error("container.record_not_written", **ids, error=error)
 
     def note_disk(self, container: GuestContainer) -> Any:
         def note(device_id: str) -> None:

@@ -240,6 +240,9 @@ def test_an_operator_sees_the_console_and_what_the_host_has(engine: Engine, vm: 
     assert "Linux version" in sandboxctl("console", vm[0])
     assert str(guest_image()) in "".join(sandboxctl("doctor").split()).replace("->", "")
     assert vm[0] in sandboxctl("ps", "-q")
+    explanation = sandboxctl("explain", vm[0])
+    assert "It waits for nothing" in explanation
+    assert "guest announced" in explanation and "guest configured" in explanation
 
 
 def test_a_pod_leaves_nothing_behind(engine: Engine, cri: Cri, tmp_path: Path) -> None:
