@@ -23,6 +23,7 @@ from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2_grpc as api_grp
 from proto.gen.runtime.v1 import api_pb2 as cri
 from sandboxers.controller import MAX_MESSAGE_BYTES, Controller, serve
 from tests.contract.fake_sandboxer import PID, FakeSandboxer
+from tests.unit.common.task.conftest import until
 from tests.unit.sandboxers.conftest import Daemon
 
 LIMITS = [
@@ -182,6 +183,19 @@ async def test_a_verbose_status_is_json_for_operators(engine: Engine) -> None:
     assert (info["state"], info["cgroupParent"]) == ("running", "/kube/x")
     assert info["netNamespace"] == "/run/netns/x"
     assert info["marker"].endswith("/pod/pod"), "what the type tells is in there too"
+
+
+async def test_what_is_being_done_for_a_pod_is_told_while_it_is(engine: Engine) -> None:
+    gate = engine.sandboxer.gates["start"] = asyncio.Event()
+    await engine.create()
+    start = asyncio.ensure_future(engine.start())
+    await until(lambda: engine.sandboxer.calls)
+    (operation,) = json.loads((await engine.status(verbose=True)).info["info"])["operations"]
+    assert (operation["action"], operation["error"]) == ("sandbox.start", "")
+    assert [step for step, _ in operation["steps"]] == ["sandbox.starting"]
+    gate.set()
+    await start
+    assert json.loads((await engine.status(verbose=True)).info["info"])["operations"] == []
 
 
 async def test_metrics_have_the_bare_type_that_engines_compare(engine: Engine) -> None:

@@ -18,6 +18,7 @@ from sandboxers.pod_config import PodConfig
 from tests.contract.fake_sandboxer import FakeSandbox
 from tests.unit.sandboxers.conftest import Daemon
 
+ROOT = Path(__file__).resolve().parents[4]
 SAMPLE = re.compile(r'[a-z_]+\{type="fake"(,[a-z_]+="[^"]*")*\} [0-9.e+-]+')
 
 
@@ -57,6 +58,8 @@ def test_every_line_is_a_comment_or_a_sample_with_the_type(
             assert SAMPLE.fullmatch(line), line
             assert line.startswith(names[-1]), "each sample follows the type of its family"
     assert len(names) == len(set(names)) > 15
+    described = (ROOT / "docs/observability.md").read_text()
+    assert [name for name in names if f"`{name}`" not in described] == []
 
 
 async def test_pods_and_containers_by_state(
