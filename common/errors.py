@@ -91,6 +91,18 @@ class DeadlineExceeded(SandboxdError):
     code = Code.DEADLINE_EXCEEDED
 
 
+_CLASSES: dict[int, type[SandboxdError]] = {}
+
+
+def error_of(code: int, text: str) -> SandboxdError:
+    """Return the error that a peer has reported with a status code, of the class that `status_of` had it from."""
+    if not _CLASSES:
+        _CLASSES.update(
+            (kind.code, kind) for kind in SandboxdError.__subclasses__() if kind.__module__ == __name__
+        )
+    return _CLASSES.get(code, Internal)(text)
+
+
 def status_of(error: BaseException) -> tuple[Code, str]:
     """Return the code and text with which an edge reports an error; anything foreign is INTERNAL, never a traceback."""
     if isinstance(error, SandboxdError):

@@ -7,26 +7,26 @@ import select
 import socket
 
 
-async def wait_readable(sock: socket.socket) -> None:
+async def wait_readable(file: int | socket.socket) -> None:
     """Wait until there is something to read or to accept, or the end of the connection."""
     loop = asyncio.get_running_loop()
     readable = loop.create_future()
-    loop.add_reader(sock, _set, readable)
+    loop.add_reader(file, _set, readable)
     try:
         await readable
     finally:
-        loop.remove_reader(sock)
+        loop.remove_reader(file)
 
 
-async def wait_writable(sock: socket.socket) -> None:
+async def wait_writable(file: int | socket.socket) -> None:
     """Wait until a connection stands or has failed, or there is room to write."""
     loop = asyncio.get_running_loop()
     writable = loop.create_future()
-    loop.add_writer(sock, _set, writable)
+    loop.add_writer(file, _set, writable)
     try:
         await writable
     finally:
-        loop.remove_writer(sock)
+        loop.remove_writer(file)
 
 
 def has_input(fd: int) -> bool:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from common.errors import FailedPrecondition, NotFound
+from common.errors import FailedPrecondition, NotFound, PermissionDenied, Unavailable
 from sandboxers.embedded import embedded_daemons
 from sandboxers.isolation import DaemonConfig, IsolationType, load_config
 from sandboxers.lock import LOCK_FILE
@@ -38,6 +38,22 @@ class Daemon(NamedTuple):
         finally:
             os.close(fd)
         return False
+
+    def require_reachable(self) -> None:
+        """Raise an error that says why the daemon cannot be talked to, if it is easy to tell.
+
+        :raise Unavailable: it does not run.
+        :raise PermissionDenied: it runs, but not for us.
+        """
+        try:
+            running = self.is_running()
+        except PermissionError:
+            raise PermissionDenied(f"{self.config.state_dir} may not be read: run this as root") from None
+        if not running:
+            raise Unavailable(
+                f"the daemon of {self.config_file} does not run: nobody serves {self.config.socket};"
+                f" start it with `systemctl start sandboxd@{self.type.value}`"
+            )
 
 
 def config_files(arguments: argparse.Namespace) -> list[str]:

@@ -97,8 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
     parser, _ = make_parser()
     parsed = parser.parse_args(arguments)
+    command = load_command(parsed.verb)
     try:
-        status = load_command(parsed.verb).run(parsed)
+        status = command.run(parsed)
         sys.stdout.flush()
         return status
     except (SandboxdError, OSError) as error:
@@ -107,6 +108,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _BROKEN_PIPE
         print(f"sandboxctl: {error}", file=sys.stderr)
-        return 1
+        return getattr(command, "FAILURE_STATUS", 1)
     except KeyboardInterrupt:
         return _INTERRUPTED

@@ -1,21 +1,97 @@
-"""The pods of this node, read from the records that their daemons keep: quick, and also while none runs."""
+"""The pods of this node and their containers, read from the records that their daemons keep: quick, and also while none
+runs.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from common.errors import FailedPrecondition, InvalidArgument, NotFound
-from common.records import UnreadableRecord
+from common.records import UnreadableRecord, read_record
 from sandboxctl.daemons import Daemon
-from sandboxers.records import REMOVED_PREFIX, SandboxRecord, read_sandbox
+from sandboxers.records import SandboxRecord, read_sandbox
 
 UNREADABLE = "unreadable record"
 _EARLIER_BOOT = "of an earlier boot"
+_CONTAINER_RECORDS = ("tasks/{}/container.json", "containers/{}/container.json")
+"""Where in a pod's directory the record of a container is: on the host, or in a guest."""
+_CRI = "io.kubernetes.cri."
+"""How the annotations begin in which a CRI plugin describes a container."""
 
 
 @dataclass(frozen=True, slots=True)
+class ContainerFacts:
+    """What the records of containers have in common, whatever the isolation type."""
+
+    VERSION: ClassVar[int] = 2
+
+    container_id: str
+    bundle: str
+    terminal: bool
+    stdout: str = ""
+    pid: int = 0
+    started: bool = False
+    paused: bool = False
+    exit_code: int = -1
+    exited_at_ns: int = 0
+    oom_kills: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Container:
+    """A container as it is on record."""
+
+    pod: Pod
+    record: ContainerFacts
+
+    @property
+    def id(self) -> str:
+        return self.record.container_id
+
+    @property
+    def exit_code(self) -> int | None:
+        return self.record.exit_code if self.record.exit_code >= 0 else None
+
+    @property
+    def state(self) -> str:
+        """One of "created", "running", "paused" and "exited"."""
+        if self.exit_code is not None:
+            return "exited"
+        if self.record.started:
+            return "paused" if self.record.paused else "running"
+        return "created"
+
+    @property
+    def name(self) -> str:
+        """What the engine calls it, or "" """
+        return self.annotation("container-name")
+
+    @property
+    def image(self) -> str:
+        """The name of its image, if its engine says that, or "" """
+        return self.annotation("image-name")
+
+    def annotation(self, key: str) -> str:
+        """Return what a CRI plugin says of the container, or "" """
+        return str(self.spec.get("annotations", {}).get(_CRI + key, ""))
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """The OCI specification that the engine has written, empty where it is gone."""
+        try:
+            with open(f"{self.record.bundle}/config.json", "rb") as file:
+                spec = json.load(file)
+        except (OSError, ValueError):
+            return {}
+        return spec if isinstance(spec, dict) else {}
+
+
+@dataclass(frozen=True, eq=False)
 class Pod:
     """A pod as it is on record. Without a record that can be understood, `problem` says why, and the id is the name
     of the directory."""
@@ -25,6 +101,7 @@ class Pod:
     record: SandboxRecord | None
     of_this_boot: bool = True
     problem: str = ""
+    containers: list[Container] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -44,12 +121,24 @@ class Pod:
         return self.record.state if self.of_this_boot else _EARLIER_BOOT
 
     @property
+    def exit_code(self) -> int | None:
+        return self.record.exit_code if self.record and self.record.exit_code >= 0 else None
+
+    @property
     def created_at_ns(self) -> int:
         return self.record.created_at_ns if self.record else 0
 
 
+class _Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+IdentifiedT = TypeVar("IdentifiedT", bound=_Identified)
+
+
 def list_pods(daemons: Iterable[Daemon]) -> list[Pod]:
-    """Return the pods on record, the oldest first."""
+    """Return the pods on record with their containers, the oldest first."""
     pods = [pod for daemon in daemons for pod in _pods_of(daemon)]
     return sorted(pods, key=lambda pod: (pod.created_at_ns, pod.id))
 
@@ -60,19 +149,38 @@ def find_pod(daemons: Iterable[Daemon], prefix: str) -> Pod:
     :raise NotFound: there is none.
     :raise InvalidArgument: there are several, or the prefix is empty.
     """
+    return _one_of(list_pods(daemons), "pod", prefix)
+
+
+def find_pod_or_container(daemons: Iterable[Daemon], prefix: str) -> Pod | Container:
+    """Return the pod or container whose id is, or alone begins with, `prefix`; raises like `find_pod`."""
     pods = list_pods(daemons)
-    return _one_of([pod for pod in pods if prefix and pod.id.startswith(prefix)], "pod", prefix)
+    things: list[Pod | Container] = [*pods, *(container for pod in pods for container in pod.containers)]
+    return _one_of(things, "pod or container", prefix)
 
 
-def _one_of(found: list[Pod], kind: str, prefix: str) -> Pod:
-    exact = [pod for pod in found if pod.id == prefix]
-    found = exact or found
+def find_container(daemons: Iterable[Daemon], prefix: str) -> Container:
+    """Return the container whose id begins with `prefix`, or the only container of such a pod; raises like
+    `find_pod`."""
+    found = find_pod_or_container(daemons, prefix)
+    if isinstance(found, Container):
+        return found
+    if len(found.containers) == 1:
+        return found.containers[0]
+    names = ", ".join(f"{container.id[:13]} {container.name}".rstrip() for container in found.containers)
+    if not names:
+        raise NotFound(f"pod {found.id} has no containers")
+    raise InvalidArgument(f"pod {found.id} has several containers, name one of them: {names}")
+
+
+def _one_of(things: Sequence[IdentifiedT], kind: str, prefix: str) -> IdentifiedT:
+    found = [thing for thing in things if prefix and thing.id.startswith(prefix)]
+    found = [thing for thing in found if thing.id == prefix] or found
     if not found:
         raise NotFound(f"no {kind} has an id that begins with {prefix[:100]!r}")
     if len(found) > 1:
         raise InvalidArgument(
-            f"{prefix!r} is not unique: the ids of {len(found)} {kind}s begin with it, such as {found[0].id}"
-            f" and {found[1].id}"
+            f"{prefix!r} is not unique: {len(found)} ids begin with it, such as {found[0].id} and {found[1].id}"
         )
     return found[0]
 
@@ -85,7 +193,7 @@ def _pods_of(daemon: Daemon) -> Iterator[Pod]:
         return
     for name in names:
         directory = f"{state_dir}/{name}"
-        if name.startswith((".", REMOVED_PREFIX)) or not os.path.isdir(directory):
+        if name.startswith(".") or not os.path.isdir(directory):
             continue
         try:
             found = read_sandbox(directory)
@@ -93,4 +201,20 @@ def _pods_of(daemon: Daemon) -> Iterator[Pod]:
             yield Pod(daemon, directory, None, problem=str(error))
             continue
         if found is not None:
-            yield Pod(daemon, directory, *found)
+            pod = Pod(daemon, directory, *found)
+            pod.containers.extend(_containers_of(pod))
+            yield pod
+
+
+def _containers_of(pod: Pod) -> Iterator[Container]:
+    for record in _CONTAINER_RECORDS:
+        parent, _, _ = record.partition("/")
+        try:
+            names = os.listdir(f"{pod.directory}/{parent}")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for name in sorted(names):
+            try:
+                yield Container(pod, read_record(f"{pod.directory}/{record.format(name)}", ContainerFacts)[0])
+            except (FileNotFoundError, NotADirectoryError, FailedPrecondition, UnreadableRecord):
+                continue  # `gc` tells of those that cannot be understood

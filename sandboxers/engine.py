@@ -44,15 +44,8 @@ async def list_engine(address: str, timeout_s: float, *, tasks: bool = True) -> 
 
     :raise Unavailable: it cannot be reached, or is none that can tell.
     """
-    if not address:
-        raise Unavailable("no engine is configured: 'engine.address' is empty")
-    options = [
-        ("grpc.max_receive_message_length", _MAX_LIST_BYTES),
-        # Shared ones remember for a while that an engine was away.
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
     try:
-        async with grpc.aio.insecure_channel(f"unix:{address}", options=options) as channel:
+        async with _channel(address) as channel:
             sandboxes: set[str] = set()
             running: set[str] = set()
             for metadata in await _namespaces(channel, timeout_s):
@@ -68,9 +61,43 @@ async def list_engine(address: str, timeout_s: float, *, tasks: bool = True) -> 
                     running.update(task.id or task.container_id for task in listed.tasks)
             return EngineList(frozenset(sandboxes), frozenset(running))
     except grpc.aio.AioRpcError as error:
-        raise Unavailable(
-            f"the engine at {address} does not tell what it knows: {error.code().name}: {error.details()}"
-        ) from error
+        raise _unavailable(address, error) from error
+
+
+async def find_log_path(address: str, container_id: str, timeout_s: float) -> str:
+    """Return where a CRI engine writes what a container writes, or "" if it does not know the container.
+
+    :raise Unavailable: it cannot be asked.
+    """
+    from proto.gen.runtime.v1 import service_pb2 as cri  # late: the daemon has no use for these large ones
+    from proto.gen.runtime.v1 import service_pb2_grpc as cri_grpc
+
+    try:
+        async with _channel(address) as channel:
+            service = cri_grpc.RuntimeServiceStub(channel)
+            request = cri.ContainerStatusRequest(container_id=container_id)
+            return str((await service.ContainerStatus(request, timeout=timeout_s)).status.log_path)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            return ""
+        raise _unavailable(address, error) from error
+
+
+def _channel(address: str) -> grpc.aio.Channel:
+    """Return a channel to an engine; raise Unavailable if none is configured."""
+    if not address:
+        raise Unavailable("no engine is configured: 'engine.address' is empty")
+    options = [
+        ("grpc.max_receive_message_length", _MAX_LIST_BYTES),
+        # Shared ones remember for a while that an engine was away.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    return grpc.aio.insecure_channel(f"unix:{address}", options=options)
+
+
+def _unavailable(address: str, error: grpc.aio.AioRpcError) -> Unavailable:
+    text = f"the engine at {address} does not tell what it knows: {error.code().name}: {error.details()}"
+    return Unavailable(text)
 
 
 async def _namespaces(channel: grpc.aio.Channel, timeout_s: float) -> list[tuple[tuple[str, str], ...]]:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from common.linux import _libc
 
 IN_MODIFY = 0x2
+IN_MOVED_FROM = 0x40
+IN_MOVED_TO = 0x80
 IN_CREATE = 0x100
 IN_DELETE = 0x200
 IN_DELETE_SELF = 0x400

@@ -14,8 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
-from common import errors
-from common.errors import DeadlineExceeded, Internal, SandboxdError, Unavailable
+from common.errors import DeadlineExceeded, SandboxdError, Unavailable, error_of
 from common.transport import Transport
 from common.transport.streams import receive_line
 from common.ttrpc import Client, ConnectionLost, StatusError
@@ -35,12 +34,6 @@ from vmm.protocol import (
 
 CLOCK_TOLERANCE_NS: Final = 5_000_000
 _CLOCK_ATTEMPTS = 5
-
-_CLASSES: Final[dict[int, type[SandboxdError]]] = {
-    kind.code: kind
-    for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, SandboxdError) and kind is not SandboxdError
-}
 
 Answer = TypeVar("Answer", bound=Message)
 Result = TypeVar("Result")
@@ -223,8 +216,8 @@ class GuestClient:
         except ConnectionLost as error:
             raise self._failure(f"the guest's agent is gone during {method}: {error}") from None
         except StatusError as error:
-            kind = _CLASSES.get(error.code, Internal)
-            raise kind(f"the guest's agent on {method}: {printable(error.message)}") from None
+            text = f"the guest's agent on {method}: {printable(error.message)}"
+            raise error_of(error.code, text) from None
 
     def _failure(self, text: str) -> SandboxdError:
         return self._lost or Unavailable(text)

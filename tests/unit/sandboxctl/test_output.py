@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sandboxctl.output import age, print_table, printable
+from sandboxctl.output import age, print_table, printable, size
 
 
 def test_columns_are_as_wide_as_their_widest_cell(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,3 +27,11 @@ def test_an_unknown_instant_has_no_age() -> None:
 
 def test_control_characters_of_others_do_not_reach_the_terminal() -> None:
     assert printable("a\x1b[31mb\tc\x9b") == "a?[31mb\tc?"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0B"), (999, "999B"), (1024, "1.0KiB"), (150 * 1024, "150KiB"), (5 << 40, "5.0TiB")],
+)
+def test_sizes_have_few_figures(count: int, text: str) -> None:
+    assert size(count) == text

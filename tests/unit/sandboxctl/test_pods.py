@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from common.errors import InvalidArgument, NotFound
 from common.records import write_record
 from sandboxctl.daemons import Daemon
-from sandboxctl.pods import UNREADABLE, find_pod, list_pods
+from sandboxctl.pods import UNREADABLE, ContainerFacts, find_container, find_pod, list_pods
 from sandboxers.isolation import IsolationType
 from sandboxers.records import RECORD_FILE, SandboxRecord
 from sandboxers.runc.config import RuncConfig
@@ -60,3 +61,51 @@ def test_the_beginning_of_an_id_is_enough_if_it_is_unique_on_the_node(tmp_path: 
     for unknown in "x", "":
         with pytest.raises(NotFound):
             find_pod([one, other], unknown)
+
+
+def contain(daemon: Daemon, pod_id: str, parent: str, container_id: str, **facts: bool | int) -> None:
+    directory = Path(daemon.config.state_dir, pod_id, parent, container_id)
+    directory.mkdir(parents=True)
+    record = ContainerFacts(container_id, str(directory), False, **facts)  # type: ignore[arg-type]
+    write_record(f"{directory}/container.json", record)
+    annotations = {"io.kubernetes.cri.container-name": "web", "io.kubernetes.cri.image-name": "example/web:1"}
+    (directory / "config.json").write_text(json.dumps({"annotations": annotations}))
+
+
+@pytest.mark.parametrize("parent", ["tasks", "containers"])
+def test_containers_are_found_wherever_their_type_keeps_them(tmp_path: Path, parent: str) -> None:
+    one = daemon(tmp_path / "one")
+    record(one, "pod")
+    contain(one, "pod", parent, "box", started=True)
+    container = find_container([one], "bo")
+    assert (container.name, container.image, container.state) == ("web", "example/web:1", "running")
+    assert find_container([one], "pod").id == "box"
+
+
+def test_a_pod_stands_for_its_only_container_alone(tmp_path: Path) -> None:
+    one = daemon(tmp_path / "one")
+    record(one, "pod")
+    with pytest.raises(NotFound, match="no containers"):
+        find_container([one], "pod")
+    contain(one, "pod", "tasks", "box1")
+    contain(one, "pod", "tasks", "box2")
+    with pytest.raises(InvalidArgument, match="box1 web, box2 web"):
+        find_container([one], "pod")
+
+
+@pytest.mark.parametrize(
+    ("facts", "state"),
+    [
+        ({}, "created"),
+        ({"started": True}, "running"),
+        ({"started": True, "paused": True}, "paused"),
+        ({"started": True, "exit_code": 0}, "exited"),
+    ],
+)
+def test_a_containers_state_follows_from_its_record(
+    tmp_path: Path, facts: dict[str, bool | int], state: str
+) -> None:
+    one = daemon(tmp_path / "one")
+    record(one, "pod")
+    contain(one, "pod", "tasks", "box", **facts)
+    assert find_container([one], "box").state == state

@@ -1,0 +1,234 @@
+"""Run a command in a container, with the user, environment and limits of the container's own process.
+
+What is sent to sandboxctl (SIGINT, SIGTERM, SIGHUP) goes on to the command; a second one kills it.
+
+Exit code: the command's; 128 and the signal's number if one has ended it; 125 if it could not be run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import tempfile
+from collections.abc import Coroutine
+from typing import Any
+
+from common.errors import FailedPrecondition, InvalidArgument, NotFound, SandboxdError
+from common.linux.terminal import get_window_size
+from sandboxctl.daemons import find_daemons
+from sandboxctl.pods import Container, find_container
+from sandboxctl.streams import copy, raw_terminal
+from sandboxctl.tasks import Process, tasks_of
+
+FAILURE_STATUS = 125
+
+_RUN_DIRECTORY = "/run"
+_REST_TIMEOUT_S = 2.0
+"""How long output is waited for after the end of the command: what it has left running may hold the streams."""
+_KILL_TIMEOUT_S = 10.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-i", "--interactive", action="store_true", help="pass the input on")
+    parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
+    parser.add_argument("-u", "--user", metavar="UID[:GID]", help="run it as another user, by numbers")
+    parser.add_argument("-w", "--workdir", metavar="DIR", help="run it in this directory of the container")
+    parser.add_argument(
+        "-e",
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set a variable; may be repeated",
+    )
+    parser.add_argument("container", metavar="CONTAINER", help="a container, or a pod with only one")
+    parser.add_argument(
+        "command", metavar="COMMAND", nargs=argparse.REMAINDER, help="the program and its arguments"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not command:
+        raise InvalidArgument("no command is given: sandboxctl exec CONTAINER COMMAND [ARGUMENT...]")
+    if arguments.as_json:
+        raise InvalidArgument("exec prints what the command prints: there is no --json")
+    if arguments.tty and arguments.interactive and not os.isatty(0):
+        raise InvalidArgument("the input is no terminal: leave -t away")
+    container = find_container(find_daemons(arguments), arguments.container)
+    if container.state != "running":
+        raise FailedPrecondition(f"container {container.id} is {container.state}")
+    spec = _process_spec(container, command, arguments)
+    return asyncio.run(_execute(container, spec, interactive=arguments.interactive))
+
+
+def _process_spec(container: Container, command: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the OCI `process` of a command, after that of the container's own."""
+    process = dict(container.spec.get("process") or {})
+    if not process:
+        raise FailedPrecondition(
+            f"container {container.id} cannot be taken as a pattern: {container.record.bundle}/config.json is gone"
+        )
+    process |= {"args": command, "terminal": arguments.tty}
+    process.pop("consoleSize", None)
+    for assignment in arguments.env:
+        if "=" not in assignment.strip("="):
+            raise InvalidArgument(f"--env {assignment}: expected NAME=VALUE")
+    process["env"] = [*process.get("env", []), *arguments.env]
+    if arguments.tty and not any(entry.startswith("TERM=") for entry in process["env"]):
+        process["env"].append(f"TERM={os.environ.get('TERM', 'xterm')}")
+    if arguments.workdir:
+        process["cwd"] = arguments.workdir
+    if arguments.user:
+        process["user"] = _user(arguments.user)
+    return process
+
+
+def _user(text: str) -> dict[str, int]:
+    uid, separator, gid = text.partition(":")
+    if not uid.isdigit() or (separator and not gid.isdigit()):
+        raise InvalidArgument(
+            f"--user {text}: expected numbers, UID or UID:GID; names are the container's own"
+        )
+    return {"uid": int(uid), "gid": int(gid or 0)}
+
+
+async def _execute(container: Container, spec: dict[str, Any], *, interactive: bool) -> int:
+    terminal = spec["terminal"]
+    async with contextlib.AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(tasks_of(container.pod))
+        fifos = _Fifos(stack, interactive=interactive, terminal=terminal)
+        process = tasks.process(container.id, f"ctl-{secrets.token_hex(6)}")
+        await process.add(spec, fifos.paths)
+        stack.push_async_callback(_forget, process)
+        reactions = _Reactions(process)
+        if terminal and interactive:
+            stack.enter_context(raw_terminal(0))
+        if terminal and os.isatty(1):
+            # Before the start: it is set as soon as the terminal exists, which may be a moment after the program does.
+            await reactions.resize()
+            reactions.follow_size()
+        await process.start()
+        fifos.discard_paths()
+        reactions.pass_signals_on()
+        outputs = [asyncio.ensure_future(copy(source, sink)) for source, sink in fifos.outputs]
+        if interactive:
+            feeding = asyncio.ensure_future(_feed(process, fifos.take_input()))
+            stack.callback(feeding.cancel)
+        status = await process.wait()
+        _, unfinished = await asyncio.wait(outputs, timeout=_REST_TIMEOUT_S)
+        for output in unfinished:
+            output.cancel()
+    return status
+
+
+class _Fifos:
+    """The three streams, as FIFOs in a directory that is gone as soon as both sides have them open."""
+
+    def __init__(self, stack: contextlib.AsyncExitStack, *, interactive: bool, terminal: bool) -> None:
+        """:param stack: what is made is undone with it."""
+        self._directory = tempfile.mkdtemp(prefix="sandboxctl-", dir=_RUN_DIRECTORY)
+        stack.callback(self.discard_paths)
+        self.paths: dict[str, str] = {}
+        self.outputs: list[tuple[int, int]] = []
+        """Pairs of what we read from the process, and where it goes."""
+        self._input = -1
+        for name, sink in ("stdout", 1), ("stderr", 2):
+            if sink == 1 or not terminal:
+                reader = self._make(stack, name, os.O_RDONLY)
+                self.outputs.append((reader, sink))
+        if interactive:
+            # For reading too: there is no reader yet that a writer could open it for.
+            self._input = self._make(None, "stdin", os.O_RDWR)
+            stack.callback(self._close_input)
+
+    def _make(self, stack: contextlib.AsyncExitStack | None, name: str, mode: int) -> int:
+        path = f"{self._directory}/{name}"
+        os.mkfifo(path, 0o600)
+        fd = os.open(path, mode | os.O_NONBLOCK | os.O_CLOEXEC)
+        if stack is not None:
+            stack.callback(os.close, fd)
+        self.paths[name] = path
+        return fd
+
+    def take_input(self) -> int:
+        """Return the write end of the process's input, whose caller closes it."""
+        fd = os.open(f"/proc/self/fd/{self._input}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._close_input()
+        return fd
+
+    def _close_input(self) -> None:
+        if self._input >= 0:
+            os.close(self._input)
+            self._input = -1
+
+    def discard_paths(self) -> None:
+        """Remove the names: who has the streams open goes on. Idempotent."""
+        for path in self.paths.values():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(self._directory)
+
+
+async def _feed(process: Process, sink: int) -> None:
+    """Pass our input on to its end."""
+    try:
+        await copy(0, sink)
+    finally:
+        os.close(sink)
+    with contextlib.suppress(SandboxdError):  # the command has ended meanwhile
+        await process.close_stdin()
+
+
+class _Reactions:
+    """What signals to us mean for a command: it may have ended whenever one comes."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._loop = asyncio.get_running_loop()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._told = False
+
+    def pass_signals_on(self) -> None:
+        """From now on, hand on what asks us to end; from the second on as SIGKILL."""
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._loop.add_signal_handler(signum, self._on_end_signal, signum)
+
+    def follow_size(self) -> None:
+        """From now on, give the command's terminal the size of ours when that changes."""
+        self._loop.add_signal_handler(signal.SIGWINCH, lambda: self._begin(self.resize()))
+
+    async def resize(self) -> None:
+        """Give the command's terminal the size of ours."""
+        with contextlib.suppress(SandboxdError, OSError):
+            await self._process.resize(*get_window_size(1))
+
+    def _on_end_signal(self, signum: int) -> None:
+        self._begin(self._kill(signum))
+
+    async def _kill(self, signum: int) -> None:
+        told, self._told = self._told, True
+        with contextlib.suppress(SandboxdError):
+            await self._process.kill(signal.SIGKILL if told else signum)
+
+    def _begin(self, call: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+
+async def _forget(process: Process) -> None:
+    """Let the daemon forget the command, which is killed if it runs."""
+    with contextlib.suppress(FailedPrecondition):
+        await process.delete()
+        return
+    with contextlib.suppress(NotFound):
+        await process.kill(signal.SIGKILL)
+    async with asyncio.timeout(_KILL_TIMEOUT_S):
+        await process.wait()
+    await process.delete()

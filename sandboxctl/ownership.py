@@ -1,0 +1,40 @@
+"""Whose a pod is: what an engine believes to run must not be ended behind its back without being meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from common.errors import FailedPrecondition, Unavailable
+from sandboxctl.pods import Container, Pod
+
+_ENGINE_TIMEOUT_S = 5.0
+
+
+async def require_unowned(things: Iterable[Pod | Container], action: str) -> None:
+    """Ask the engine of each pod or container whether it knows it; without an engine to ask nobody does.
+
+    :param action: what is about to be done, for the error.
+    :raise FailedPrecondition: an engine knows one of them, or cannot be asked.
+    """
+    from sandboxers.engine import EngineList, list_engine  # late: with --force nobody is asked
+
+    lists: dict[str, EngineList] = {}
+    for thing in things:
+        pod = thing if isinstance(thing, Pod) else thing.pod
+        kind = "pod" if isinstance(thing, Pod) else "container"
+        address = pod.daemon.config.engine.address
+        if not address:
+            continue
+        if address not in lists:
+            try:
+                lists[address] = await list_engine(address, _ENGINE_TIMEOUT_S)
+            except Unavailable as error:
+                raise FailedPrecondition(
+                    f"nobody tells whose {kind} {thing.id} is: {error}; use --force to {action} it all the same"
+                ) from None
+        engine = lists[address]
+        if thing.id in (engine.sandboxes if isinstance(thing, Pod) else engine.tasks):
+            raise FailedPrecondition(
+                f"{kind} {thing.id} belongs to the engine at {address}, which may start it anew or be confused:"
+                f" {action} it there (crictl, kubectl), or use --force"
+            )
