@@ -182,7 +182,7 @@ class Trial(Kubelet):
     def _is_daemons(self, path: str) -> bool:
         """Whether a path below /run is owned by the daemon and not by a pod."""
         ours = self.engine.ours
-        hidden = rf"/{ours.state_dir}(/\.[a-z.-]+)?"
+        hidden = rf"/{ours.state_dir}(/\.[a-z0-9.-]+)?"
         return re.fullmatch(rf"{hidden}|/{ours.socket}|/{ours.socket.parent}", path) is not None
 
 
