@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from common.cgroup.oom import OomWatch, OomWatcher, oom_kill_count
     from common.cgroup.paths import CgroupsPath, parse_cgroups_path
     from common.cgroup.processes import kill_all, pids, remove_leaf, signal_all
-    from common.cgroup.stats import read_metrics
+    from common.cgroup.stats import read_metrics, read_metrics_v1
 
 __all__ = [
     "Cgroup",
@@ -32,6 +32,7 @@ __all__ = [
     "parse_cgroups_path",
     "pids",
     "read_metrics",
+    "read_metrics_v1",
     "remove_leaf",
     "set_frozen",
     "signal_all",
@@ -52,6 +53,7 @@ _HOMES = {
     "parse_cgroups_path": "paths",
     "pids": "processes",
     "read_metrics": "stats",
+    "read_metrics_v1": "stats",
     "remove_leaf": "processes",
     "set_frozen": "freezer",
     "signal_all": "processes",

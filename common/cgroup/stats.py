@@ -7,7 +7,7 @@ Only the module of the hierarchy that is in use is loaded.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from common.cgroup.files import read_text
 from common.cgroup.locate import Cgroup
@@ -39,3 +39,13 @@ def read_metrics(cgroup: Cgroup) -> v1.Metrics | v2.Metrics:
     if read("memory.usage_in_bytes") is None and read("cpuacct.usage") is None:
         raise NotFound(f"cgroup {cgroup.path} has nothing to measure: it is gone, or the root")
     return stats_v1.metrics(read)
+
+
+def read_metrics_v1(cgroup: Cgroup) -> v1.Metrics:
+    """Measure a cgroup of whatever hierarchy for an engine that knows only v1. Raises NotFound where it is gone."""
+    metrics = read_metrics(cgroup)
+    if not cgroup.unified:
+        return cast("v1.Metrics", metrics)
+    from common.cgroup.stats_as_v1 import as_v1
+
+    return as_v1(cast("v2.Metrics", metrics))

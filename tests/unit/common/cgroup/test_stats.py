@@ -9,8 +9,10 @@ import pytest
 from common.cgroup import stats_v1, stats_v2
 from common.cgroup.files import number, read_text
 from common.cgroup.locate import UNIFIED, Hierarchies, Hierarchy
-from common.cgroup.stats import read_metrics
+from common.cgroup.stats import read_metrics, read_metrics_v1
+from common.cgroup.stats_as_v1 import as_v1
 from common.errors import NotFound
+from proto.gen.cgroups.v1.metrics_pb2 import MemoryEntry
 
 
 def keyed(pairs: str) -> str:
@@ -122,6 +124,39 @@ def test_v1_files_become_the_v1_message() -> None:
     assert entries == [("Read", 8, 0, 4096), ("Write", 8, 0, 0), ("Total", 8, 0, 4096)]
 
 
+def test_the_v2_message_is_told_as_the_v1_message() -> None:
+    message = as_v1(stats_v2.metrics(V2.get))
+    usage, throttling, memory = message.cpu.usage, message.cpu.throttling, message.memory
+    assert (usage.total, usage.user, usage.kernel) == (123456000, 100000000, 23456000)
+    assert (throttling.periods, throttling.throttled_periods, throttling.throttled_time) == (7, 2, 900000)
+    assert (memory.cache, memory.rss, memory.inactive_file, memory.pg_fault) == (2097152, 1048576, 4096, 11)
+    assert (memory.total_cache, memory.total_rss, memory.total_inactive_file) == (2097152, 1048576, 4096)
+    unlimited = 0x7FFFFFFFFFFFF000
+    assert memory.usage == MemoryEntry(usage=3145728, limit=unlimited, max=4194304, failcnt=3)
+    assert memory.swap == MemoryEntry(usage=3145728, limit=unlimited)
+    assert (message.pids.current, message.pids.limit, message.memory_oom_control.oom_kill) == (3, 100, 5)
+    bytes_, times = message.blkio.io_service_bytes_recursive, message.blkio.io_serviced_recursive
+    assert [(e.op, e.major, e.minor, e.value) for e in bytes_] == [
+        ("Read", 8, 0, 4096),
+        ("Write", 8, 0, 8192),
+        ("Total", 8, 0, 12288),
+    ]
+    assert [e.value for e in times] == [1, 2, 3]
+
+
+def test_limits_of_the_v2_message_are_told_as_a_v1_kernel_would() -> None:
+    unlimited = as_v1(stats_v2.metrics({**V2, "pids.max": "max\n"}.get))
+    assert unlimited.pids.limit == 0
+    limited = as_v1(stats_v2.metrics({**V2, "memory.max": "8388608\n"}.get)).memory
+    assert (limited.usage.limit, limited.hierarchical_memory_limit) == (8388608, 8388608)
+    assert limited.swap.limit == limited.hierarchical_swap_limit == 8388608 + 1048576
+
+
+def test_what_the_v2_message_has_not_is_not_told_in_the_v1_message_either() -> None:
+    message = as_v1(stats_v2.metrics(NOTHING.get))
+    assert not any(message.HasField(name) for name in ("pids", "memory", "memory_oom_control", "blkio"))
+
+
 def test_controllers_that_are_not_there_are_left_unset() -> None:
     v1, v2 = stats_v1.metrics(NOTHING.get), stats_v2.metrics(NOTHING.get)
     assert not any(v1.HasField(name) for name in ("pids", "cpu", "memory", "memory_oom_control"))
@@ -146,7 +181,9 @@ def test_metrics_are_read_from_the_directory_of_the_cgroup(tmp_path: Path) -> No
     for name, text in V2.items():
         (directory / name).write_text(text)
     hierarchies = Hierarchies({UNIFIED: Hierarchy(str(tmp_path), "/")})
-    assert read_metrics(hierarchies.cgroup({UNIFIED: "/pod"})) == stats_v2.metrics(V2.get)
+    cgroup = hierarchies.cgroup({UNIFIED: "/pod"})
+    assert read_metrics(cgroup) == stats_v2.metrics(V2.get)
+    assert read_metrics_v1(cgroup) == as_v1(stats_v2.metrics(V2.get))
 
 
 @pytest.mark.parametrize("path", ["/", "/gone"])
