@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import signal as signals
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from google.protobuf.message import Message
 
 from common.cgroup import (
+    Cgroup,
     Hierarchies,
     OomWatcher,
     kill_all,
@@ -43,7 +44,7 @@ from common.task.backend import (
 )
 from common.task.container import Container, Process
 from common.task.records import EXEC_RECORDS, RECORD_FILE, ExecRecord, exec_path, record_of
-from common.task.states import ContainerState, ContainerTrigger, ProcessState
+from common.task.states import DELETABLE, ContainerState, ContainerTrigger, ProcessState
 from common.task.stdio import PROCESS_GROUP, Stdio, StdioSpec
 from common.task.unmade import Unmade
 from proto.gen.containerd.events import task_pb2 as events
@@ -76,9 +77,12 @@ class _NoPrimer:
 
 
 class TaskParts:
-    """What every pod's Task service of a daemon is assembled from; one object for all pods."""
+    """What every pod's Task service of a daemon is assembled from; one object for all pods.
 
-    __slots__ = ("backend", "events", "exits", "hierarchies", "ooms", "primer", "stdio", "store")
+    `measure` returns the figures of a cgroup as the engine knows them.
+    """
+
+    __slots__ = ("backend", "events", "exits", "hierarchies", "measure", "ooms", "primer", "stdio", "store")
 
     def __init__(
         self,
@@ -90,6 +94,7 @@ class TaskParts:
         store: DescriptorStore | None = None,
         stdio: StdioFactory = Stdio,
         primer: Primer | None = None,
+        measure: Callable[[Cgroup], Message] = read_metrics,
     ) -> None:
         self.backend = backend
         self.exits = exits
@@ -99,6 +104,7 @@ class TaskParts:
         self.store: DescriptorStore = store or NoStore()
         self.stdio = stdio
         self.primer: Primer = primer or _NoPrimer()
+        self.measure = measure
 
 
 class TaskPod:
@@ -222,6 +228,14 @@ class TaskPod:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(exec_path(container.prepared.directory, process.exec_id))
         failpoint(Failpoint.EXEC_DELETED)
+
+    def forget_unlisted_execs(self, listed: Mapping[str, Collection[str]]) -> None:
+        """Take away the execs that do not run and are not among those listed, by container."""
+        for container in self.containers.values():
+            kept = listed.get(container.id, ())
+            for process in list((container.execs or {}).values()):
+                if process.exec_id not in kept and process.state in DELETABLE:
+                    self.forget_exec(container, process)
 
     async def start_exec(self, container: Container, process: Process) -> None:
         """Run a registered exec; on failure it is registered as before."""
@@ -378,7 +392,7 @@ class TaskPod:
         """
         if container.cgroup is None:
             raise NotFound(f"container {container.id} has no cgroup to measure")
-        return read_metrics(container.cgroup)
+        return self.parts.measure(container.cgroup)
 
     def save(self, container: Container, **changes: Any) -> None:
         """Write a container's record with some fields changed."""

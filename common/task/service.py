@@ -31,7 +31,7 @@ from common.task.backend import ContainerRequest
 from common.task.calls import as_operation
 from common.task.container import Container
 from common.task.pod import TaskPod
-from common.task.states import ContainerState, ProcessState, ProcessTrigger
+from common.task.states import DELETABLE, ContainerState, ProcessState, ProcessTrigger
 from common.task.stdio import StdioSpec
 from common.ttrpc import CallContext, Method
 from proto.gen.containerd.events import task_pb2 as events
@@ -167,10 +167,10 @@ class TaskService(TaskPod):
         return api.ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version="3")
 
     async def kill(self, request: api.KillRequest, context: CallContext) -> Empty:
-        """Send a signal to a process, or to all processes of a container."""
+        """Send a signal to a process, or to all processes of a container; with 0 only ask whether it lives."""
         container = self.container(request.id)
         process = container.process(request.exec_id)
-        if not 0 < request.signal <= 64:
+        if not 0 <= request.signal <= 64:
             raise InvalidArgument(f"{request.signal} is not a signal")
         try:
             everything = request.all and not request.exec_id
@@ -186,7 +186,7 @@ class TaskService(TaskPod):
         """Forget an exec, or take a container and all that was made for it away."""
         container = self.container(request.id)
         process = container.process(request.exec_id)
-        if process.state not in (ProcessState.STOPPED, ProcessState.CREATED):
+        if process.state not in DELETABLE:
             raise FailedPrecondition(f"cannot delete {process}: it is {process.state.value}; kill it first")
         if request.exec_id:
             self.forget_exec(container, process)

@@ -73,3 +73,6 @@ PROCESS_TRANSITIONS: Mapping[tuple[ProcessState, ProcessTrigger], ProcessState] 
         (ProcessState.PAUSED, ProcessTrigger.EXIT): ProcessState.STOPPED,
     }
 )
+
+DELETABLE = frozenset({ProcessState.CREATED, ProcessState.STOPPED})
+"""The states of a process of which nothing runs."""

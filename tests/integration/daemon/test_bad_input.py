@@ -327,7 +327,7 @@ async def test_starting_twice_is_refused(pod: Pod) -> None:
         await container.exec("true")
 
 
-@pytest.mark.parametrize("signum", [0, 65, 1000, 1 << 31])
+@pytest.mark.parametrize("signum", [65, 1000, 1 << 31])
 async def test_what_is_no_signal_is_refused(pod: Pod, signum: int) -> None:
     container = await pod.running()
     with refused(Code.INVALID_ARGUMENT, str(signum)):

@@ -228,10 +228,18 @@ async def test_checkpoints_are_not_offered(pod: Pod) -> None:
     await pod.refused(Code.INVALID_ARGUMENT, "Create", "checkpoint", id="c", bundle="/x", checkpoint="/y")
 
 
-@pytest.mark.parametrize("signum", [0, 65, 4_000_000])
+@pytest.mark.parametrize("signum", [65, 4_000_000])
 async def test_what_is_no_signal_is_refused(pod: Pod, signum: int) -> None:
     await pod.run("c", "sleep", "60")
     await pod.refused(Code.INVALID_ARGUMENT, "Kill", "not a signal", id="c", signal=signum)
+
+
+async def test_signal_0_tells_whether_a_process_lives(pod: Pod) -> None:
+    await pod.run("c", "sleep", "60")
+    await pod.call("Kill", id="c", signal=0)
+    await pod.call("Kill", id="c", signal=9)
+    await pod.call("Wait", id="c")
+    await pod.refused(Code.NOT_FOUND, "Kill", "finished", id="c", signal=0)
 
 
 @pytest.mark.parametrize("container_id", ["", "..", "a/b", "x" * 77])
