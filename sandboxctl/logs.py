@@ -86,7 +86,7 @@ def find_log(container: Container) -> Log:
         return Log(record.stdout.removeprefix(_FILE_SCHEME), annotated=False)
     from sandboxers.engine import find_log_path  # late: it loads gRPC
 
-    address = container.pod.daemon.config.engine.address
+    address = container.pod.daemon.config.engine.asked_at
     try:
         path = asyncio.run(find_log_path(address, container.id, _ENGINE_TIMEOUT_S))
     except Unavailable as error:

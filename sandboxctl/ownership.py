@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from common.errors import FailedPrecondition, Unavailable
 from sandboxctl.pods import Container, Pod
+from sandboxers.config import EngineKind
 
 _ENGINE_TIMEOUT_S = 5.0
 
@@ -22,7 +23,13 @@ async def require_unowned(things: Iterable[Pod | Container], action: str) -> Non
     for thing in things:
         pod = thing if isinstance(thing, Pod) else thing.pod
         kind = "pod" if isinstance(thing, Pod) else "container"
-        address = pod.daemon.config.engine.address
+        engine_config = pod.daemon.config.engine
+        if engine_config.kind is EngineKind.ISULAD:
+            raise FailedPrecondition(
+                f"{kind} {thing.id} may belong to iSulad, which cannot be asked: {action} it there (crictl, kubectl),"
+                " or use --force"
+            )
+        address = engine_config.asked_at
         if not address:
             continue
         if address not in lists:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from common.config import absolute_path, option
 from common.log import Format, Level
@@ -33,10 +34,23 @@ class LogConfig:
     format: Format = option(Format.JSON, "'json' for collectors, 'console' for people.")
 
 
+class EngineKind(StrEnum):
+    """The engines that differ in what they expect."""
+
+    CONTAINERD = "containerd"
+    ISULAD = "isulad"
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """The container engine that uses this sandboxer."""
 
+    kind: EngineKind = option(
+        EngineKind.CONTAINERD,
+        "Which engine it is. 'isulad' (2.1.6 or later): a process stands for each pod, figures are those of cgroup v1"
+        " on every host, virtual machines get their network after they have started, and no other key of this"
+        " section is read, since iSulad neither tells what it knows nor takes events.",
+    )
     address: str = option(
         "/run/containerd/containerd.sock",
         "The engine's gRPC socket, where it is asked which pods and tasks it knows: what it has forgotten is"
@@ -49,6 +63,16 @@ class EngineConfig:
         " '.ttrpc' appended). Empty: nothing is published, and pods never show the reason OOMKilled.",
         check=path_or_empty,
     )
+
+    @property
+    def asked_at(self) -> str:
+        """Where it is asked what it knows; empty if it cannot be, and then nothing is taken for forgotten."""
+        return "" if self.kind is EngineKind.ISULAD else self.address
+
+    @property
+    def told_at(self) -> str:
+        """Where events are published; empty if nobody takes them."""
+        return "" if self.kind is EngineKind.ISULAD else self.events_address
 
 
 @dataclass(frozen=True, slots=True)

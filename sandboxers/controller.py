@@ -31,6 +31,7 @@ from sandboxers.health import Health
 from sandboxers.pod_config import parse_create_request
 from sandboxers.registry import SandboxEntry, SandboxRegistry
 from sandboxers.states import SandboxState
+from sandboxers.task_list import TASKS_FIELD, parse_task_list
 
 MAX_MESSAGE_BYTES = 16 << 20
 _SERVICE = "containerd.services.sandbox.v1.Controller"
@@ -135,11 +136,8 @@ class Controller(api_grpc.ControllerServicer):
         return response
 
     @_at_the_edge
-    async def Platform(
-        self, request: api.ControllerPlatformRequest, _: Context
-    ) -> api.ControllerPlatformResponse:
-        """Tell the node's platform."""
-        self._registry.require_understood(request.sandbox_id)
+    async def Platform(self, _: api.ControllerPlatformRequest, __: Context) -> api.ControllerPlatformResponse:
+        """Tell the node's platform, whatever pod it is asked for: an engine may ask to see whether we are back."""
         response = api.ControllerPlatformResponse()
         response.platform.os = "linux"
         response.platform.architecture = architecture()
@@ -208,11 +206,17 @@ class Controller(api_grpc.ControllerServicer):
 
     @_at_the_edge
     async def Update(self, request: api.ControllerUpdateRequest, _: Context) -> api.ControllerUpdateResponse:
-        """Accept changed pod resources and labels: the cgroups that enforce them are the kubelet's and the tasks'."""
-        self._registry.entry(request.sandbox_id)
+        """Accept changed pod resources and labels: the cgroups that enforce them are the kubelet's and the tasks'.
+
+        A list of tasks tells which execs may be forgotten. Containers that are not in it stay: each gets its Delete,
+        and an engine that has lost its list would kill them all.
+        """
+        entry = self._registry.entry(request.sandbox_id)
         for field in request.fields:
             if field.split(".", 1)[0] not in ("extensions", "labels"):
                 raise InvalidArgument(f"sandbox {request.sandbox_id}: the field {field!r} cannot be updated")
+        if TASKS_FIELD in request.fields:
+            await entry.sandbox.forget_unlisted_execs(parse_task_list(request))
         return api.ControllerUpdateResponse()
 
 

@@ -100,7 +100,7 @@ async def run(config_path: str) -> None:
         garbage = Garbage(
             registry,
             config.state_dir,
-            config.engine.address,
+            config.engine.asked_at,
             config.gc.interval_s,
             config.gc.grace_s,
         )

@@ -86,7 +86,7 @@ async def find_log_path(address: str, container_id: str, timeout_s: float) -> st
 def _channel(address: str) -> grpc.aio.Channel:
     """Return a channel to an engine; raise Unavailable if none is configured."""
     if not address:
-        raise Unavailable("no engine is configured: 'engine.address' is empty")
+        raise Unavailable("no engine is configured that can be asked: see 'engine.kind' and 'engine.address'")
     options = [
         ("grpc.max_receive_message_length", _MAX_LIST_BYTES),
         # Shared ones remember for a while that an engine was away.

@@ -6,7 +6,7 @@ waiting; a sandbox owns what it makes in its directory and on the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -52,6 +52,10 @@ class Sandbox(Protocol):
         `running` tells whether the pod had not been stopped. Raises FailedPrecondition or UnreadableRecord, before
         anything is changed, if the records of a part cannot be understood.
         """
+        ...
+
+    async def forget_unlisted_execs(self, listed: Mapping[str, Collection[str]]) -> None:
+        """Forget the execs that do not run and are not among those listed, by container; bounded."""
         ...
 
     def abandoned(self) -> list[str]:

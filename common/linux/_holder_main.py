@@ -66,7 +66,7 @@ def _serve(connection: socket.socket) -> int:
     for kind in request["kinds"]:
         flags |= _CLONE_FLAGS.get(kind, 0)
     _libc.unshare(flags)
-    if request["netns_path"] and request["sysctls"]:
+    if request["netns_path"]:
         enter(request["netns_path"], _libc.CLONE_NEWNET)
     if request["hostname"] is not None:
         _libc.sethostname(request["hostname"])

@@ -38,7 +38,8 @@ class HolderRequest:
     """What to make: `kinds` out of IPC, UTS, PID and USER.
 
     USER is held whether it was joined (`userns_fd`) or made from `uid_mappings`/`gid_mappings`. Without
-    either the namespaces belong to the daemon's user namespace. `netns_path` is where sysctls of net.* go.
+    either the namespaces belong to the daemon's user namespace. `netns_path` is where
+    sysctls of net.* go, and where the init lives.
     """
 
     kinds: Collection[Kind]

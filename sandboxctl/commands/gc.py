@@ -92,7 +92,7 @@ async def _collect(daemon: Daemon, *, dry_run: bool) -> Collection:
             stack.callback(sandboxer.close)
 
         async def ask_engine() -> EngineList:
-            return await list_engines(config.engine.address, CALL_TIMEOUT_S)
+            return await list_engines(config.engine.asked_at, CALL_TIMEOUT_S)
 
         survey = Survey(config.state_dir, config.gc.grace_s, ask_engine, sandboxer)
         leftovers = await survey.find()

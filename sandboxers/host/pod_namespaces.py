@@ -2,6 +2,8 @@
 
 A new daemon finds them in the descriptor store, or in whatever runs in the pod. Where there is neither, there is
 nothing in them either, and new ones are as good. The network namespace is the engine's, by its path.
+
+An engine that wants to be told of a live process gets the init of a PID namespace that nobody else is in.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import ClassVar
 from common.linux import namespaces
 from common.linux.namespaces import Kind
 from common.linux.pidfd import is_same_process, start_time
+from common.log import get_logger
 from common.process.exits import ExitStatus, ExitWatcher
 from common.records import read_record, write_record
 from sandboxers.host.pod_init import PodInit
@@ -21,6 +24,8 @@ from sandboxers.pod_config import NamespaceMode, PodConfig
 
 RECORD_FILE = "namespaces.json"
 _OCI_NAMES = {Kind.IPC: "ipc", Kind.UTS: "uts", Kind.PID: "pid", Kind.USER: "user"}
+
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +40,24 @@ class NamespacesRecord:
 
 
 class PodNamespaces:
-    """Owns a descriptor of each namespace, and the init of a shared PID namespace."""
+    """Owns a descriptor of each namespace, and the init of a PID namespace, if there is one."""
 
-    __slots__ = ("_exits", "_held", "_init", "_on_init_death", "_pod")
+    __slots__ = ("_exits", "_held", "_init", "_needs_process", "_on_init_death", "_pod")
 
     def __init__(
-        self, pod: PodConfig, exits: ExitWatcher, on_init_death: Callable[[ExitStatus], None]
+        self,
+        pod: PodConfig,
+        exits: ExitWatcher,
+        on_init_death: Callable[[ExitStatus], None],
+        *,
+        needs_process: bool = False,
     ) -> None:
-        """:param on_init_death: called when the init dies without release(); all containers die with it."""
+        """:param on_init_death: called when the init of a shared PID namespace dies without release(); all
+            containers die with it.
+        :param needs_process: whether an init is wanted where the containers share no PID namespace, too.
+        """
         self._pod = pod
+        self._needs_process = needs_process
         self._exits = exits
         self._held: dict[Kind, int] = {}
         self._init: PodInit | None = None
@@ -51,7 +65,7 @@ class PodNamespaces:
 
     @property
     def init_pid(self) -> int:
-        """The pid of the init of a shared PID namespace, or 0."""
+        """The pid of the init, or 0."""
         return self._init.pid if self._init is not None else 0
 
     def joinable(self) -> dict[str, str | None]:
@@ -75,7 +89,7 @@ class PodNamespaces:
         pod, kinds = self._pod, self._kinds()
         hostname = pod.hostname if Kind.UTS in kinds and pod.hostname else None
         try:
-            if Kind.USER in kinds or Kind.PID in kinds:
+            if Kind.USER in kinds or Kind.PID in kinds or self._needs_process:
                 await self._hold(kinds, hostname, sysctls, directory)
             else:
                 self._held = namespaces.create(kinds, hostname, sysctls, pod.netns_path or None)
@@ -106,15 +120,16 @@ class PodNamespaces:
             record, _ = read_record(f"{directory}/{RECORD_FILE}", NamespacesRecord)
         except FileNotFoundError:
             record = NamespacesRecord({})
-        if record.init_pid:
-            if not is_same_process(record.init_pid, record.init_start_time):
-                ended = self._exits.ended(record.init_pid, record.init_start_time, init_pidfd)
-                if init_pidfd is not None:
-                    os.close(init_pidfd)
-                self._on_init_death(ended or ExitStatus(255, 0, known=False))
-                return
+        if record.init_pid and is_same_process(record.init_pid, record.init_start_time):
             self._init = PodInit(self._exits, record.init_pid, init_pidfd, self._on_death)
             pids = [record.init_pid, *pids]
+        elif record.init_pid:
+            ended = self._exits.ended(record.init_pid, record.init_start_time, init_pidfd)
+            if init_pidfd is not None:
+                os.close(init_pidfd)
+            self._on_death(ended or ExitStatus(255, 0, known=False))
+            if self._shares_pids:
+                return
         for pid in pids:
             self._hold_again(pid, record)
         if set(self._kinds()) - self._held.keys():
@@ -147,9 +162,13 @@ class PodNamespaces:
             kinds.append(Kind.IPC)
         if not pod.has_host_network:
             kinds.append(Kind.UTS)
-        if pod.pid == NamespaceMode.POD:
+        if self._shares_pids:
             kinds.append(Kind.PID)
         return kinds
+
+    @property
+    def _shares_pids(self) -> bool:
+        return self._pod.pid == NamespaceMode.POD
 
     async def _hold(
         self, kinds: list[Kind], hostname: str | None, sysctls: dict[str, str], directory: str
@@ -167,7 +186,8 @@ class PodNamespaces:
             else:
                 uids, gids = _mappings(pod.uid_mappings), _mappings(pod.gid_mappings)
         try:
-            request = HolderRequest(kinds, hostname, sysctls, netns_path, userns_fd, uids, gids)
+            wanted = {*kinds, Kind.PID} if self._needs_process else kinds
+            request = HolderRequest(wanted, hostname, sysctls, netns_path, userns_fd, uids, gids)
             held = await hold_namespaces(
                 request, self._exits, lambda made: _save(directory, made.namespaces, made.pid)
             )
@@ -175,6 +195,8 @@ class PodNamespaces:
             if userns_fd is not None:
                 os.close(userns_fd)
         self._held = held.namespaces
+        if not self._shares_pids and Kind.PID in self._held:
+            os.close(self._held.pop(Kind.PID))
         if held.pid:
             self._init = PodInit(self._exits, held.pid, held.pidfd, self._on_death)
 
@@ -192,7 +214,10 @@ class PodNamespaces:
 
     def _on_death(self, status: ExitStatus) -> None:
         self._init = None
-        self._on_init_death(status)
+        if self._shares_pids:
+            self._on_init_death(status)
+        else:
+            log.warning("sandbox.process_ended", sandbox_id=self._pod.sandbox_id, exit_code=status.code)
 
 
 def _save(directory: str, held: dict[Kind, int], init_pid: int = 0) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from common.cgroup import Hierarchies, OomWatcher
+from common.cgroup import Hierarchies, OomWatcher, read_metrics, read_metrics_v1
 from common.cgroup.primer import MigrationPrimer
 from common.linux.procs import CAP_SYS_RESOURCE, has_capability
 from common.log import get_logger
@@ -12,7 +12,7 @@ from common.process.exits import ExitWatcher
 from common.task.backend import TaskBackend
 from common.task.events import EnginePublisher, NullSink
 from common.task.pod import TaskParts
-from sandboxers.config import EngineConfig, PodConfig
+from sandboxers.config import EngineConfig, EngineKind, PodConfig
 from sandboxers.host.sandbox import HostSandbox, PodSettings
 from sandboxers.outlasting import Outlasting
 from sandboxers.pod_config import PodConfig as Pod
@@ -43,13 +43,21 @@ class HostPods:
         backend: TaskBackend,
     ) -> None:
         """:param exits: taken over, and closed with the pods."""
-        address = config.engine.events_address
+        address = config.engine.told_at
         self._events = EnginePublisher(address, _ENGINE_NAMESPACE) if address else NullSink()
         self._exits = exits
         self._ooms = OomWatcher()
         primer = MigrationPrimer(hierarchies)
+        for_isulad = config.engine.kind is EngineKind.ISULAD
         self._parts = TaskParts(
-            backend, exits, self._events, self._ooms, hierarchies, outlasting.store, primer=primer
+            backend,
+            exits,
+            self._events,
+            self._ooms,
+            hierarchies,
+            outlasting.store,
+            primer=primer,
+            measure=read_metrics_v1 if for_isulad else read_metrics,
         )
         may_raise_limits = has_capability(CAP_SYS_RESOURCE)
         if not may_raise_limits:
@@ -65,6 +73,7 @@ class HostPods:
             may_raise_limits,
             hierarchies,
             outlasting.journal,
+            for_isulad,
         )
 
     def sandbox(self, pod: Pod, directory: str, group: str) -> HostSandbox:

@@ -13,6 +13,7 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ _RECORDS: dict[str, type[Record]] = {
 
 
 class PodSettings(NamedTuple):
-    """What the configuration and the daemon say about all pods."""
+    """What the configuration and the daemon say about all pods; `needs_process`: a process stands for each."""
 
     shm_size_mib: int
     stop_timeout_s: float
@@ -61,6 +62,7 @@ class PodSettings(NamedTuple):
     may_raise_limits: bool
     hierarchies: Hierarchies
     journal: ConnectionJournal
+    needs_process: bool = False
 
 
 class HostSandbox:
@@ -91,7 +93,9 @@ class HostSandbox:
         self._settings = settings
         self._server: Server | None = None
         self._listener = -1
-        self._namespaces = PodNamespaces(pod, parts.exits, self._on_init_death)
+        self._namespaces = PodNamespaces(
+            pod, parts.exits, self._on_init_death, needs_process=settings.needs_process
+        )
         self._on_exit: SandboxExit | None = None
         self._shm = _shared_memory(pod, f"{directory}/shm", settings.shm_size_mib)
         preparer = HostPreparer(
@@ -191,6 +195,10 @@ class HostSandbox:
         assert self._server is not None
         self._settings.journal.adopt_into(self._server, path)
         return self._endpoint
+
+    async def forget_unlisted_execs(self, listed: Mapping[str, Collection[str]]) -> None:
+        """Forget the execs that do not run and are not listed."""
+        self._tasks.forget_unlisted_execs(listed)
 
     def abandoned(self) -> list[str]:
         """Return the containers that no engine seems to ask for any more."""

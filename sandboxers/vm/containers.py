@@ -113,6 +113,11 @@ class GuestProcess:
         """How it has ended, as far as the host knows."""
         return self.end.value
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and has not ended, as far as the host knows."""
+        return self.exit is None and self.record is not None and self.record.started
+
 
 class GuestContainer:
     """A container in the guest. `made` tells that the guest has it, or may have, `oom_told` that the engine has heard

@@ -11,7 +11,7 @@ import dataclasses
 import os
 import signal as signals
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
 
 from google.protobuf.empty_pb2 import Empty
@@ -42,6 +42,7 @@ from vmm.guest.client import GuestClient
 from vmm.guest.reception import GuestEvent
 
 _COLLECT_TIMEOUT_S: Final = 10.0
+_FORGET_TIMEOUT_S: Final = 2.0
 _KILL_PATIENCE_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 5.0
 _LAST_PATIENCE_S: Final = 30.0
@@ -66,6 +67,7 @@ class GuestPod:
         "pid_source",
         "preparer",
         "sandbox_id",
+        "stats_as_v1",
         "stopped",
     )
 
@@ -79,9 +81,12 @@ class GuestPod:
         store: DescriptorStore,
         pids: PidSource,
         on_frozen: Callable[[str], None],
+        *,
+        stats_as_v1: bool = False,
     ) -> None:
         """:param directory: where each container gets a directory for its records.
         :param on_frozen: told, with a reason, when a guest answers nothing in which something must be killed.
+        :param stats_as_v1: whether the engine knows the figures of cgroup v1 alone.
         """
         self.sandbox_id = sandbox_id
         self.containers: dict[str, GuestContainer] = {}
@@ -95,6 +100,7 @@ class GuestPod:
         self._store = store
         self.pid_source = pids
         self._on_frozen = on_frozen
+        self.stats_as_v1 = stats_as_v1
         self._probe: asyncio.Task[None] | None = None
 
     def container(self, container_id: str) -> GuestContainer:
@@ -389,6 +395,26 @@ class GuestPod:
             container.execs.pop(process.exec_id, None)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self._record_directory(container.id)}/{EXECS}/{process.exec_id}.json")
+
+    async def forget_unlisted_execs(self, listed: Mapping[str, Collection[str]]) -> None:
+        """Forget the execs that do not run and are not among those listed, by container, here and in the guest."""
+        unlisted = [
+            (container, process)
+            for container in self.containers.values()
+            for process in (container.execs or {}).values()
+            if process.exec_id not in listed.get(container.id, ()) and not process.runs
+        ]
+        for container, process in unlisted:
+            self.forget_exec(container, process)
+        with contextlib.suppress(TimeoutError, SandboxdError):
+            async with asyncio.timeout(_FORGET_TIMEOUT_S):
+                for container, process in unlisted:
+                    await self._delete_exec(container.id, process.exec_id)
+
+    async def _delete_exec(self, container_id: str, exec_id: str) -> None:
+        request = api.DeleteRequest(id=container_id, exec_id=exec_id)
+        with contextlib.suppress(NotFound):
+            await self._guest.call_task("Delete", request, api.DeleteResponse, _FORGET_TIMEOUT_S)
 
     @staticmethod
     def end_streams(process: GuestProcess) -> None:

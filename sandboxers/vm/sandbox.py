@@ -14,7 +14,7 @@ import dataclasses
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple
 
@@ -81,6 +81,7 @@ class VmSettings(NamedTuple):
     store: DescriptorStore
     events: EventSink
     pids: PidSource
+    for_isulad: bool = False
 
 
 class MachineTransport:
@@ -159,6 +160,7 @@ class VmSandbox:
             settings.store,
             settings.pids,
             self._condemn,
+            stats_as_v1=settings.for_isulad,
         )
 
     async def start(self, on_exit: SandboxExit) -> Endpoint:
@@ -276,6 +278,10 @@ class VmSandbox:
         if not alive and running:
             on_exit(_EXIT_CODE, ended.exited_at_ns if ended else time.time_ns())
         return self._endpoint
+
+    async def forget_unlisted_execs(self, listed: Mapping[str, Collection[str]]) -> None:
+        """Forget the execs that do not run and are not listed."""
+        await self._tasks.forget_unlisted_execs(listed)
 
     def abandoned(self) -> list[str]:
         """Return the containers of an earlier daemon that no engine seems to ask for any more."""

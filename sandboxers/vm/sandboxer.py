@@ -10,7 +10,7 @@ from common.errors import InvalidArgument, NotFound, SandboxdError
 from common.log import get_logger
 from common.process.exits import ExitWatcher
 from common.task.events import EnginePublisher, NullSink
-from sandboxers.config import EngineConfig, PodConfig
+from sandboxers.config import EngineConfig, EngineKind, PodConfig
 from sandboxers.outlasting import Outlasting
 from sandboxers.pod_config import NamespaceMode
 from sandboxers.pod_config import PodConfig as Pod
@@ -51,7 +51,7 @@ class VmSandboxer:
         self, config: VmConfig, outlasting: Outlasting, exits: ExitWatcher, hypervisor: Hypervisor
     ) -> None:
         """:param exits: taken over, and closed with the pods."""
-        address = config.engine.events_address
+        address = config.engine.told_at
         self._events = EnginePublisher(address, _ENGINE_NAMESPACE) if address else NullSink()
         self._exits = exits
         self._hypervisor = hypervisor
@@ -68,6 +68,7 @@ class VmSandboxer:
             outlasting.store,
             self._events,
             PidSource(),
+            config.engine.kind is EngineKind.ISULAD,
         )
 
     async def settle(self) -> None:

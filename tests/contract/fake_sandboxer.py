@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ class FakeSandbox:
         self.directory = directory
         self.group = group
         self.abandoned_containers: list[str] = []
+        self.listed: dict[str, set[str]] = {}
         self.on_exit: SandboxExit | None = None
         self._sandboxer = sandboxer
         self._listener: socket.socket | None = None
@@ -65,6 +66,9 @@ class FakeSandbox:
             await self._sandboxer.pass_gate("recover")
             self._listen()
             return self.endpoint
+
+    async def forget_unlisted_execs(self, listed: Mapping[str, Collection[str]]) -> None:
+        self.listed = {container_id: set(exec_ids) for container_id, exec_ids in listed.items()}
 
     def abandoned(self) -> list[str]:
         return list(self.abandoned_containers)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -103,11 +103,13 @@ class Controller:
 class Task:
     """One connection to the Task service of a pod, as an engine opens it per container."""
 
+    service = TASK
+
     def __init__(self, client: Client) -> None:
         self.client = client
 
     @classmethod
-    async def connect(cls, lab: Lab, address: str) -> Task:
+    async def connect(cls, lab: Lab, address: str) -> Self:
         path = lab.path(address.removeprefix("ttrpc+unix://"))
         # Through a descriptor: seen from here the path can be longer than a socket's may be.
         directory = os.open(path.parent, os.O_PATH)
@@ -118,7 +120,7 @@ class Task:
 
     async def __call__(self, method: str, *, timeout_s: float = CALL_TIMEOUT_S, **fields: Any) -> Any:
         request, answer = _ANSWERS[method]
-        return await self.client.call(TASK, method, request(**fields), answer, timeout_s=timeout_s)
+        return await self.client.call(self.service, method, request(**fields), answer, timeout_s=timeout_s)
 
 
 class Process:

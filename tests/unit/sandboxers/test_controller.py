@@ -211,10 +211,54 @@ async def test_metrics_have_the_bare_type_that_engines_compare(engine: Engine) -
 
 async def test_updates_that_engines_send_are_taken_and_others_refused(engine: Engine) -> None:
     await engine.run()
-    for fields in ([], ["extensions"], ["extensions.tasks", "labels"]):
+    for fields in ([], ["extensions"], ["labels"]):
         await engine.stub.Update(api.ControllerUpdateRequest(sandbox_id="pod", fields=fields))
     request = api.ControllerUpdateRequest(sandbox_id="pod", fields=["runtime"])
     await refused(engine.stub.Update(request), grpc.StatusCode.INVALID_ARGUMENT, "'runtime'")
+
+
+def update_of_tasks(text: str) -> api.ControllerUpdateRequest:
+    request = api.ControllerUpdateRequest(sandbox_id="pod", fields=["extensions.tasks"])
+    request.sandbox.extensions["tasks"].type_url = "github.com/containerd/containerd/Tasks"
+    request.sandbox.extensions["tasks"].value = text.encode()
+    return request
+
+
+@pytest.mark.parametrize(
+    ("text", "listed"),
+    [
+        ('{"tasks": []}', {}),
+        ("{}", {}),
+        ('{"tasks": [{"task_id": "a", "spec": {"new": 1}, "more": 2}]}', {"a": set()}),
+        (
+            '{"tasks": [{"task_id": "a", "processes": [{"exec_id": "x", "tty": 1}, {"exec_id": "y"}]},'
+            ' {"task_id": "b", "processes": null}], "version": 7}',
+            {"a": {"x", "y"}, "b": set()},
+        ),
+    ],
+)
+async def test_a_list_of_tasks_is_taken_whatever_else_it_says(
+    engine: Engine, text: str, listed: dict[str, set[str]]
+) -> None:
+    await engine.run()
+    await engine.stub.Update(update_of_tasks(text))
+    assert engine.sandboxer.sandboxes["pod"].listed == listed
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "[]", "7", '{"tasks": 7}', '{"tasks": ["a"]}', '{"tasks": [{}]}', "[" * 100_000]
+)
+async def test_a_list_of_tasks_that_is_none_is_refused(engine: Engine, text: str) -> None:
+    await engine.run()
+    await refused(
+        engine.stub.Update(update_of_tasks(text)), grpc.StatusCode.INVALID_ARGUMENT, "the update of"
+    )
+
+
+async def test_an_update_of_tasks_without_any_is_refused(engine: Engine) -> None:
+    await engine.run()
+    request = api.ControllerUpdateRequest(sandbox_id="pod", fields=["extensions.tasks"])
+    await refused(engine.stub.Update(request), grpc.StatusCode.INVALID_ARGUMENT, "no such extension")
 
 
 # -- errors ----------------------------------------------------------------------------------------

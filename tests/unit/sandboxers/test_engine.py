@@ -46,7 +46,7 @@ async def test_one_that_knows_no_such_service_is_unavailable(engine: FakeEngine)
 
 
 async def test_without_an_address_it_is_unavailable() -> None:
-    with pytest.raises(Unavailable, match=r"'engine\.address' is empty"):
+    with pytest.raises(Unavailable, match=r"'engine\.kind' and 'engine\.address'"):
         await list_engine("", 5)
 
 

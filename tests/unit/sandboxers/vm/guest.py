@@ -15,8 +15,8 @@ class Guest:
     def __init__(self) -> None:
         self.streams: dict[str, socket.socket] = {}
         self.ended: dict[str, int] = {}
+        self.calls: list[tuple[str, Message]] = []
         self.refuses = False
-        self.called: list[str] = []
 
     async def open_stream(self, stream_id: str, timeout_s: float) -> socket.socket:
         if self.refuses:
@@ -34,7 +34,9 @@ class Guest:
     async def call_task(
         self, method: str, request: Message, answer: type[Message], timeout_s: float
     ) -> Message:
-        self.called.append(method)
+        if self.refuses:
+            raise Unavailable("no")
+        self.calls.append((method, request))
         return answer()
 
     async def stats(self, timeout_s: float) -> None:

@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.descriptors.store import NoStore
 from common.errors import status_of
 from common.journal import ConnectionJournal
 from common.task.service import TASK_SERVICE_NAMES
 from common.ttrpc import CallContext, Client, Method, RelayServer, Server, Service, StatusCode, StatusError
+from proto.gen.cgroups.v1 import metrics_pb2 as v1
+from proto.gen.cgroups.v2 import metrics_pb2 as v2
 from proto.gen.containerd.events import task_pb2 as events
 from proto.gen.containerd.task.v3 import shim_pb2 as api
 from proto.gen.containerd.types import task_pb2 as types
@@ -43,6 +47,7 @@ class LyingAgent:
         self.asked: list[tuple[str, Message]] = []
         self.refusing = ""
         self.silent_on = ""
+        self.figures = AnyMessage(type_url="google.protobuf.Any")
         self.ended = asyncio.Event()
 
     async def answer(self, request: Message, context: CallContext) -> Message:
@@ -64,8 +69,7 @@ class LyingAgent:
         elif context.method in ("Create", "Start"):
             answer = api.CreateTaskResponse(pid=1)
         elif context.method == "Stats":
-            answer = api.StatsResponse()
-            getattr(answer, "stats").type_url = "google.protobuf.Any"  # noqa: B009 - the stub of Message has none
+            answer = api.StatsResponse(stats=self.figures)
         elif context.method == "Delete":
             answer = api.DeleteResponse(pid=1, exit_status=0x100 + 7)
             answer.exited_at.seconds = LATER
@@ -228,6 +232,42 @@ async def test_figures_of_an_unknown_kind_are_a_lie(pod: Pod, engine: Client) ->
     assert raised.value.code == StatusCode.NOT_FOUND
 
 
+async def test_an_engine_that_knows_v1_alone_gets_the_guests_figures_so(pod: Pod, engine: Client) -> None:
+    await create(pod, engine)
+    figures = v2.Metrics(cpu=v2.CPUStat(usage_usec=7))
+    pod.agent.figures = AnyMessage(type_url=figures.DESCRIPTOR.full_name, value=figures.SerializeToString())
+    told = await call(engine, "Stats", api.StatsRequest(id="one"), api.StatsResponse)
+    assert told.stats == pod.agent.figures
+    pod.tasks.stats_as_v1 = True
+    told = await call(engine, "Stats", api.StatsRequest(id="one"), api.StatsResponse)
+    assert told.stats.type_url == "io.containerd.cgroups.v1.Metrics"
+    assert v1.Metrics.FromString(told.stats.value).cpu.usage.total == 7000
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_execs_that_do_not_run_and_are_not_listed_are_forgotten_here_and_in_the_guest(
+    pod: Pod, engine: Client, refuses: bool
+) -> None:
+    await create(pod, engine)
+    for exec_id in ("ended", "listed", "running", "registered"):
+        request = api.ExecProcessRequest(id="one", exec_id=exec_id)
+        request.spec.value = b'{"args": ["true"], "cwd": "/"}'
+        await call(engine, "Exec", request)
+        if exec_id != "registered":
+            start = api.StartRequest(id="one", exec_id=exec_id)
+            await call(engine, "Start", start, api.StartResponse)
+    execs = pod.tasks.container("one").execs
+    assert execs is not None
+    for exec_id in ("ended", "listed"):
+        pod.tasks.note_exit(execs[exec_id], 0, Timestamp())
+    pod.guest.refuses = refuses
+    await pod.tasks.forget_unlisted_execs({"one": {"listed"}})
+    assert execs.keys() == {"listed", "running"}
+    assert sorted(os.listdir(f"{pod.tasks.directory}/one/execs")) == ["listed.json", "running.json"]
+    deleted = [("Delete", api.DeleteRequest(id="one", exec_id=name)) for name in ("ended", "registered")]
+    assert pod.guest.calls == ([] if refuses else deleted)
+
+
 async def test_a_create_that_the_guest_refuses_leaves_nothing(pod: Pod, engine: Client) -> None:
     pod.agent.refusing = "Create"
     with pytest.raises(StatusError, match="refused by the guest"):
@@ -360,7 +400,7 @@ async def test_a_create_that_the_engine_gives_up_is_taken_back_in_the_guest(pod:
         await until(lambda: bool(pod.agent.asked))
         creating.cancel()
     await until(lambda: pod.tasks.containers == {})
-    assert pod.guest.called == ["Kill", "Wait", "Delete"]
+    assert [method for method, _ in pod.guest.calls] == ["Kill", "Wait", "Delete"]
     assert pod.preparer.released == ["one"]
 
 
