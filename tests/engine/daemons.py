@@ -9,7 +9,7 @@ from pathlib import Path
 
 # gRPC opens and closes these as it likes, and how many callers there are is the callers' affair; the log of starts is
 # open from the first one on.
-UNSTABLE = re.compile(r"^anon_inode:\[event|^socket:|/\.starts$")
+UNSTABLE = re.compile(r"^anon_inode:\[event|^socket:|/\.starts ")
 
 
 def daemon_below(supervisor: int) -> int:
