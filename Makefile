@@ -29,13 +29,13 @@ demo-wasm: .venv/.ready-demo-wasm ## the same with WebAssembly modules, compiled
 demo-qemu: .venv/.ready-demo .venv/.ready-guest ## the same pod in a virtual machine, emulated if need be (root)
 	$(PYTHON) scripts/demo qemu
 
-# What boots virtual machines for pods is a tier of its own: emulated, it takes as long as all the rest.
+# Of what boots virtual machines for pods the most is marked as slow: emulated, it takes as long as all the rest.
 VM_TESTS := tests/vm tests/integration/agent tests/integration/vmm tests/node/test_qemu.py \
 	$(addprefix tests/engine/,test_qemu.py test_qemu_critest.py test_qemu_weather.py) \
 	$(addprefix tests/chaos/,test_qemu.py test_qemu_failpoints.py)
 
-test: .venv/.ready-test ## run every test but test-vm: linters, unit, integration, engine with critest, chaos, node (root)
-	$(PYTEST) $(addprefix --ignore=,$(VM_TESTS))
+test: .venv/.ready-test ## run every test but the slow ones of test-vm: linters, unit, integration, engine with critest, chaos, node, vm (root)
+	$(PYTEST) -m "not slow"
 
 test-unit: .venv/.ready-venv ## run what needs neither root nor programs of the system
 	$(PYTEST) tests/unit
@@ -43,7 +43,7 @@ test-unit: .venv/.ready-venv ## run what needs neither root nor programs of the 
 test-integration: .venv/.ready-test ## run what needs root and real runtimes, but no engine
 	$(PYTEST) tests/integration
 
-test-vm: .venv/.ready-test ## run what boots virtual machines for pods, emulated, and in a node with KVM (root)
+test-vm: .venv/.ready-test .venv/.ready-guest-kernel ## run what boots virtual machines for pods, emulated, and in a node with KVM (root)
 	$(PYTEST) $(VM_TESTS)
 
 test-engine: .venv/.ready-test ## run what needs a real containerd, critest included (root)

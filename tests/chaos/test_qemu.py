@@ -36,7 +36,7 @@ def counted(log: Path) -> list[int]:
     return [int(number) for number in re.findall(r" line (\d+)$", log.read_text(), re.MULTILINE)]
 
 
-@pytest.mark.parametrize("how", ["killed", "replaced"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("replaced", marks=pytest.mark.slow)])
 def test_nobody_notices_that_the_daemon_was_away(trial: Trial, logs: Path, how: str) -> None:
     cri = trial.engine.cri
     pod = pod_config(host_network=False, log_directory=str(logs))
@@ -71,6 +71,7 @@ def test_nobody_notices_that_the_daemon_was_away(trial: Trial, logs: Path, how: 
     assert trial.lost_connections() == []
 
 
+@pytest.mark.slow
 def test_input_and_output_stay_whole_though_the_daemon_was_away(trial: Trial) -> None:
     cri = trial.engine.cri
     _, container = start_vm_container(cri)
@@ -90,6 +91,7 @@ def test_input_and_output_stay_whole_though_the_daemon_was_away(trial: Trial) ->
     trial.remove_all_pods()
 
 
+@pytest.mark.slow
 def test_an_exit_while_the_daemon_is_away_is_told(trial: Trial) -> None:
     cri = trial.engine.cri
     _, container = start_vm_container(cri, "sh", "-c", "sleep 2; exit 9")
@@ -102,6 +104,7 @@ def test_an_exit_while_the_daemon_is_away_is_told(trial: Trial) -> None:
     trial.remove_all_pods()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["qemu", "vsock", "share-pod"])
 def test_a_machine_that_ends_while_the_daemon_is_away_ends_its_pod_alone(trial: Trial, role: str) -> None:
     cri = trial.engine.cri

@@ -77,6 +77,7 @@ def test_a_start_that_fails_leaves_nothing_behind(trial: Trial, before: set[str]
     trial.expect_nothing_more_than(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", START, ids=str)
 def test_a_daemon_that_dies_in_a_start_leaves_nothing_behind(
     trial: Trial, before: set[str], point: F
@@ -97,6 +98,7 @@ def pod_id(trial: Trial) -> Iterator[str]:
     trial.remove_all_pods()
 
 
+@pytest.mark.slow
 def test_a_container_that_cannot_be_made_leaves_nothing_behind(trial: Trial, pod_id: str) -> None:
     cri, pod = trial.engine.cri, pod_config(host_network=False)
     before = trial.remains()
@@ -112,6 +114,7 @@ def test_a_container_that_cannot_be_made_leaves_nothing_behind(trial: Trial, pod
         trial.expect_nothing_more_than(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", CREATE, ids=str)
 def test_a_container_is_made_though_the_daemon_dies_meanwhile(trial: Trial, pod_id: str, point: F) -> None:
     cri, pod = trial.engine.cri, pod_config(host_network=False)
@@ -124,6 +127,7 @@ def test_a_container_is_made_though_the_daemon_dies_meanwhile(trial: Trial, pod_
     assert trial.lost_connections() == []
 
 
+@pytest.mark.slow
 def test_an_exec_is_done_though_the_daemon_dies_meanwhile(trial: Trial, pod_id: str) -> None:
     cri, pod = trial.engine.cri, pod_config(host_network=False)
     container = cri.create(pod_id, container_config(), pod)
@@ -139,6 +143,7 @@ def test_an_exec_is_done_though_the_daemon_dies_meanwhile(trial: Trial, pod_id: 
     assert trial.lost_connections() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", [F.CONTAINER_EXITED, F.CONTAINER_EXIT_RECORDED, *DELETE], ids=str)
 def test_an_exit_code_is_true_though_the_daemon_dies_meanwhile(trial: Trial, pod_id: str, point: F) -> None:
     cri, pod = trial.engine.cri, pod_config(host_network=False)
@@ -152,6 +157,7 @@ def test_an_exit_code_is_true_though_the_daemon_dies_meanwhile(trial: Trial, pod
     assert trial.lost_connections() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", STOP, ids=str)
 def test_a_pod_can_be_removed_whose_stop_was_cut_short(trial: Trial, before: set[str], point: F) -> None:
     cri = trial.engine.cri

@@ -25,6 +25,7 @@ NOT_FOR_VMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_critest_passes_but_for_what_a_virtual_machine_cannot_give(vm_parts: None) -> None:
     try:

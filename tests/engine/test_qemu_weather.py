@@ -13,6 +13,8 @@ from tests.engine.namespaces import wait_until
 from tests.engine.qemu import information, machine_directory, start_vm_container
 from tests.engine.test_pods import ended, remains, shell
 
+pytestmark = pytest.mark.slow
+
 READY = pb.PodSandboxState.SANDBOX_READY
 RUNNING = pb.ContainerState.CONTAINER_RUNNING
 

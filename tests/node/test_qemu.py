@@ -10,6 +10,8 @@ from tests.node.template import Node
 from tests.vm.qemu import image
 from vmm.image.manifest import load
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
 # What these find does not depend on what executes the guest.
 LEFT_OUT = "any_step"
 
@@ -25,11 +27,9 @@ def node_with_engine(node: Node) -> None:
     node.bring_engine([image(), load(guest_image())])
 
 
-@pytest.mark.timeout(1800)
 def test_machines_run_under_kvm_with_vsock_by_the_kernel(node_with_engine: None, inside: Inside) -> None:
     assert inside("tests/node/inside/test_qemu.py", "-k", f"not {LEFT_OUT}") > 25
 
 
-@pytest.mark.timeout(1800)
 def test_pods_start_under_kvm(node_with_engine: None, inside: Inside) -> None:
     assert inside(PODS, "-k", ABOUT_MACHINES, in_root_cgroup=True) >= 7

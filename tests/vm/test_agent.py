@@ -32,7 +32,11 @@ BOOT_TIMEOUT_S = 120.0
 MAC = "52:54:00:12:34:56"
 GATEWAY_MAC = "52:54:00:00:00:01"
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
 
 
 class MachineGuest(Guest):

@@ -84,6 +84,7 @@ async def test_a_guest_with_the_agent_announces_itself(image: GuestImage, machin
     assert 0 < announcement.exec_ns < announcement.ready_ns
 
 
+@pytest.mark.slow
 @pytest.mark.may_skip("a kernel that takes minutes to compile is not compiled for this")
 async def test_a_guest_without_kernel_modules_does_as_well(machine: VirtualMachine) -> None:
     if not MONOLITHIC.exists():
@@ -125,6 +126,7 @@ def test_there_are_no_sources_and_no_modules_beside_those_of_the_manifest(
     assert not list(root.rglob("*.py"))
 
 
+@pytest.mark.slow
 def test_the_same_ingredients_give_the_same_image(image: GuestImage, tmp_path: Path) -> None:
     (tmp_path / "downloads").symlink_to(DIRECTORY / "downloads")
 

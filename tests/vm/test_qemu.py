@@ -27,6 +27,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 class TestQemuUnderTcg(HypervisorContract):
     """Emulated."""
 
