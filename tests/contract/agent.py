@@ -253,14 +253,14 @@ class Container:
 
     async def read(self, name: str, size: int) -> bytes:
         """Read so many bytes of an output."""
-        data = b""
+        data = bytearray()
         async with asyncio.timeout(TIMEOUT_S):
             while len(data) < size:
                 await wait_readable(self.streams[name])
                 chunk = self.streams[name].recv(min(65536, size - len(data)))
                 assert chunk, f"{name} ended after {len(data)} of {size} bytes"
                 data += chunk
-        return data
+        return bytes(data)
 
     async def read_all(self, name: str) -> bytes:
         """Read an output up to the end that the guest tells."""
