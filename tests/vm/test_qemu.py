@@ -14,10 +14,12 @@ from common.process.exits import ExitWatcher
 from tests.contract.hypervisor import Driver, HypervisorContract
 from tests.vm import qemu
 from vmm.hypervisors.hypervisor import Accelerator
+from vmm.hypervisors.machine import Place
 from vmm.hypervisors.processes import DriverParts
 from vmm.hypervisors.qemu.backends import Equipment
 from vmm.hypervisors.qemu.kvm_probe import probe_kvm
 from vmm.hypervisors.qemu.prerequisites import Programs
+from vmm.hypervisors.qemu.virtual_machine import QemuMachine
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -68,6 +70,21 @@ class TestTheProbe:
         (tmp_path / "kernel").write_bytes(b"no kernel" * 1000)
         found = await probe_kvm(equipment, "1.0", str(tmp_path / "kernel"), str(tmp_path), parts)
         assert "ended with code 1" in found.reason
+
+    async def test_the_guest_of_a_daemon_that_died_while_it_found_out_is_ended(
+        self, parts: DriverParts, equipment: Equipment, tmp_path: Path
+    ) -> None:
+        left = tmp_path / ".kvm-probe"
+        left.mkdir(mode=0o700)
+        died = QemuMachine(equipment, Place(str(left)), parts)
+        await died.start(qemu.boot_config(), (), lambda _exit: None)
+        pid = died.pids()["qemu"]
+        died.close()
+        found = await probe_kvm(equipment, "1.0", qemu.boot_config().kernel, str(tmp_path), parts)
+        assert found.reason == ""
+        assert [path.name for path in tmp_path.iterdir()] == ["kvm-probe.json"]
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
     async def test_a_host_is_reported_with_what_it_decided_for(self, tmp_path: Path) -> None:
         exits = ExitWatcher()

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import shutil
-import tempfile
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,6 +32,9 @@ LIMIT_S = 30.0
 """Nested KVM takes 9 s on a slow host; where it does not work at all, most guests die sooner."""
 
 _FILE = "kvm-probe.json"
+# Not a pod's: their directories have no names that begin with a dot.
+_DIRECTORY = ".kvm-probe"
+_PAUSE_S = 0.1
 _MEMORY_MIB = 128
 
 # reboot(LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_RESTART)
@@ -64,19 +69,45 @@ async def probe_kvm(
     `equipment` is with the accelerator that is to be tried.
     """
     path = f"{cache_dir}/{_FILE}"
-    with contextlib.suppress(FileNotFoundError, SandboxdError):
-        known, is_of_this_boot = read_record(path, KvmProbe)
-        if is_of_this_boot and (known.qemu, known.kernel) == (version, kernel):
+    if (known := _read(path, version, kernel)) is not None:
+        return known
+    async with _alone(cache_dir):
+        if (known := _read(path, version, kernel)) is not None:
             return known
-    reason = await _boot(equipment, kernel, cache_dir, parts)
-    found = KvmProbe(version, kernel, reason)
-    write_record(path, found)
+        reason = await _boot(equipment, kernel, f"{cache_dir}/{_DIRECTORY}", parts)
+        found = KvmProbe(version, kernel, reason)
+        write_record(path, found)
     log.info("kvm.probed", works=not reason, reason=reason, qemu=version)
     return found
 
 
-async def _boot(equipment: Equipment, kernel: str, cache_dir: str, parts: DriverParts) -> str:
-    directory = tempfile.mkdtemp(prefix="kvm-probe-", dir=cache_dir)
+def _read(path: str, version: str, kernel: str) -> KvmProbe | None:
+    with contextlib.suppress(FileNotFoundError, SandboxdError):
+        known, is_of_this_boot = read_record(path, KvmProbe)
+        if is_of_this_boot and (known.qemu, known.kernel) == (version, kernel):
+            return known
+    return None
+
+
+@contextlib.asynccontextmanager
+async def _alone(directory: str) -> AsyncIterator[None]:
+    """Be the only process that finds out: an operator may ask what a host has while a daemon starts."""
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(_PAUSE_S)
+        yield
+    finally:
+        os.close(lock)
+
+
+async def _boot(equipment: Equipment, kernel: str, directory: str, parts: DriverParts) -> str:
+    await _clear(equipment, directory, parts)
+    os.mkdir(directory, 0o700)
     machine = QemuMachine(equipment, Place(directory), parts)
     try:
         initrd = f"{directory}/initrd"
@@ -93,4 +124,14 @@ async def _boot(equipment: Equipment, kernel: str, cache_dir: str, parts: Driver
         return str(error)
     finally:
         await machine.stop(0)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _clear(equipment: Equipment, directory: str, parts: DriverParts) -> None:
+    """End the guest of a process that has died while it found out: where KVM does not work, it would run for ever."""
+    if os.path.lexists(directory):
+        machine = QemuMachine(equipment, Place(directory), parts)
+        with contextlib.suppress(SandboxdError):
+            await machine.recover(lambda _exit: None)
+            await machine.stop(0)
         shutil.rmtree(directory, ignore_errors=True)
