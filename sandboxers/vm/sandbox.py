@@ -56,7 +56,6 @@ from vmm.protocol import HOST_PORT, HOST_PORT_PARAMETER
 
 _CONFIGURE_TIMEOUT_S: Final = 30.0
 _CONNECT_TIMEOUT_S: Final = 5.0
-_SHUTDOWN_TIMEOUT_S: Final = 2.0
 _ENTROPY_BYTES: Final = 64
 _LAST_WORDS_S: Final = 1.0
 _EXIT_CODES: Final = {ExitReason.STOPPED: 0, ExitReason.GUEST_ENDED: 0}
@@ -224,9 +223,8 @@ class VmSandbox:
     async def stop(self, timeout_s: float) -> None:
         """End the machine and with it all containers; the Task service goes on answering."""
         self._tasks.stopped = True
-        if self._machine.exit is None and self._machine.pids():
-            await self._shut_down(timeout_s)
-        await self._machine.stop(0)
+        grace_s = timeout_s / 2 if await self._has_asked_to_end(timeout_s / 2) else 0.0
+        await self._machine.stop(grace_s)
         failpoint(Failpoint.SANDBOX_CONTAINERS_KILLED)
         self._end("the pod was stopped")
         if self._ports is not None:
@@ -363,16 +361,17 @@ class VmSandbox:
             source=reading.source,
         )
 
-    async def _shut_down(self, timeout_s: float) -> None:
-        """Let the guest write back what it holds of its disks; it holds nothing else that is not on the host."""
-        if not self._machine.devices() - {"vsock", SHARE_TAG} - {f"net{n}" for n in range(16)}:
-            return
+    async def _has_asked_to_end(self, timeout_s: float) -> bool:
+        """Let a guest write back what it holds of its disks, if it has any: nothing else of it is not on the host."""
+        ended = self._machine.exit is not None or not self._machine.pids()
+        if ended or not self._machine.devices() - {"vsock", SHARE_TAG} - {f"net{n}" for n in range(16)}:
+            return False
         try:
-            async with asyncio.timeout(min(_SHUTDOWN_TIMEOUT_S, timeout_s / 2)):
-                await self._guest.shutdown(_SHUTDOWN_TIMEOUT_S)
-                await self._machine.wait()
-        except (SandboxdError, TimeoutError) as error:
+            await self._guest.shutdown(timeout_s)
+        except SandboxdError as error:
             log.warning("guest.not_shut_down", sandbox_id=self._pod.sandbox_id, error=error)
+            return False
+        return True
 
     def _on_machine_exit(self, ended: GuestExit) -> None:
         """Called once when the machine has ended, for whatever reason."""

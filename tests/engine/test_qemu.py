@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,6 +184,47 @@ def test_volumes_are_the_hosts_directories_and_files(cri: Cri, vm: tuple[str, st
         )
     cri.stop_container(container)
     cri.remove_container(container)
+
+
+@pytest.fixture
+def block_device(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A block device of the host, and the file behind it."""
+    file = tmp_path / "disk"
+    file.write_bytes(b"before".ljust(4 << 20, b"."))
+    command = ["losetup", "--find", "--show", str(file)]
+    device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    yield device, file
+    subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_a_block_volume_is_the_containers_and_has_what_was_written_when_the_pod_has_stopped(
+    engine: Engine, cri: Cri, block_device: tuple[str, Path]
+) -> None:
+    device, file = block_device
+    pod = pod_config(host_network=False)
+    pod_id = cri.run_pod(pod, OURS_IN_QEMU)
+    for number in range(2):
+        # Removed with the first container, plugged in again for the second.
+        script = f"head -c 6 /dev/volume; exec 3<>/dev/volume; printf after{number} >&3; exec sleep 1000000"
+        config = container_config(["sh", "-c", script], name=f"c{number}")
+        config.devices.append(pb.Device(container_path="/dev/volume", host_path=device, permissions="rw"))
+        container = cri.create(pod_id, config, pod)
+        cri.start(container)
+        wait_until(
+            lambda: cri.exec(container, ["head", "-c", "6", "/dev/volume"]).stdout == b"after%d" % number,  # noqa: B023
+            timeout_s=10,
+            what="what the container writes",
+        )
+        if not number:
+            cri.stop_container(container, grace_s=0)
+            cri.remove_container(container)
+            assert file.read_bytes()[:6] == b"after0"
+    cri.stop_pod(pod_id)
+    assert file.read_bytes()[:6] == b"after1"
+    cri.remove_pod(pod_id)
+    log = (engine.logs / "sandboxer.log").read_text()
+    assert "guest.not_shut_down" not in log
+    assert "disk.not_detached" not in log
 
 
 def test_a_port_of_the_guest_is_reached_from_the_pods_namespace(

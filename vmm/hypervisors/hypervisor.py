@@ -142,10 +142,11 @@ class VirtualMachine(Protocol):
         ...
 
     async def stop(self, timeout_s: float) -> None:
-        """Press the power button and give the guest `timeout_s` to end, 0 for not even asking; then end it by force.
+        """Give a guest that its agent has asked to end `timeout_s` for that, 0: none; then end it by force.
 
-        Idempotent, whatever state it is in, frozen or dead; returns when no process of it is left. Raises
-        DeadlineExceeded when one survives SIGKILL.
+        No power button is pressed: nobody in a guest would hear it but its agent, which can be asked. Idempotent, in
+        whatever state, frozen or dead; returns when no process of it is left. Raises DeadlineExceeded when one survives
+        SIGKILL.
         """
         ...
 
