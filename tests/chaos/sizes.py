@@ -16,13 +16,25 @@ class Sizes:
     kill_pods: int
     exits: int
     restart_pods: int
+    vm_kills: int
+    vm_kill_pods: int
 
 
 FULL = os.environ.get("CHAOS", "") == "full"
 SIZES = (
-    Sizes(failpoint_passes=(1, 2, 3), kills=200, kill_pods=20, exits=20, restart_pods=200)
+    Sizes(
+        failpoint_passes=(1, 2, 3),
+        kills=200,
+        kill_pods=20,
+        exits=20,
+        restart_pods=200,
+        vm_kills=50,
+        vm_kill_pods=4,
+    )
     if FULL
-    else Sizes(failpoint_passes=(1,), kills=10, kill_pods=5, exits=20, restart_pods=20)
+    else Sizes(
+        failpoint_passes=(1,), kills=10, kill_pods=5, exits=20, restart_pods=20, vm_kills=6, vm_kill_pods=2
+    )
 )
 
 # Kernel features to do without: before 6.15 there is no PIDFD_GET_INFO that tells exit codes.

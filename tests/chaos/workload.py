@@ -36,7 +36,9 @@ class Pod:
     """A pod that runs. Calls answered "unavailable" are repeated; every other error is raised."""
 
     def __init__(self, kubelet: Kubelet, *, host_network: bool = True) -> None:
+        """:param host_network: whether it lives in the node's network, where its handler's pods can."""
         self.kubelet = kubelet
+        host_network = host_network and kubelet.handler.has_host_network
         self.programs = kubelet.handler.programs
         self.logs = kubelet.directory / f"logs-{next(_serial)}"
         self.config = pod_config(host_network=host_network, log_directory=str(self.logs))

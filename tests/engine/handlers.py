@@ -119,6 +119,8 @@ class Handler:
     layouts: tuple[Path, ...]
     build: tuple[str, ...] = ()
     """What scripts/build-images has to build besides."""
+    has_host_network: bool = True
+    """Whether a pod can live in the network of its node."""
 
     def __str__(self) -> str:
         return self.type
@@ -140,4 +142,4 @@ class Handler:
 
 RUNC = Handler("sandboxd", "runc", ShellScripts(), (DEMO_LAYOUT,))
 WASM = Handler("sandboxd-wasm", "wasm", Modules(), (DEMO_LAYOUT, WASM_LAYOUT), ("wasm",))
-QEMU = Handler("sandboxd-qemu", "qemu", ShellScripts(), (DEMO_LAYOUT,))
+QEMU = Handler("sandboxd-qemu", "qemu", ShellScripts(), (DEMO_LAYOUT,), has_host_network=False)
