@@ -1,6 +1,6 @@
 """A real containerd for the tests, with the sandboxer next to it, and its logs in the report of a failure."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,13 +58,16 @@ def _running(session: pytest.Session, handler: Handler) -> Iterator[Engine]:
 
 
 @contextmanager
-def _running_vms(session: pytest.Session) -> Iterator[Engine]:
+def running_vms(
+    session: pytest.Session, changes: Mapping[str, Mapping[str, object]] | None = None
+) -> Iterator[Engine]:
+    """An engine whose sandboxer runs virtual machines, with changes to its usual configuration."""
     collectors = session.stash.setdefault(EVIDENCE, [])
     with Engine() as engine:
         collectors.append(engine.evidence)
         try:
             engine.start()
-            engine.start_sandboxer(write_config(engine.directory))
+            engine.start_sandboxer(write_config(engine.directory, changes))
             yield engine
         finally:
             collectors.remove(engine.evidence)
@@ -83,7 +86,7 @@ def vm_parts(parts: None) -> None:
 @pytest.fixture(scope="module")
 def vm_engine(vm_parts: None, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine whose sandboxer runs virtual machines; the tests of a module share it."""
-    with _running_vms(request.session) as engine:
+    with running_vms(request.session) as engine:
         yield engine
 
 
