@@ -31,7 +31,7 @@ demo-qemu: .venv/.ready-demo .venv/.ready-guest ## the same pod in a virtual mac
 
 # Of what boots virtual machines for pods the most is marked as slow: emulated, it takes as long as all the rest.
 VM_TESTS := tests/vm tests/integration/agent tests/integration/vmm tests/node/test_qemu.py \
-	$(addprefix tests/engine/,test_qemu.py test_qemu_critest.py test_qemu_malice.py test_qemu_weather.py) \
+	$(addprefix tests/engine/,test_qemu.py test_qemu_critest.py test_qemu_malice.py test_qemu_prerequisites.py test_qemu_weather.py) \
 	$(addprefix tests/chaos/,test_qemu.py test_qemu_failpoints.py test_qemu_kills.py)
 
 test: .venv/.ready-test ## run every test but the slow ones of test-vm: linters, unit, integration, engine with critest, chaos, node, vm (root)

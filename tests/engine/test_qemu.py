@@ -152,6 +152,16 @@ def test_a_container_out_of_memory_says_so_and_its_neighbours_live(cri: Cri, vm:
     assert cri.container(vm[1]).state == RUNNING
 
 
+def test_a_guest_out_of_memory_loses_who_takes_it_and_nobody_else(cri: Cri, vm: tuple[str, str]) -> None:
+    # Without a limit of its own, as much as the whole machine has.
+    total = "total=$(awk '/MemTotal/ { print $2 }' /proc/meminfo)"
+    glutton = f"{total}; exec dd if=/dev/zero of=/dev/null bs=$((total - 8192))k count=1"
+    status = ended(cri, add_container(cri, vm[0], "sh", "-c", glutton, name="glutton"))
+    assert (status.exit_code, status.reason) == (137, "OOMKilled")
+    assert cri.container(vm[1]).state == RUNNING
+    assert shell(cri, vm[1], "echo alive") == "alive"
+
+
 def test_stats_tell_cpu_and_memory(cri: Cri, vm: tuple[str, str]) -> None:
     shell(cri, vm[1], "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done")
     assert cri.stats(vm[1]).cpu.usage_core_nano_seconds.value > 0
