@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 from common.errors import NotFound, Unavailable
 from sandboxctl.pods import Container
+from sandboxers.embedded import is_embedded
 
 _FILE_SCHEME = "file://"
 _ENGINE_TIMEOUT_S = 5.0
@@ -84,6 +85,10 @@ def find_log(container: Container) -> Log:
     record = container.record
     if record.stdout.startswith(_FILE_SCHEME):
         return Log(record.stdout.removeprefix(_FILE_SCHEME), annotated=False)
+    if is_embedded(container.pod.id):
+        from sandboxctl.embedded.records import load_record
+
+        return Log(load_record(container.pod.id).log_file(container.name), annotated=False)
     from sandboxers.engine import find_log_path  # late: it loads gRPC
 
     address = container.pod.daemon.config.engine.asked_at

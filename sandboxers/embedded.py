@@ -20,7 +20,12 @@ DAEMON_CONFIG_FILE: Final = "config.yaml"
 
 def embedded_pods(directory: str = EMBEDDED_DIR) -> list[str]:
     """Return the ids of the pods on record."""
-    return [name for name in _names(directory) if os.path.exists(f"{directory}/{name}/{RECORD_FILE}")]
+    return [name for name in _names(directory) if is_embedded(name, directory)]
+
+
+def is_embedded(pod_id: str, directory: str = EMBEDDED_DIR) -> bool:
+    """Tell whether a pod is on record here."""
+    return os.path.exists(f"{directory}/{pod_id}/{RECORD_FILE}")
 
 
 def embedded_containers(directory: str = EMBEDDED_DIR) -> list[str]:

@@ -14,6 +14,7 @@ from sandboxctl.daemons import find_daemons
 from sandboxctl.output import print_done
 from sandboxctl.ownership import require_unowned
 from sandboxctl.pods import Container, Pod, find_pod_or_container
+from sandboxers.embedded import is_embedded
 from sandboxers.states import SandboxState
 
 _REMOVAL_TIMEOUT_S = 60.0
@@ -50,6 +51,12 @@ def _require_ended(thing: Pod | Container) -> None:
 
 
 def _remove_pod(pod: Pod) -> None:
+    if is_embedded(pod.id):
+        from sandboxctl.embedded.engine import remove_pod
+        from sandboxctl.embedded.records import load_record
+
+        remove_pod(pod.daemon, load_record(pod.id))
+        return
     from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
     from sandboxctl.client import controller_of
 

@@ -5,7 +5,8 @@ image in it, or a directory that is a root file system, which is not written to.
 With -f a pod of several containers is run, as a file of YAML describes it.
 
 Exit codes: that of the container, or with several the first that is not 0;
-125: the pod could not be run; 0 for -d once the pod runs.
+125: the pod could not be run; 0 for -d once the pod runs; 128 + the signal
+that has interrupted the start.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
+from typing import NamedTuple
 
 from common.errors import FailedPrecondition, InvalidArgument, NotFound, SandboxdError
 from common.log import Format, Level
@@ -24,19 +26,19 @@ from sandboxctl.embedded.cni import addresses_of
 from sandboxctl.embedded.engine import (
     EmbeddedEngine,
     MakeStreams,
-    PodTasks,
     RunningContainer,
-    detached_streams,
 )
 from sandboxctl.embedded.foreground import attend, check_terminal, make_foreground_streams
 from sandboxctl.embedded.image_store import Image, ImageStore
+from sandboxctl.embedded.interruption import Interruption
 from sandboxctl.embedded.manifest import read_manifest
 from sandboxctl.embedded.plan import HOST_NETWORK, NO_NETWORK, ContainerPlan, PodPlan
 from sandboxctl.embedded.private_daemon import ensure_daemon, is_private, stop_daemon
 from sandboxctl.embedded.quantities import parse_cpus, parse_memory, parse_port, parse_volume
 from sandboxctl.embedded.records import PodRecord, list_records, locked, sweep_data
-from sandboxctl.embedded.streams import CopiedStreams, Streams
+from sandboxctl.embedded.streams import CopiedStreams, FileStreams, Streams
 from sandboxctl.output import print_json
+from sandboxctl.tasks import Tasks, tasks_of
 from sandboxers.isolation import IsolationType
 
 _NOT_RUN = 125  # as docker-run(1) and podman-run(1) have it
@@ -106,30 +108,42 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _run(plan: PodPlan, arguments: argparse.Namespace) -> int:
     watcher = ExitWatcher()
-    try:
-        store = ImageStore(watcher)
-        is_foreign = arguments.type == IsolationType.WASM
-        images = {c.image: await store.get(c.image, foreign=is_foreign) for c in plan.all_containers}
-        engine, record = await _register(plan, images, arguments, watcher)
+    with Interruption() as interruption:
         try:
-            record = await engine.start_pod(plan, record)
-            async with engine.tasks(record.pod_id) as tasks:
-                code = await _run_containers(engine, tasks, plan, record, images, arguments, watcher)
-            if not arguments.detach and not arguments.rm:
-                await engine.stop(record)
-        except BaseException as error:
-            try:
-                await engine.remove(record)
-            except (SandboxdError, OSError) as failure:
-                raise FailedPrecondition(
-                    f"{error}; what is left of it cannot be removed: {failure}"
-                ) from error
-            raise
-        if arguments.rm:
+            return await _run_pod(plan, arguments, watcher, interruption)
+        except asyncio.CancelledError:
+            return 128 + interruption.signum
+        finally:
+            watcher.close()
+
+
+async def _run_pod(
+    plan: PodPlan, arguments: argparse.Namespace, watcher: ExitWatcher, interruption: Interruption
+) -> int:
+    store = ImageStore(watcher)
+    is_foreign = arguments.type == IsolationType.WASM
+    images = {c.image: await store.get(c.image, foreign=is_foreign) for c in plan.all_containers}
+    engine, record = await _register(plan, images, arguments, watcher)
+    try:
+        record = await engine.start_pod(plan, record)
+        async with tasks_of(engine.pod(record)) as tasks:
+            pod = _StartedPod(plan, record, images, engine, tasks)
+            if arguments.detach:
+                await _start_detached(pod, arguments, watcher, interruption)
+                return 0
+            code = await _run_in_foreground(pod, interruption)
+        if not arguments.rm:
+            await engine.stop(record)
+    except BaseException as error:
+        interruption.ignore()
+        try:
             await engine.remove(record)
-        return code
-    finally:
-        watcher.close()
+        except (SandboxdError, OSError) as failure:
+            raise FailedPrecondition(f"{error}; what is left of it cannot be removed: {failure}") from error
+        raise
+    if arguments.rm:
+        await engine.remove(record)
+    return code
 
 
 async def _register(
@@ -165,48 +179,65 @@ def _configured_daemon(arguments: argparse.Namespace) -> Daemon | None:
     return next(iter(sorted(fitting, key=lambda daemon: not daemon.is_running())), None)
 
 
-async def _run_containers(
-    engine: EmbeddedEngine,
-    tasks: PodTasks,
-    plan: PodPlan,
-    record: PodRecord,
-    images: dict[str, Image],
-    arguments: argparse.Namespace,
-    watcher: ExitWatcher,
-) -> int:
-    label = len(plan.all_containers) > 1
+class _StartedPod(NamedTuple):
+    """A pod whose containers are to be started."""
 
-    def in_foreground(record: PodRecord, container: ContainerPlan, directory: str) -> Streams:
-        return make_foreground_streams(record, container, directory, container.name if label else "")
+    plan: PodPlan
+    record: PodRecord
+    images: dict[str, Image]
+    engine: EmbeddedEngine
+    tasks: Tasks
 
-    def copied(record: PodRecord, container: ContainerPlan, directory: str) -> Streams:
-        return CopiedStreams(directory, record.log_file(container.name), watcher)
-
-    make_streams: MakeStreams = in_foreground
-    if arguments.detach:
-        # What runs in a guest cannot write to a file of this machine.
-        make_streams = copied if arguments.type == IsolationType.QEMU else detached_streams
-
-    async def start(container: ContainerPlan) -> RunningContainer:
-        return await engine.start_container(
-            tasks, plan, container, record, images[container.image], make_streams
+    async def start(self, container: ContainerPlan, make_streams: MakeStreams) -> RunningContainer:
+        """Start one of its containers."""
+        image = self.images[container.image]
+        return await self.engine.start_container(
+            self.tasks, self.plan, container, self.record, image, make_streams
         )
 
-    for container in plan.init_containers:
-        code = await attend(tasks, [await start(container)], plan.stop_timeout_s)
-        if code:
-            raise FailedPrecondition(
-                f"the init container {container.name} has failed with exit code {code}, so the pod was not started"
-            )
-    async with AsyncExitStack() as undo:
+    async def run_init_containers(self, make_streams: MakeStreams, interruption: Interruption) -> None:
+        """Run them one after the other. Raises FailedPrecondition for one that fails."""
+        for container in self.plan.init_containers:
+            interruption.postpone()
+            running = [await self.start(container, make_streams)]
+            code = await attend(self.tasks, running, self.plan.stop_timeout_s, interruption)
+            if code:
+                raise FailedPrecondition(
+                    f"the init container {container.name} has failed with exit code {code}, so the pod was not"
+                    " started"
+                )
+
+
+async def _run_in_foreground(pod: _StartedPod, interruption: Interruption) -> int:
+    is_labelled = len(pod.plan.all_containers) > 1
+
+    def make_streams(record: PodRecord, container: ContainerPlan, directory: str) -> Streams:
+        return make_foreground_streams(record, container, directory, container.name if is_labelled else "")
+
+    await pod.run_init_containers(make_streams, interruption)
+    interruption.postpone()
+    with ExitStack() as undo:
         running = []
-        for container in plan.containers:
-            running.append(await start(container))
+        for container in pod.plan.containers:
+            running.append(await pod.start(container, make_streams))
             undo.callback(running[-1].streams.close)
-        if not arguments.detach:
-            return await attend(tasks, running, plan.stop_timeout_s)
-    _tell(record, as_json=arguments.as_json)
-    return 0
+        return await attend(pod.tasks, running, pod.plan.stop_timeout_s, interruption)
+
+
+async def _start_detached(
+    pod: _StartedPod, arguments: argparse.Namespace, watcher: ExitWatcher, interruption: Interruption
+) -> None:
+    def make_streams(record: PodRecord, container: ContainerPlan, directory: str) -> Streams:
+        log_file = record.log_file(container.name)
+        # What runs in a guest cannot write to a file of this machine.
+        if arguments.type == IsolationType.QEMU:
+            return CopiedStreams(directory, log_file, watcher)
+        return FileStreams(log_file)
+
+    await pod.run_init_containers(make_streams, interruption)
+    for container in pod.plan.containers:
+        (await pod.start(container, make_streams)).streams.close()
+    _tell(pod.record, as_json=arguments.as_json)
 
 
 def _tell(record: PodRecord, *, as_json: bool) -> None:

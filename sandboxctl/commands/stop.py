@@ -15,6 +15,7 @@ from sandboxctl.daemons import find_daemons
 from sandboxctl.output import print_done
 from sandboxctl.ownership import require_unowned
 from sandboxctl.pods import Container, Pod, find_pod_or_container
+from sandboxers.embedded import is_embedded
 
 _DEFAULT_TIMEOUT_S = 10
 _KILL_TIMEOUT_S = 10.0
@@ -66,6 +67,12 @@ def _signal(name: str) -> int:
 
 
 def _stop_pod(pod: Pod, timeout_s: int) -> None:
+    if is_embedded(pod.id):
+        from sandboxctl.embedded.engine import stop_pod
+        from sandboxctl.embedded.records import load_record
+
+        stop_pod(pod.daemon, load_record(pod.id), timeout_s)
+        return
     from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
     from sandboxctl.client import controller_of
 

@@ -13,21 +13,18 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from common.cgroup import Hierarchies, make_cgroup, remove_leaf
-from common.errors import FailedPrecondition, SandboxdError, Unavailable
+from common.errors import FailedPrecondition, NotFound, SandboxdError
 from common.identifiers import check_identifier
 from common.oci.bundle import write_spec
 from common.process.exits import ExitWatcher
-from common.ttrpc import Client, ConnectionLost, StatusError
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as controller
 from proto.gen.containerd.task.v3 import shim_pb2 as task
 from proto.gen.containerd.types.mount_pb2 import Mount
@@ -50,15 +47,13 @@ from sandboxctl.embedded.records import (
     remove_record,
 )
 from sandboxctl.embedded.spec import Placement, build_spec
-from sandboxctl.embedded.streams import FileStreams, Streams
+from sandboxctl.embedded.streams import Streams
+from sandboxctl.pods import Pod, find_pod
+from sandboxctl.tasks import Tasks, tasks_of
 from sandboxers.isolation import IsolationType
 
-_TASK_SERVICE = "containerd.task.v3.Task"
-_ADDRESS_SCHEME = "ttrpc+unix://"
-_CONNECT_TIMEOUT_S = 10.0
-_TASK_TIMEOUT_S = 120.0
+_MAKING_TIMEOUT_S = 120.0
 _CONTROLLER_TIMEOUT_S = 180.0
-_KILL_TIMEOUT_S = 10.0
 _FIRST_SIGNAL = "SIGTERM"
 _HOSTS = "/etc/hosts"
 
@@ -73,34 +68,6 @@ class RunningContainer:
     plan: ContainerPlan
     record: ContainerRecord
     streams: Streams
-
-
-class PodTasks:
-    """The Task service of a pod."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    async def call(
-        self, method: str, request: Message, response: type[Any], timeout_s: float | None = _TASK_TIMEOUT_S
-    ) -> Any:
-        """Make a call. Raises SandboxdError with what the service says."""
-        try:
-            return await self._client.call(_TASK_SERVICE, method, request, response, timeout_s)
-        except StatusError as error:
-            raise FailedPrecondition(error.message) from None
-        except ConnectionLost as error:
-            raise Unavailable(f"the daemon is gone in the middle of {method}: {error}") from None
-
-    async def wait(self, container_id: str) -> int:
-        """Return the exit code of a container once it has ended."""
-        answer = await self.call("Wait", task.WaitRequest(id=container_id), task.WaitResponse, None)
-        return int(answer.exit_status)
-
-    async def kill(self, container_id: str, signum: int, *, everything: bool = False) -> None:
-        """Send a signal to a container; harmless when it has ended."""
-        with contextlib.suppress(FailedPrecondition):
-            await self.call("Kill", task.KillRequest(id=container_id, signal=signum, all=everything), Empty)
 
 
 class EmbeddedEngine:
@@ -162,7 +129,7 @@ class EmbeddedEngine:
 
     async def start_container(
         self,
-        tasks: PodTasks,
+        tasks: Tasks,
         plan: PodPlan,
         container: ContainerPlan,
         record: PodRecord,
@@ -200,25 +167,17 @@ class EmbeddedEngine:
                 stdout=names.stdout,
                 stderr=names.stderr,
             )
-            await tasks.call("Create", request, task.CreateTaskResponse)
+            await tasks.call("Create", request, task.CreateTaskResponse, _MAKING_TIMEOUT_S)
             streams.begin()
-            await tasks.call("Start", task.StartRequest(id=entry.id), task.StartResponse)
+            await tasks.call("Start", task.StartRequest(id=entry.id), task.StartResponse, _MAKING_TIMEOUT_S)
         except BaseException:
             streams.close()
             raise
         return RunningContainer(container, entry, streams)
 
-    @asynccontextmanager
-    async def tasks(self, pod_id: str) -> AsyncIterator[PodTasks]:
-        """Connect to a pod's Task service. Raises SandboxdError."""
-        status = await self._control("Status", controller.ControllerStatusRequest(sandbox_id=pod_id))
-        path = status.address.removeprefix(_ADDRESS_SCHEME)
-        async with AsyncExitStack() as stack:
-            try:
-                client = await stack.enter_async_context(await Client.connect(path, _CONNECT_TIMEOUT_S))
-            except (OSError, TimeoutError) as error:
-                raise Unavailable(f"the pod {pod_id} cannot be reached at {path}: {error}") from None
-            yield PodTasks(client)
+    def pod(self, record: PodRecord) -> Pod:
+        """Return a pod as its daemon has it on record. Raises NotFound where that has none."""
+        return find_pod([self._daemon], record.pod_id)
 
     # -- ending ------------------------------------------------------------------------------------
 
@@ -229,7 +188,7 @@ class EmbeddedEngine:
         """
         limit_s = record.stop_timeout_s if timeout_s is None else timeout_s
         with contextlib.suppress(SandboxdError):  # a pod that was never started has no Task service
-            async with self.tasks(record.pod_id) as tasks:
+            async with tasks_of(self.pod(record)) as tasks:
                 ends = (_end(tasks, container, limit_s) for container in containers_of(record))
                 await asyncio.gather(*ends, return_exceptions=True)
         await self._control("Stop", controller.ControllerStopRequest(sandbox_id=record.pod_id))
@@ -262,19 +221,38 @@ class EmbeddedEngine:
         return await asyncio.to_thread(call)
 
 
+def stop_pod(daemon: Daemon, record: PodRecord, timeout_s: float) -> None:
+    """Stop a pod from a program that has no event loop. Raises what `EmbeddedEngine.stop` does."""
+    asyncio.run(_with_engine(daemon, lambda engine: engine.stop(record, timeout_s)))
+
+
+def remove_pod(daemon: Daemon, record: PodRecord) -> None:
+    """Remove a pod from a program that has no event loop. Raises what `EmbeddedEngine.remove` does."""
+    asyncio.run(_with_engine(daemon, lambda engine: engine.remove(record)))
+
+
+async def _with_engine(daemon: Daemon, action: Callable[[EmbeddedEngine], Awaitable[None]]) -> None:
+    watcher = ExitWatcher()
+    try:
+        await action(EmbeddedEngine(daemon, watcher))
+    finally:
+        watcher.close()
+
+
 def _users(daemon: Daemon) -> list[PodRecord]:
     return [record for record in list_records() if record.config_file == daemon.config_file]
 
 
-async def _end(tasks: PodTasks, container: ContainerRecord, limit_s: float) -> None:
-    await tasks.kill(container.id, signal_number(container.stop_signal))
+async def _end(tasks: Tasks, container: ContainerRecord, limit_s: float) -> None:
+    process = tasks.process(container.id)
+    with contextlib.suppress(NotFound):  # it has ended already
+        await process.kill(signal_number(container.stop_signal))
     try:
         async with asyncio.timeout(limit_s):
-            await tasks.wait(container.id)
+            await process.wait()
     except TimeoutError:
-        await tasks.kill(container.id, signal.SIGKILL, everything=True)
-        async with asyncio.timeout(_KILL_TIMEOUT_S):
-            await tasks.wait(container.id)
+        with contextlib.suppress(NotFound):
+            await process.kill(signal.SIGKILL)
 
 
 def signal_number(name: str) -> int:
@@ -284,11 +262,6 @@ def signal_number(name: str) -> int:
     full = name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"
     number = getattr(signal, full, None)
     return int(number) if isinstance(number, signal.Signals) else int(signal.SIGTERM)
-
-
-def detached_streams(record: PodRecord, container: ContainerPlan, _: str) -> Streams:
-    """Make the streams of a container that nobody watches and that is a process of this kernel."""
-    return FileStreams(record.log_file(container.name))
 
 
 def _container_record(pod_id: str, container: ContainerPlan, image: Image) -> ContainerRecord:

@@ -7,19 +7,18 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-
-from google.protobuf.empty_pb2 import Empty
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any
 
 from common.errors import InvalidArgument, SandboxdError
 from common.linux.terminal import get_window_size
-from proto.gen.containerd.task.v3 import shim_pb2 as task
-from sandboxctl.embedded.engine import PodTasks, RunningContainer
+from sandboxctl.embedded.engine import RunningContainer
+from sandboxctl.embedded.interruption import Interruption
 from sandboxctl.embedded.plan import ContainerPlan
 from sandboxctl.embedded.records import PodRecord
 from sandboxctl.embedded.streams import ForegroundStreams, Streams
-
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+from sandboxctl.streams import raw_terminal
+from sandboxctl.tasks import Process, Tasks
 
 
 def check_terminal(containers: Sequence[ContainerPlan]) -> None:
@@ -49,25 +48,27 @@ def make_foreground_streams(
     )
 
 
-async def attend(tasks: PodTasks, containers: Sequence[RunningContainer], stop_timeout_s: float) -> int:
+async def attend(
+    tasks: Tasks, containers: Sequence[RunningContainer], stop_timeout_s: float, interruption: Interruption
+) -> int:
     """Carry streams and signals until all containers have ended; return the first exit code that is not 0, or 0.
 
     A signal goes to all of them, and whoever is left after `stop_timeout_s` is killed: the first process of a
     container may ignore what would end any other.
     """
     loop = asyncio.get_running_loop()
-    ends = [asyncio.create_task(tasks.wait(container.record.id)) for container in containers]
+    processes = [tasks.process(container.record.id) for container in containers]
+    ends = [asyncio.create_task(process.wait()) for process in processes]
     stopping: set[asyncio.Task[None]] = set()
 
     def on_signal(signum: signal.Signals) -> None:
-        stopping.add(loop.create_task(_stop(tasks, containers, signum, stop_timeout_s)))
+        stopping.add(loop.create_task(_stop(processes, signum, stop_timeout_s)))
 
     with contextlib.ExitStack() as undo:
-        for signum in _FORWARDED:
-            loop.add_signal_handler(signum, on_signal, signum)
-            undo.callback(loop.remove_signal_handler, signum)
-        for container in containers:
-            undo.enter_context(_attached(tasks, container, loop))
+        interruption.tell(on_signal)
+        undo.callback(interruption.ignore)
+        for process, container in zip(processes, containers, strict=True):
+            undo.enter_context(_attached(process, container, loop))
         try:
             codes = await asyncio.gather(*ends)
         finally:
@@ -78,38 +79,35 @@ async def attend(tasks: PodTasks, containers: Sequence[RunningContainer], stop_t
     return next((code for code in codes if code), 0)
 
 
-async def _stop(
-    tasks: PodTasks, containers: Sequence[RunningContainer], signum: signal.Signals, timeout_s: float
-) -> None:
-    for container in containers:
-        await tasks.kill(container.record.id, signum)
+async def _stop(processes: Sequence[Process], signum: signal.Signals, timeout_s: float) -> None:
+    for process in processes:
+        await _try(process.kill(signum))
     await asyncio.sleep(timeout_s)
-    for container in containers:
-        await tasks.kill(container.record.id, signal.SIGKILL, everything=True)
+    for process in processes:
+        await _try(process.kill(signal.SIGKILL))
 
 
 @contextlib.contextmanager
 def _attached(
-    tasks: PodTasks, container: RunningContainer, loop: asyncio.AbstractEventLoop
+    process: Process, container: RunningContainer, loop: asyncio.AbstractEventLoop
 ) -> Iterator[None]:
     """Give the input, and the terminal, to a container for a while."""
-    streams, container_id = container.streams, container.record.id
+    streams = container.streams
     pending: set[asyncio.Task[None]] = set()
 
-    def begin(method: str, request: task.CloseIORequest | task.ResizePtyRequest) -> None:
+    def begin(call: Coroutine[Any, Any, None]) -> None:
         # Kept, or it might be collected before it has run.
-        pending.add(loop.create_task(_try(tasks, method, request)))
+        pending.add(loop.create_task(_try(call)))
 
     def end_input() -> None:
-        loop.call_soon_threadsafe(begin, "CloseIO", task.CloseIORequest(id=container_id, stdin=True))
+        loop.call_soon_threadsafe(lambda: begin(process.close_stdin()))
 
     def resize() -> None:
-        width, height = get_window_size(sys.stdin.fileno())
-        begin("ResizePty", task.ResizePtyRequest(id=container_id, width=width, height=height))
+        begin(process.resize(*get_window_size(sys.stdin.fileno())))
 
     with contextlib.ExitStack() as undo:
         if container.plan.terminal and os.isatty(sys.stdin.fileno()):
-            undo.enter_context(_raw_terminal(sys.stdin.fileno()))
+            undo.enter_context(raw_terminal(sys.stdin.fileno()))
             loop.add_signal_handler(signal.SIGWINCH, resize)
             undo.callback(loop.remove_signal_handler, signal.SIGWINCH)
             resize()
@@ -118,20 +116,6 @@ def _attached(
         yield
 
 
-async def _try(tasks: PodTasks, method: str, request: task.CloseIORequest | task.ResizePtyRequest) -> None:
+async def _try(call: Coroutine[Any, Any, None]) -> None:
     with contextlib.suppress(SandboxdError):  # the container has ended
-        await tasks.call(method, request, Empty)
-
-
-@contextlib.contextmanager
-def _raw_terminal(fd: int) -> Iterator[None]:
-    """Let every key go to the container, also those that would end or stop this program."""
-    import termios
-    import tty
-
-    before = termios.tcgetattr(fd)
-    tty.setraw(fd)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        await call

@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -75,7 +76,7 @@ class ImageStore:
 
     async def _unpack(self, source: SourceImage, place: str) -> None:
         os.makedirs(self._directory, 0o700, exist_ok=True)
-        with _locked(f"{self._directory}/.lock"):
+        async with _locked(f"{self._directory}/.lock"):
             if os.path.exists(place):
                 return
             unpacking = f"{self._directory}/.unpacking"
@@ -116,11 +117,12 @@ def _complaint(output: bytes) -> str:
     return lines[-1].strip().lstrip("⨯•").strip()[:_LONGEST_COMPLAINT]
 
 
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def _locked(path: str) -> AsyncIterator[None]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        # In a thread: whoever has it may be in this very process.
+        await asyncio.to_thread(fcntl.flock, fd, fcntl.LOCK_EX)
         yield
     finally:
         os.close(fd)

@@ -156,6 +156,7 @@ def build_spec(
             "io.kubernetes.cri.container-type": "container",
             "io.kubernetes.cri.sandbox-id": placement.pod_id,
             "io.kubernetes.cri.container-name": container.name,
+            "io.kubernetes.cri.image-name": container.image,
         },
         "linux": linux,
     }
