@@ -1,0 +1,267 @@
+"""Pods without an engine: a real daemon, a real runtime, and nothing left when they are gone."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.linux.terminal import set_window_size
+from tests.integration.daemon.lab import IMAGE, Daemon
+from tests.integration.sandboxctl.conftest import Machine
+
+POD = f"""\
+volumes: [{{name: shared, emptyDir: {{}}}}]
+initContainers:
+  - name: first
+    image: {IMAGE}
+    command: [sh, -c, "echo prepared > /data/file"]
+    volumeMounts: &mounts [{{name: shared, mountPath: /data}}]
+containers:
+  - name: one
+    image: {IMAGE}
+    command: [sh, -c, "cat /data/file; echo one > /data/one"]
+    volumeMounts: *mounts
+  - name: two
+    image: {IMAGE}
+    command: [sh, -c, "while ! [ -e /data/one ]; do sleep 0.01; done; id -u; hostname; exit 4"]
+    securityContext: {{runAsUser: 7}}
+    volumeMounts: *mounts
+"""
+
+
+def eventually(condition: Callable[[], object], what: str, timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def test_output_and_exit_code_are_the_containers(machine: Machine) -> None:
+    assert machine.run("sh", "-c", "echo out; echo err >&2; exit 3") == (3, "out\n", "err\n")
+
+
+def test_input_is_handed_on_to_its_end(machine: Machine) -> None:
+    text = "line\n" * 50_000
+    assert machine.run("wc", "-c", options=("-i",), input=text) == (0, f"{len(text)}\n", "")
+
+
+def test_without_i_there_is_no_input(machine: Machine) -> None:
+    assert machine.run("cat", input="unheard") == (0, "", "")
+
+
+def test_a_terminal(machine: Machine) -> None:
+    ours, theirs = pty.openpty()
+    set_window_size(ours, 77, 33)
+    command = (
+        "run",
+        "--rm",
+        "-it",
+        IMAGE,
+        "--",
+        "sh",
+        "-c",
+        "read line; stty size; tty; echo got $line; exit 5",
+    )
+    process = machine.start(*command, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    # What was typed before that is dropped, as by any program that switches (termios(3), TCSAFLUSH).
+    eventually(lambda: not termios.tcgetattr(ours)[3] & termios.ICANON, "a terminal that passes every key on")
+    os.write(ours, b"hello\r")
+    assert process.wait(60) == 5
+    shown = os.read(ours, 4096).decode()
+    os.close(ours)
+    assert "33 77\r\n/dev/pts/0\r\ngot hello\r\n" in shown
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_container(machine: Machine, signum: signal.Signals) -> None:
+    script = "trap 'echo bye; exit 9' INT TERM; echo ready; while :; do sleep 0.01; done"
+    process = machine.start("run", "--rm", IMAGE, "--", "sh", "-c", script, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    # nsenter, which we started, has it as its child.
+    (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(inner), signum)
+    assert process.communicate(timeout=60)[0] == "bye\n"
+    assert process.returncode == 9
+
+
+def test_what_ignores_a_signal_is_killed(machine: Machine) -> None:
+    command = ("run", "--rm", "--stop-timeout", "0.1", IMAGE, "--", "sh", "-c", "echo ready; exec sleep 1000")
+    process = machine.start(*command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(inner), signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 137
+
+
+def test_a_detached_pod_goes_on_and_its_log_with_it(machine: Machine) -> None:
+    pod = machine.detach("sh", "-c", "echo out; echo err >&2; exec sleep 1000", options=("--name", "sleeper"))
+    eventually(lambda: machine.log(pod) == "out\nerr\n", "the log")
+    assert machine.ctl("ps")[1].splitlines()[1].split()[0] == pod
+    code, _, errors = machine.ctl("run", "--name", "sleeper", IMAGE, "--", "true")
+    assert (code, errors.count("\n")) == (125, 1)
+    assert "a pod sleeper runs already" in errors
+    machine.remove(pod)
+
+
+def test_a_detached_pod_does_not_notice_that_its_daemon_dies(machine: Machine) -> None:
+    pod = machine.detach("sh", "-c", "while :; do echo tick; sleep 0.05; done")
+    supervisors = [
+        int(pid)
+        for pid in machine.lab.processes()
+        if b"--supervise" in machine.lab.path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    inside = machine.lab.run("pgrep", "-P", str(supervisors[0])).split()
+    machine.lab.run("kill", "-KILL", inside[0])
+    eventually(lambda: machine.ctl("inspect", pod)[0] == 0, "another daemon")
+    ticks = machine.log(pod).count("tick")
+    eventually(lambda: machine.log(pod).count("tick") > ticks, "the log going on")
+    machine.remove(pod)
+
+
+def test_a_pod_that_has_ended_stays_until_it_is_removed(machine: Machine) -> None:
+    assert machine.ctl("run", "--name", "ended", IMAGE, "--", "sh", "-c", "echo bye; exit 4") == (
+        4,
+        "bye\n",
+        "",
+    )
+    row = machine.ctl("ps")[1].splitlines()[1].split()
+    assert row[2] == "stopped"
+    assert machine.log(row[0]) == "bye\n"
+    machine.remove(row[0])
+
+
+def test_volumes_limits_and_users(machine: Machine) -> None:
+    volume = machine.lab.path("/run/volume")
+    volume.mkdir(exist_ok=True)
+    (volume / "file").write_text("from here")
+    options = ("-v", "/run/volume:/in:ro", "-v", "/run/volume:/out", "--memory", "64Mi", "--cpus", "0.5")
+    script = (
+        "cat /in/file; echo; touch /in/no 2>/dev/null || echo read-only; echo there > /out/back; id -u; pwd; echo $A;"
+        " cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null"
+        " || cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max"
+    )
+    more = ("-u", "nobody", "-w", "/tmp", "-e", "A=b")
+    os.chmod(volume, 0o777)
+    code, output, errors = machine.run("sh", "-c", script, options=(*options, *more))
+    assert (code, errors) == (0, "")
+    assert output.split() == [
+        "from",
+        "here",
+        "read-only",
+        "65534",
+        "/tmp",
+        "b",
+        "67108864",
+        "50000",
+    ] or output.split()[-3:] == ["67108864", "50000", "100000"]
+    assert (volume / "back").read_text() == "there\n"
+
+
+def test_the_root_file_system_is_the_containers_own(machine: Machine) -> None:
+    for _ in range(2):
+        assert machine.run("sh", "-c", "[ ! -e /new ] && touch /new && rm /etc/passwd")[0] == 0
+    assert machine.lab.path(f"{IMAGE}/etc/passwd").exists()
+    code, _, errors = machine.run("touch", "/new", options=("--read-only",))
+    assert code == 1
+    assert "Read-only" in errors
+
+
+def test_ports_of_this_machine_lead_to_the_pod(machine: Machine) -> None:
+    pod = machine.detach(
+        "sh", "-c", "echo page > /tmp/index.html; exec httpd -f -p 80 -h /tmp", options=("-p", "8099:80")
+    )
+    ask = ("wget", "-q", "-O", "-", "http://127.0.0.1:8099/")
+    eventually(
+        lambda: (
+            subprocess.run(machine.lab.namespaces.command(ask), capture_output=True, check=False).stdout
+            == b"page\n"
+        ),
+        "the page",
+    )
+    machine.remove(pod)
+    assert "8099" not in machine.lab.run("iptables", "-t", "nat", "-S")
+
+
+def test_the_network_is_none_the_hosts_or_a_bridge(machine: Machine) -> None:
+    links = "ls /proc/sys/net/ipv4/conf"
+    assert machine.run("sh", "-c", links)[1].split() == ["all", "default", "lo"]
+    assert machine.run("sh", "-c", links, options=("--network", "bridge"))[1].split() == [
+        "all",
+        "default",
+        "eth0",
+        "lo",
+    ]
+    host = machine.lab.run("ls", "/proc/sys/net/ipv4/conf").split()
+    assert machine.run("sh", "-c", links, options=("--network", "host"))[1].split() == host
+
+
+def test_containers_of_a_manifest_share_what_the_pod_has(machine: Machine) -> None:
+    machine.lab.path("/run/pod.yaml").write_text(POD)
+    code, output, errors = machine.ctl("run", "--rm", "-f", "/run/pod.yaml")
+    assert (code, errors) == (4, "")
+    assert sorted(output.splitlines()) == ["one | prepared", "two | 7", "two | pod"]
+
+
+def test_a_failed_init_container_ends_the_pod(machine: Machine) -> None:
+    machine.lab.path("/run/pod.yaml").write_text(POD.replace("echo prepared > /data/file", "exit 6"))
+    code, output, errors = machine.ctl("run", "--rm", "-f", "/run/pod.yaml")
+    assert (code, output) == (125, "")
+    assert errors == (
+        "sandboxctl: the init container first has failed with exit code 6, so the pod was not started\n"
+    )
+
+
+def test_a_configured_daemon_is_used_where_one_runs(machine: Machine) -> None:
+    daemon = Daemon(machine.lab, "configured")
+    try:
+        import asyncio
+
+        asyncio.run(daemon.start())
+        pod = machine.ctl(
+            "--config", f"{daemon.base}/config.yaml", "run", "-d", IMAGE, "--", "sleep", "1000"
+        )[1].strip()
+        assert os.listdir(machine.lab.path("/run/sandboxd/embedded/.daemons")) == []
+        assert machine.lab.path(f"{daemon.state_dir}/{pod}").exists()
+        assert machine.ctl("--config", f"{daemon.base}/config.yaml", "rm", "--force", pod)[0] == 0
+    finally:
+        daemon.remove()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("nothing:here", "--", "true"), "there is no nothing:here"),
+        ((IMAGE,), "its image names no command"),
+        ((IMAGE, "--", "absent"), "not found"),
+        (("-u", "stranger", IMAGE, "--", "true"), "knows no user 'stranger'"),
+        (("-v", "/absent:/x", IMAGE, "--", "true"), "does not exist: /absent"),
+        (("-p", "80:80", "--network", "none", IMAGE, "--", "true"), "nothing reaches the pod"),
+        (("--network", "absent", IMAGE, "--", "true"), "there is no network 'absent'"),
+        (("--memory", "much", IMAGE, "--", "true"), "no amount of memory"),
+        (("-d", "--rm", IMAGE, "--", "true"), "exclude each other"),
+        (("-it", IMAGE, "--", "true"), "no terminal"),
+        (("-d", "-i", IMAGE, "--", "true"), "leave -i and -t out"),
+        (("-f", "/absent.yaml"), "no such file"),
+        (("--config", "/absent.yaml", IMAGE, "--", "true"), "no such file"),
+        ((), "say what to run"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_one_line(
+    machine: Machine, words: tuple[str, ...], complaint: str
+) -> None:
+    code, output, errors = machine.ctl("run", *words)
+    assert (code, output) == (125, "")
+    assert complaint in errors
+    assert errors.count("\n") == 1
