@@ -28,13 +28,14 @@ _BROKEN_PIPE = 141  # the same of SIGPIPE
 
 
 class ParagraphFormatter(argparse.HelpFormatter):
-    """Fits each paragraph of a description to the terminal, where its parent makes one of all."""
+    """Fits each paragraph of a description to the terminal, where its parent makes one of all; lists are left alone."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = text.strip().split("\n\n")
-        return "\n\n".join(
-            super(ParagraphFormatter, self)._fill_text(part, width, indent) for part in paragraphs
+        paragraphs = (
+            part if part.startswith(" ") else super(ParagraphFormatter, self)._fill_text(part, width, indent)
+            for part in text.strip().split("\n\n")
         )
+        return "\n\n".join(paragraphs)
 
 
 class VerbParser(argparse.ArgumentParser):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -40,6 +41,11 @@ def short(identifier: str) -> str:
 def printable(text: str) -> str:
     """Return a text that others have written without what could steer a terminal."""
     return "".join(c if c.isprintable() or c == "\t" else "?" for c in text)
+
+
+def terminal_columns() -> int:
+    """Return how wide text may be: as the terminal, within reason; 80 where there is none."""
+    return min(shutil.get_terminal_size((80, 24)).columns, 120)
 
 
 def age(since_ns: int) -> str:

@@ -15,13 +15,23 @@ from dataclasses import dataclass
 from common.cgroup import Hierarchies
 from common.cgroup.locate import UNIFIED
 from common.errors import SandboxdError
+from common.linux.features import Feature, allowed
 from common.linux.pidfd import exit_info
 from common.process.exits import ExitWatcher
 from common.process.spawn import CAPTURE, CLEAN_ENVIRONMENT, run, spawn
+from sandboxers.advisories import affecting, repaired_by_debian
 
 # FileDescriptorStorePreserve= of systemd.service(5).
 _SYSTEMD_THAT_PRESERVES = 254
 _SUPERVISE = "install configs/systemd/sandboxd@.service.d/supervise.conf as the README says"
+
+
+_INSTEAD = {
+    Feature.PIDFD_INFO: ((6, 15), "exit codes across a restart come from the supervisor"),
+    Feature.PIDFD_HUP: ((6, 9), "ends of others' children are looked for once more"),
+    Feature.CGROUP_KILL: ((5, 14), "processes of a cgroup are killed one by one"),
+}
+"""Since when a feature is there, and what is done without it."""
 
 
 class Severity(enum.StrEnum):
@@ -77,11 +87,57 @@ class Examination:
     async def version(self, program: str) -> str | None:
         """Return the first line that `program --version` prints, or None if it cannot be run."""
         path = shutil.which(program, path=self._path)
-        if path is None:
-            return None
+        return None if path is None else await self._first_line(path, "--version")
+
+    async def vulnerabilities(self, name: str, program: str, version: str) -> list[Finding]:
+        """Return what a program is known to suffer from and its package has not repaired, as one finding or none.
+
+        :param name: the program's name in the advisories.
+        :param program: what it is run as; its package is found by where it is.
+        :param version: what it says of itself, with its number somewhere in it.
+        """
+        number = re.search(r"\d+(\.\d+)+", version)
+        advisories = affecting(name, number[0]) if number else []
+        if not advisories:
+            return []
+        path = shutil.which(program, path=self._path) or program
+        package = (await self._package_of(path) or "").partition(":")[0]
+        repaired = repaired_by_debian(package) if package else frozenset()
+        if repaired is None:
+            known = ", ".join(advisory.cve for advisory in advisories)
+            return [
+                Finding(
+                    Severity.NOTE,
+                    name,
+                    f"{number[0] if number else ''} had {known}; the package {package} may have repaired that",
+                    f"apt-get changelog {package} | grep CVE",
+                )
+            ]
+        left = [advisory for advisory in advisories if advisory.cve not in repaired]
+        if not left:
+            return []
+        faults = "; ".join(f"{advisory.cve} ({advisory.what})" for advisory in left)
+        newest = max(
+            (advisory.fixed[-1] for advisory in left), key=lambda fixed: [*map(int, fixed.split("."))]
+        )
+        upgrade = f"apt-get install --only-upgrade {package}, or" if package else ""
+        return [
+            Finding(
+                Severity.WARNING,
+                name,
+                f"vulnerable: {faults}",
+                f"{upgrade} install {newest} or newer".strip(),
+            )
+        ]
+
+    async def _package_of(self, path: str) -> str | None:
+        query = shutil.which("dpkg-query", path=self._path)
+        return None if query is None else await self._first_line(query, "--search", path)
+
+    async def _first_line(self, *command: str) -> str | None:
         try:
             done = await run(
-                [path, "--version"],
+                list(command),
                 watcher=self._exits,
                 timeout_s=self._timeout_s,
                 stdout=CAPTURE,
@@ -99,8 +155,10 @@ class Examination:
         return [
             Finding(Severity.OK, "kernel", os.uname().release),
             await self._exit_codes(),
+            self._features(),
             _systemd(systemd),
             *self._cgroups(),
+            *self._cgroup_users(),
         ]
 
     async def _exit_codes(self) -> Finding:
@@ -124,6 +182,51 @@ class Examination:
             " unless sandboxd runs with --supervise",
             _SUPERVISE,
         )
+
+    def _features(self) -> Finding:
+        """Tell which features of newer kernels are used, and what is done in place of those that are not."""
+        subject = "kernel features"
+        release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+        missing = [
+            f"{feature.value}: {instead}"
+            for feature, (since, instead) in _INSTEAD.items()
+            if not allowed(feature)
+            or release < since
+            or (feature is Feature.CGROUP_KILL and not self._hierarchies.unified)
+        ]
+        if not missing:
+            return Finding(Severity.OK, subject, "all that are made use of are there")
+        return Finding(Severity.NOTE, subject, "done another way, for want of " + "; ".join(missing))
+
+    def _cgroup_users(self) -> Iterator[Finding]:
+        """Tell who divides the cgroups among pods, and what moving processes between them costs."""
+        top = self._hierarchies.directory(UNIFIED if self._hierarchies.unified else "memory", "/")
+        if top is None:
+            return
+        drivers = {"kubepods.slice": "systemd", "kubepods": "cgroupfs"}
+        found = [driver for name, driver in drivers.items() if os.path.isdir(f"{top}/{name}")]
+        if len(found) == 1:
+            yield Finding(
+                Severity.OK, "cgroup driver", f"{found[0]}, as the kubelet's pods show; either is understood"
+            )
+        elif found:
+            yield Finding(
+                Severity.WARNING,
+                "cgroup driver",
+                "the kubelet has pods in kubepods.slice and in kubepods: it was changed while pods ran",
+                "drain the node, and remove the one that is empty",
+            )
+        else:
+            yield Finding(
+                Severity.NOTE, "cgroup driver", "no kubelet has made pods here; either is understood"
+            )
+        if not _favors_moves():
+            yield Finding(
+                Severity.NOTE,
+                "cgroup moves",
+                "wait up to 16 ms for the whole machine each; sandboxd pays ahead, the OCI runtime does not always",
+                "mount -o remount,favordynmods /sys/fs/cgroup (Linux 6.0 or newer; makes forks a little dearer)",
+            )
 
     async def _systemd_version(self) -> int | None:
         """Return the version of the systemd that runs this node; None where another init does, 0 if it is not told."""
@@ -150,6 +253,13 @@ class Examination:
             )
         else:
             yield Finding(Severity.OK, subject, "v1")
+
+
+def _favors_moves() -> bool:
+    """Tell whether a hierarchy is mounted so that moving processes is cheap (kernel, cgroup-v2.rst: favordynmods)."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+        mounts = [line.partition(" - ")[2] for line in file]
+    return any(mount.startswith("cgroup") and "favordynmods" in mount for mount in mounts)
 
 
 def _systemd(version: int | None) -> Finding:

@@ -20,6 +20,8 @@ SUMMARIES = {
     "explain": "show how a pod was started, and tell what it waits for",
     "console": "show what the guest of a VM pod has written to its console",
     "gc": "remove what belongs to nobody any more",
+    "containerd": "print, install or check what containerd must know",
+    "config": "check configuration files, show values, list keys",
     "doctor": "tell what this node has and lacks",
 }
 """Every verb with its line in the list of all, in the order of that list."""

@@ -1,4 +1,7 @@
-"""Examine this node for the types that are configured, whether daemons run or not.
+"""Examine this node for the types that are configured, or for all if none is, whether daemons run or not.
+
+What is missing or too old is told with the command that helps; what the kernel lacks with what is done instead; then
+known vulnerabilities, and what is left over of pods.
 
 Exit code 0: pods of all these types can run; 1: something that they need is missing.
 """
@@ -7,14 +10,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
-import textwrap
-from collections.abc import Sequence
+import os
+from dataclasses import replace
 
-from sandboxctl.daemons import Daemon, find_daemons
-from sandboxctl.output import print_json
+from common.errors import NotFound, SandboxdError
+from sandboxctl.client import CALL_TIMEOUT_S
+from sandboxctl.daemons import Daemon, config_files
+from sandboxctl.findings import has_errors, report_findings
 from sandboxers.doctor import Examination, Finding, Severity
-from sandboxers.isolation import isolation_of
+from sandboxers.engine import EngineList, list_engines
+from sandboxers.isolation import IsolationType, config_class_of, isolation_of, load_config
+from sandboxers.leftovers import Survey
 
 
 def add_arguments(_: argparse.ArgumentParser) -> None:
@@ -22,37 +28,68 @@ def add_arguments(_: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    findings = asyncio.run(_examine(find_daemons(arguments)))
-    if arguments.as_json:
-        print_json([_as_data(finding) for finding in findings])
-    else:
-        print_findings(findings)
-    return int(any(finding.severity is Severity.ERROR for finding in findings))
+    findings = asyncio.run(_examine(arguments))
+    report_findings(findings, as_json=arguments.as_json)
+    return int(has_errors(findings))
 
 
-async def _examine(daemons: Sequence[Daemon]) -> list[Finding]:
+async def _examine(arguments: argparse.Namespace) -> list[Finding]:
     async with Examination() as examination:
         findings = await examination.of_all_types()
-        for daemon in daemons:
-            findings += await isolation_of(daemon.type).examine(daemon.config, examination)
+        try:
+            paths = config_files(arguments)
+        except NotFound as error:
+            findings.append(
+                Finding(Severity.NOTE, "configuration", f"{error}; all types are examined as they come")
+            )
+            for kind in IsolationType:
+                config = config_class_of(kind)()
+                findings += _named(kind, await isolation_of(kind).examine(config, examination))
+            return findings
+        for path in paths:
+            try:
+                kind, config = load_config(path)
+            except SandboxdError as error:
+                findings.append(
+                    Finding(Severity.ERROR, "configuration", str(error), "sandboxctl config keys")
+                )
+                continue
+            daemon = Daemon(kind, path, config)
+            of_its_type = await isolation_of(kind).examine(config, examination)
+            findings += _named(kind, [*of_its_type, _daemon_finding(daemon), *await _leaks(daemon)])
     return findings
 
 
-def _as_data(finding: Finding) -> dict[str, str]:
-    return {
-        "severity": finding.severity.value,
-        "subject": finding.subject,
-        "found": finding.found,
-        "advice": finding.advice,
-    }
+def _named(kind: IsolationType, findings: list[Finding]) -> list[Finding]:
+    return [replace(finding, subject=f"{kind.value}: {finding.subject}") for finding in findings]
 
 
-def print_findings(findings: list[Finding]) -> None:
-    """Print a paragraph per finding, for a terminal or, 80 columns wide, a file."""
-    columns = min(shutil.get_terminal_size((80, 24)).columns, 120)
-    for finding in findings:
-        text = f"{finding.severity:<8} {finding.subject}: {finding.found}"
-        print(textwrap.fill(text, columns, subsequent_indent=" " * 9))
-        if finding.advice:
-            advice = f"-> {finding.advice}"
-            print(textwrap.fill(advice, columns, initial_indent=" " * 9, subsequent_indent=" " * 12))
+def _daemon_finding(daemon: Daemon) -> Finding:
+    if daemon.is_running():
+        return Finding(Severity.OK, "daemon", f"serves {daemon.config.socket}")
+    return Finding(
+        Severity.WARNING,
+        "daemon",
+        f"none serves {daemon.config.socket}",
+        f"systemctl enable --now sandboxd@{daemon.type.value}",
+    )
+
+
+async def _leaks(daemon: Daemon) -> list[Finding]:
+    """Compare records, host and engine as `gc` does, without taking anything from a daemon that may be starting."""
+    config = daemon.config
+    if not os.path.isdir(config.state_dir):
+        return []
+
+    async def ask_engine() -> EngineList:
+        return await list_engines(config.engine.address, CALL_TIMEOUT_S)
+
+    survey = Survey(config.state_dir, config.gc.grace_s, ask_engine, None)
+    leftovers = await survey.find()
+    findings = []
+    if survey.engine_error:
+        findings.append(Finding(Severity.NOTE, "engine", survey.engine_error, "sandboxctl containerd check"))
+    if not leftovers:
+        return [*findings, Finding(Severity.OK, "leaks", "none")]
+    names = ", ".join(sorted({leftover.what for leftover in leftovers}))
+    return [*findings, Finding(Severity.WARNING, "leaks", f"{len(leftovers)}: {names}", "sandboxctl gc")]

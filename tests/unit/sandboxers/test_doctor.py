@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from common.cgroup import Hierarchies
 from common.cgroup.locate import Hierarchy
 from common.linux import features
+from sandboxers import advisories
 from sandboxers.doctor import Examination, Finding, Severity
 from sandboxers.runc.config import RuncConfig, RuntimeConfig
 from sandboxers.runc.doctor import examine
@@ -109,3 +111,31 @@ async def test_a_runtime_that_cannot_be_run_is_an_error_with_a_command(
     finding = await of_runc("ourrun", path=str(tmp_path), timeout_s=0.5)
     assert (finding.severity, "ourrun" in finding.found) == (Severity.ERROR, True)
     assert "apt-get install" in finding.advice
+
+
+async def vulnerabilities(tmp_path: Path, package: str, version: str) -> list[Finding]:
+    install(tmp_path, "dpkg-query", f"echo '{package}'; [ -n '{package}' ]")
+    install(tmp_path, "runc", f"echo runc version {version}")
+    async with Examination(path=str(tmp_path)) as examination:
+        return await examination.vulnerabilities("runc", "runc", f"runc version {version}")
+
+
+async def test_a_vulnerable_version_is_told_of_with_what_repairs_it(tmp_path: Path) -> None:
+    (finding,) = await vulnerabilities(tmp_path, "", "1.1.11")
+    assert finding.severity is Severity.WARNING
+    assert "CVE-2024-21626" in finding.found and "1.3.3 or newer" in finding.advice
+    assert await vulnerabilities(tmp_path, "", "1.3.3") == []
+
+
+async def test_what_debian_has_repaired_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = frozenset(advisory.cve for advisory in advisories.ADVISORIES)
+    monkeypatch.setattr(advisories, "_CHANGELOG", f"{tmp_path}/{{}}.gz")
+    (unknown,) = await vulnerabilities(tmp_path, "runc: /usr/bin/runc", "1.1.11")
+    assert unknown.severity is Severity.NOTE and "apt-get changelog runc" in unknown.advice
+    with gzip.open(tmp_path / "runc.gz", "wt") as file:
+        file.write("CVE-2024-21626\n")
+    (rest,) = await vulnerabilities(tmp_path, "runc: /usr/bin/runc", "1.1.11")
+    assert "CVE-2024-21626" not in rest.found and "--only-upgrade runc" in rest.advice
+    with gzip.open(tmp_path / "runc.gz", "wt") as file:
+        file.write("\n".join(everything))
+    assert await vulnerabilities(tmp_path, "runc: /usr/bin/runc", "1.1.11") == []

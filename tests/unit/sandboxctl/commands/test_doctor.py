@@ -1,17 +1,38 @@
-"""How findings are printed."""
+"""What doctor looks at."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from sandboxctl.commands.doctor import print_findings
-from sandboxers.doctor import Finding, Severity
+from sandboxctl.daemons import CONFIG_DIRECTORY_VARIABLE
+from sandboxctl.main import main
 
 
-def test_findings_fit_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    finding = Finding(Severity.WARNING, "systemd", "word " * 60, "do " * 60)
-    print_findings([finding])
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80
-    assert lines[0].startswith("warning  systemd: word")
-    assert any(line.startswith("         -> do") for line in lines)
+def findings(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> dict[str, str]:
+    monkeypatch.setenv(CONFIG_DIRECTORY_VARIABLE, str(directory))
+    main(["doctor", "--json"])
+    return {finding["subject"]: finding["severity"] for finding in json.loads(capsys.readouterr().out)}
+
+
+def test_without_configuration_all_types_are_examined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = findings(tmp_path, monkeypatch, capsys)
+    assert found["configuration"] == "note"
+    assert {"runc: OCI runtime", "wasm: module engine", "qemu: QEMU"} <= found.keys()
+
+
+def test_a_file_that_cannot_be_used_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text("typ: runc\n")
+    (tmp_path / "b.yaml").write_text(
+        f"type: runc\nstate_dir: {tmp_path}/state\nsocket: {tmp_path}/api.sock\n"
+    )
+    found = findings(tmp_path, monkeypatch, capsys)
+    assert (found["configuration"], found["runc: daemon"]) == ("error", "warning")
