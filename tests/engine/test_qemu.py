@@ -237,6 +237,24 @@ def test_a_block_volume_is_the_containers_and_has_what_was_written_when_the_pod_
     assert "disk.not_detached" not in log
 
 
+def test_containers_that_come_and_go_leave_nothing_open_or_mounted_on_the_host(
+    engine: Engine, cri: Cri, vm: tuple[str, str]
+) -> None:
+    parent = information(cri, vm[0])["machine"]["share-pod"]
+    proc = engine.namespaces.root / "proc"
+    (virtiofsd,) = (proc / f"{parent}/task/{parent}/children").read_text().split()
+
+    def cycle(number: int) -> int:
+        container = add_container(cri, vm[0], name=f"passing{number}")
+        cri.stop_container(container, grace_s=0)
+        cri.remove_container(container)
+        return len(os.listdir(proc / virtiofsd / "fd"))
+
+    first = cycle(0)
+    # Each would leave its directory, its configuration and its root; those of the last ones are still there.
+    assert max(cycle(number) for number in range(1, 11)) <= first + 9
+
+
 def test_a_port_of_the_guest_is_reached_from_the_pods_namespace(
     engine: Engine, cri: Cri, vm: tuple[str, str]
 ) -> None:

@@ -8,8 +8,9 @@ from typing import Final, NamedTuple
 
 from common.cgroup import Hierarchies
 from common.errors import InvalidArgument
+from common.linux.mounts import unmount_all
 from common.oci.spec import PodView, Spec
-from common.task.backend import ContainerRequest
+from common.task.backend import ContainerRequest, PreparedContainer
 from common.task.host_preparer import HostPreparer
 
 POD_FILES: Final = ("hostname", "hosts", "resolv.conf")
@@ -48,7 +49,7 @@ class Directories(NamedTuple):
 class GuestPreparer(HostPreparer):
     """Prepares the containers of the guest's pod (`ContainerPreparer`)."""
 
-    __slots__ = ("_directories",)
+    __slots__ = ("_directories", "_released")
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class GuestPreparer(HostPreparer):
         """The arguments are those of `HostPreparer`."""
         super().__init__(view, shm, directories.tasks, hierarchies, may_raise_limits)
         self._directories = directories
+        self._released: list[str] = []
 
     def check_request(self, request: ContainerRequest) -> None:
         """Refuse a bundle that is not in a share, however it is spelled, and mounts from elsewhere.
@@ -92,6 +94,16 @@ class GuestPreparer(HostPreparer):
             # Numbers of the host's CPUs and memory nodes.
             cpu.pop("cpus", None)
             cpu.pop("mems", None)
+
+    async def release(self, container: PreparedContainer) -> None:
+        """Let go of the bundle as well: what this kernel knows of it is open, and mounted, on the host."""
+        await super().release(container)
+        bundle = os.path.dirname(container.rootfs)
+        if bundle.startswith(f"{self._directories.shares}/"):
+            # It has mounted here what is mounted there, as somebody came by.
+            unmount_all(bundle)
+            # It forgets what it looks for and does not find. The host removes a bundle after this: the next time, then.
+            self._released = [*filter(os.path.lexists, self._released), bundle]
 
 
 def pod_view(files: str, shm: SharedMemory, pid_namespace: str | None) -> PodView:
