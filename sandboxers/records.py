@@ -14,7 +14,8 @@ from common.records import read_record
 
 RECORD_FILE = "sandbox.json"
 REMOVED_PREFIX = ".removing-"
-_LONGEST_SOCKET = "tty99999999.sock"
+_LONGEST_SOCKET = "machine/vsock.backend"
+"""The longest path of a socket in a pod's directory: of no type is it longer."""
 
 
 @dataclass(frozen=True, slots=True)

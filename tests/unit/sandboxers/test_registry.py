@@ -582,12 +582,20 @@ async def test_a_long_state_directory_leaves_room_for_every_socket(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     parent = tmp_path_factory.mktemp("s")
-    state_dir = parent / ("d" * (56 - len(str(parent)) - 1))
+    state_dir = parent / ("d" * (51 - len(str(parent)) - 1))
     state_dir.mkdir()
     registry = SandboxRegistry(FakeSandboxer(), str(state_dir), 1)
-    await registry.create(pod("f" * 40))
-    (directory,) = state_dir.iterdir()
-    assert len(f"{directory}/tty99999999.sock") <= 106
+    for length in range(20, 50):
+        await registry.create(pod("f" * length))
+    assert any((state_dir / ("f" * length)).exists() for length in range(20, 50))
+    for directory in state_dir.iterdir():
+        for socket in (
+            "tty99999999.sock",
+            "machine/monitor.sock",
+            "machine/vsock.backend",
+            "machine/vsock_1025",
+        ):
+            assert len(f"{directory}/{socket}") <= 106
 
 
 # -- what outlives a daemon ------------------------------------------------------------------------
