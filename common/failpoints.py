@@ -36,6 +36,8 @@ class Failpoint(enum.StrEnum):
     SANDBOX_CGROUP_MADE = "sandbox.cgroup_made"
     SANDBOX_SHARE_MADE = "sandbox.share_made"
     SANDBOX_NETWORK_ATTACHED = "sandbox.network_attached"
+    SANDBOX_NETWORK_PLUGGED = "sandbox.network_plugged"
+    SANDBOX_NETWORK_JOINED = "sandbox.network_joined"
     SANDBOX_MACHINE_STARTED = "sandbox.machine_started"
     SANDBOX_GUEST_ANNOUNCED = "sandbox.guest_announced"
     SANDBOX_GUEST_CONFIGURED = "sandbox.guest_configured"

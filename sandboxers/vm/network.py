@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -25,6 +26,10 @@ from common.linux.netlink import (
 )
 from common.linux.netns import Netlink, in_netns, open_tap
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as agent
+from vmm.hypervisors.machine import NetworkInterface
+
+NETWORK_DEVICE = "net"
+"""How the ids of a machine's network devices begin."""
 
 _VETH = "veth"
 _SCOPE_LINK = 253
@@ -47,6 +52,22 @@ def attach_network(netns_path: str) -> list[AttachedInterface]:
     return in_netns(netns_path, _attach_all)
 
 
+def describe_network(netns_path: str) -> list[agent.Interface]:
+    """Return what the agent is to be told of the interfaces that `attach_network` would attach, or has attached.
+
+    :raise InvalidArgument: an interface is of a kind that cannot be continued into a guest.
+    """
+    return in_netns(netns_path, _describe_all)
+
+
+def network_devices(interfaces: Sequence[AttachedInterface]) -> list[NetworkInterface]:
+    """Return the devices that a machine gets for its interfaces."""
+    return [
+        NetworkInterface(f"{NETWORK_DEVICE}{number}", each.interface.mac, each.tap_fd, each.interface.mtu)
+        for number, each in enumerate(interfaces)
+    ]
+
+
 def detach_network(netns_path: str) -> None:
     """Let the interfaces of the namespace be what they were; the taps go with the hypervisor. Idempotent."""
     try:
@@ -59,15 +80,8 @@ def detach_network(netns_path: str) -> None:
 def _attach_all() -> list[AttachedInterface]:
     attached: list[AttachedInterface] = []
     with Netlink() as kernel:
-        links = _interfaces(kernel)
-        for link in links:
-            if link.kind != _VETH:
-                raise InvalidArgument(
-                    f"the pod's interface {link.name} is of kind {link.kind or 'physical'!r}: only veth can be "
-                    "continued into a virtual machine; use a CNI plugin that makes one (bridge, ptp)"
-                )
         try:
-            for link in links:
+            for link in _continued_interfaces(kernel):
                 tap_fd = _attach(kernel, link)
                 attached.append(AttachedInterface(tap_fd, _describe(kernel, link)))
         except BaseException:
@@ -76,6 +90,22 @@ def _attach_all() -> list[AttachedInterface]:
             _detach_all()
             raise
     return attached
+
+
+def _describe_all() -> list[agent.Interface]:
+    with Netlink() as kernel:
+        return [_describe(kernel, link) for link in _continued_interfaces(kernel)]
+
+
+def _continued_interfaces(kernel: Netlink) -> list[Link]:
+    links = _interfaces(kernel)
+    for link in links:
+        if link.kind != _VETH:
+            raise InvalidArgument(
+                f"the pod's interface {link.name} is of kind {link.kind or 'physical'!r}: only veth can be "
+                "continued into a virtual machine; use a CNI plugin that makes one (bridge, ptp)"
+            )
+    return links
 
 
 def _detach_all() -> None:

@@ -13,6 +13,7 @@ from common.log import get_logger
 from common.oci.bundle import CONFIG_FILE, find_rootfs, read_spec
 from common.oci.spec import Spec, check_process
 from sandboxers.vm.guest_spec import BlockDevice, find_binds, find_block_devices, rewrite_for_guest
+from sandboxers.vm.late_network import LateNetwork
 from sandboxers.vm.share import SHARE_TAG, PodShare
 from vmm.guest.client import GuestClient
 from vmm.hypervisors.hypervisor import VirtualMachine
@@ -27,9 +28,17 @@ log = get_logger()
 class GuestPreparer:
     """Prepares the containers of one VM pod."""
 
-    __slots__ = ("_disks", "_guest", "_machine", "_share")
+    __slots__ = ("_disks", "_guest", "_late_network", "_machine", "_share")
 
-    def __init__(self, share: PodShare, guest: GuestClient, machine: VirtualMachine) -> None:
+    def __init__(
+        self,
+        share: PodShare,
+        guest: GuestClient,
+        machine: VirtualMachine,
+        late_network: LateNetwork | None = None,
+    ) -> None:
+        """:param late_network: what the first container waits for, where the pod may have started without one."""
+        self._late_network = late_network
         self._share = share
         self._guest = guest
         self._machine = machine
@@ -53,6 +62,8 @@ class GuestPreparer:
         binds = find_binds(spec)
         devices = find_block_devices(spec)
         source = find_rootfs(bundle, spec)
+        if self._late_network is not None:
+            await self._late_network.join()
         self._share.begin(container_id)
         try:
             if rootfs:

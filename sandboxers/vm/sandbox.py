@@ -39,7 +39,8 @@ from sandboxers.registry import TASK_SOCKET
 from sandboxers.sandbox import Endpoint, SandboxExit
 from sandboxers.vm.config import GuestConfig, SizeConfig
 from sandboxers.vm.containers import PidSource
-from sandboxers.vm.network import AttachedInterface, attach_network, detach_network
+from sandboxers.vm.late_network import LateNetwork
+from sandboxers.vm.network import AttachedInterface, attach_network, detach_network, network_devices
 from sandboxers.vm.overhead import MachineCgroup
 from sandboxers.vm.port_forward import PortForward
 from sandboxers.vm.preparer import GuestPreparer
@@ -50,7 +51,7 @@ from sandboxers.vm.tasks import GUEST_TASK_METHODS, GuestTasks
 from vmm.guest.client import GuestClient
 from vmm.guest.reception import Reception
 from vmm.hypervisors.hypervisor import ExitReason, GuestExit, Hypervisor, VirtualMachine
-from vmm.hypervisors.machine import BootConfig, Device, NetworkInterface, Place, Share, Vsock
+from vmm.hypervisors.machine import BootConfig, Device, Place, Share, Vsock
 from vmm.image.manifest import GuestImage, load
 from vmm.protocol import HOST_PORT, HOST_PORT_PARAMETER
 
@@ -149,7 +150,10 @@ class VmSandbox:
         self._condemned = ""
         self._ending: asyncio.Task[None] | None = None
         self._ports = PortForward(pod.netns_path, self._guest) if pod.netns_path else None
-        preparer = GuestPreparer(self._share, self._guest, self._machine)
+        network = None
+        if settings.for_isulad and pod.netns_path:
+            network = LateNetwork(pod.netns_path, self._machine, self._guest)
+        preparer = GuestPreparer(self._share, self._guest, self._machine, network)
         self._tasks = GuestTasks(
             pod.sandbox_id,
             f"{directory}/containers",
@@ -185,10 +189,7 @@ class VmSandbox:
             self._receive(None)
             undo.callback(self._close_reception)
             devices: list[Device] = [Vsock(), Share(SHARE_TAG, self._share.path)]
-            devices += [
-                NetworkInterface(f"net{number}", each.interface.mac, each.tap_fd, each.interface.mtu)
-                for number, each in enumerate(interfaces)
-            ]
+            devices += network_devices(interfaces)
             undo.callback(self._guest.close)
             undo.push_async_callback(self._machine.stop, 0)
             arguments = self._settings.guest.kernel_arguments.split()

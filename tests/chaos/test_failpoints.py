@@ -21,11 +21,12 @@ AFTER = {Failpoint.RECOVERY_CONTAINER_UNDONE: Failpoint.CONTAINER_MADE}
 RECOVERY = {point for point in Failpoint if point.value.startswith("recovery.")} - AFTER.keys()
 # Those of virtual machines, which tests/chaos/test_qemu_failpoints.py passes.
 OF_MACHINES = {
-    point for point in Failpoint if point.startswith(("machine.", "device.", "link.", "sandbox.guest_"))
+    point
+    for point in Failpoint
+    if point.startswith(("machine.", "device.", "link.", "sandbox.guest_", "sandbox.network_"))
 } | {
     Failpoint.SANDBOX_CGROUP_MADE,
     Failpoint.SANDBOX_SHARE_MADE,
-    Failpoint.SANDBOX_NETWORK_ATTACHED,
     Failpoint.SANDBOX_MACHINE_STARTED,
     Failpoint.CONTAINER_VOLUMES_MOUNTED,
     Failpoint.CONTAINER_DISK_ATTACHED,

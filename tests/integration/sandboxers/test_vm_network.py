@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import FailedPrecondition, InvalidArgument
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as agent
-from sandboxers.vm.network import attach_network, detach_network
+from sandboxers.vm.network import attach_network, describe_network, detach_network, network_devices
 
 MAC = "02:00:00:00:00:05"
 ROUTER_MAC = "02:00:00:00:00:01"
@@ -101,6 +101,20 @@ def test_what_arrives_at_one_side_leaves_at_the_other(netns: str) -> None:
         ip("link", "del", node)
 
 
+def test_what_is_attached_is_described_as_before(netns: str) -> None:
+    add_veth(netns)
+    path = f"/run/netns/{netns}"
+    before = describe_network(path)
+    (attached,) = attach_network(path)
+    try:
+        assert describe_network(path) == [attached.interface] == before
+        (device,) = network_devices([attached])
+        assert (device.device_id, device.mac, device.mtu) == ("net0", MAC, 1400)
+    finally:
+        os.close(attached.tap_fd)
+        detach_network(path)
+
+
 def test_detaching_leaves_the_namespace_as_it_was_and_may_be_done_twice(netns: str) -> None:
     add_veth(netns)
     before = ip("-n", netns, "-d", "link")
@@ -127,6 +141,8 @@ def test_an_interface_of_another_kind_is_refused_by_name_and_leaves_nothing(netn
     ip("-n", netns, "link", "set", "wg0", "up")
     with pytest.raises(InvalidArgument, match=r"wg0 is of kind 'bridge'"):
         attach_network(f"/run/netns/{netns}")
+    with pytest.raises(InvalidArgument, match=r"wg0 is of kind 'bridge'"):
+        describe_network(f"/run/netns/{netns}")
     assert "_vm" not in ip("-n", netns, "link")
 
 
