@@ -82,13 +82,14 @@ async def _leaks(daemon: Daemon) -> list[Finding]:
         return []
 
     async def ask_engine() -> EngineList:
-        return await list_engines(config.engine.address, CALL_TIMEOUT_S)
+        return await list_engines(config.engine.asked_at, CALL_TIMEOUT_S)
 
     survey = Survey(config.state_dir, config.gc.grace_s, ask_engine, None)
     leftovers = await survey.find()
     findings = []
     if survey.engine_error:
-        findings.append(Finding(Severity.NOTE, "engine", survey.engine_error, "sandboxctl containerd check"))
+        advice = "sandboxctl containerd check" if config.engine.asked_at else ""
+        findings.append(Finding(Severity.NOTE, "engine", survey.engine_error, advice))
     if not leftovers:
         return [*findings, Finding(Severity.OK, "leaks", "none")]
     names = ", ".join(sorted({leftover.what for leftover in leftovers}))
