@@ -44,6 +44,8 @@ _WAITS: Final[Mapping[str, str]] = {
     F.SANDBOX_CGROUP_MADE: "the directory that the guest sees of the host to be made",
     F.SANDBOX_SHARE_MADE: "taps in the pod's network namespace",
     F.SANDBOX_NETWORK_ATTACHED: "the hypervisor to be called",
+    F.SANDBOX_NETWORK_PLUGGED: "the guest's agent to set up the network that came late: see `sandboxctl console`",
+    F.SANDBOX_NETWORK_JOINED: "the container's root file system to be mounted",
     F.MACHINE_RECORDED: "the hypervisor's helpers (virtiofsd, the vsock daemon) to be ready",
     F.MACHINE_HELD: "the machine's devices to be backed",
     F.MACHINE_BACKED: "the hypervisor's process to be ready",
