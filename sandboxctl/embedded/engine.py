@@ -22,7 +22,6 @@ from google.protobuf.message import Message
 
 from common.cgroup import Hierarchies, make_cgroup, remove_leaf
 from common.errors import FailedPrecondition, NotFound, SandboxdError
-from common.identifiers import check_identifier
 from common.oci.bundle import write_spec
 from common.process.exits import ExitWatcher
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as controller
@@ -97,7 +96,7 @@ class EmbeddedEngine:
             network=network,
             ports=[dataclasses.asdict(port) for port in plan.ports] if network else [],
             containers=[
-                dataclasses.asdict(_container_record(pod_id, container, images[container.image]))
+                dataclasses.asdict(_container_record(container, images[container.image]))
                 for container in plan.all_containers
             ],
         )
@@ -146,6 +145,7 @@ class EmbeddedEngine:
         placement = Placement(
             record.pod_id,
             entry.id,
+            entry.image,
             f"{record.cgroup}/{entry.id}",
             [
                 *(_place_volume(volume, record) for volume in container.volumes),
@@ -264,16 +264,15 @@ def signal_number(name: str) -> int:
     return int(number) if isinstance(number, signal.Signals) else int(signal.SIGTERM)
 
 
-def _container_record(pod_id: str, container: ContainerPlan, image: Image) -> ContainerRecord:
-    container_id = check_identifier("container", f"{pod_id}-{container.name}")
+def _container_record(container: ContainerPlan, image: Image) -> ContainerRecord:
     stop_signal = image.config.stop_signal or _FIRST_SIGNAL
-    return ContainerRecord(container_id, container.name, image.name, image.digest, stop_signal)
+    return ContainerRecord(secrets.token_hex(6), container.name, image.name, image.digest, stop_signal)
 
 
 def _pod_config(plan: PodPlan, record: PodRecord) -> cri.PodSandboxConfig:
     found = addresses_of(record.attachment)
     config = cri.PodSandboxConfig(
-        metadata=cri.PodSandboxMetadata(name=record.name, uid=record.pod_id, namespace="embedded", attempt=0),
+        metadata=cri.PodSandboxMetadata(name=record.name, uid=record.pod_id),
         hostname="" if plan.network == HOST_NETWORK else plan.hostname or record.pod_id,
         labels=plan.labels,
         dns_config=cri.DNSConfig(

@@ -58,10 +58,14 @@ class SourceLayer:
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """An image that was chosen and whose configuration was checked. `digest` is that of the configuration, which
-    names what the layers unpack to, so that it stands for the image however it is packed."""
+    """An image that was chosen and whose configuration was checked.
+
+    `name` is its own, or the file's. `digest` is that of the configuration, which names what the layers unpack to, so
+    that it stands for the image however it is packed.
+    """
 
     files: ImageFiles
+    name: str
     digest: str
     config_text: bytes
     config: ImageConfig
@@ -146,7 +150,7 @@ def _choose(files: ImageFiles, name: str, foreign: bool) -> SourceImage:
     manifest = parse_manifest(manifest_text, f"{files.name}: the manifest {descriptor.digest}")
     config_text = _read_blob(files, manifest.config)
     layers = (SourceLayer(layer.path, layer.media_type, layer.digest) for layer in manifest.layers)
-    return _checked(files, config_text, tuple(layers), foreign)
+    return _checked(files, descriptor.names, config_text, tuple(layers), foreign)
 
 
 def _choose_saved(files: ImageFiles, name: str, foreign: bool) -> SourceImage:
@@ -161,11 +165,16 @@ def _choose_saved(files: ImageFiles, name: str, foreign: bool) -> SourceImage:
     ]
     chosen = _only_one(files.name, name, images)
     config_text = read_document(files, chosen.config)
-    return _checked(files, config_text, tuple(SourceLayer(path) for path in chosen.layers), foreign)
+    layers = tuple(SourceLayer(path) for path in chosen.layers)
+    return _checked(files, chosen.names, config_text, layers, foreign)
 
 
 def _checked(
-    files: ImageFiles, config_text: bytes, layers: tuple[SourceLayer, ...], foreign: bool
+    files: ImageFiles,
+    names: tuple[str, ...],
+    config_text: bytes,
+    layers: tuple[SourceLayer, ...],
+    foreign: bool,
 ) -> SourceImage:
     digest = digest_of(config_text)
     config = parse_config(config_text, f"{files.name}: the configuration {digest}")
@@ -175,7 +184,8 @@ def _checked(
             f"{files.name}: the image is for {config.os or 'linux'}/{config.architecture or 'an unknown architecture'},"
             f" and this machine is linux/{own}"
         )
-    return SourceImage(files, digest, config_text, config, layers)
+    name = names[0] if names else os.path.basename(files.name)
+    return SourceImage(files, name, digest, config_text, config, layers)
 
 
 def _manifests(

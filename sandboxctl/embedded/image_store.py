@@ -72,7 +72,7 @@ class ImageStore:
             place = f"{self._directory}/{source.digest.removeprefix('sha256:')}"
             if not os.path.exists(place):
                 await self._unpack(source, place)
-        return Image(reference, f"{place}/rootfs", source.config, source.digest)
+        return Image(source.name, f"{place}/rootfs", source.config, source.digest)
 
     async def _unpack(self, source: SourceImage, place: str) -> None:
         os.makedirs(self._directory, 0o700, exist_ok=True)

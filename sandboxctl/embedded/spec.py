@@ -104,11 +104,14 @@ _OF_POD: Final = "/proc/0/ns"
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a container is: its ids, its cgroup, and whether its program is one of this kernel. `volumes` are (source,
-    destination, read only)."""
+    """Where a container is: its ids, its image's name, its cgroup, and whether its program is one of this kernel.
+
+    `volumes` are (source, destination, read only).
+    """
 
     pod_id: str
     container_id: str
+    image: str
     cgroup: str
     volumes: Sequence[tuple[str, str, bool]]
     is_native: bool = True
@@ -156,7 +159,7 @@ def build_spec(
             "io.kubernetes.cri.container-type": "container",
             "io.kubernetes.cri.sandbox-id": placement.pod_id,
             "io.kubernetes.cri.container-name": container.name,
-            "io.kubernetes.cri.image-name": container.image,
+            "io.kubernetes.cri.image-name": placement.image,
         },
         "linux": linux,
     }

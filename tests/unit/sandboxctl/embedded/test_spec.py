@@ -19,7 +19,7 @@ from sandboxctl.embedded.spec import CAPABILITIES, Placement, build_spec, comman
 IMAGE = ImageConfig(entrypoint=("/entry",), command=("arg",), environment=("PATH=/bin", "A=image"))
 ROOT = Account(0, 0)
 CONTAINER = ContainerPlan("main", "image")
-PLACEMENT = Placement("pod", "pod-main", "/parent/pod-main", [("/src", "/dst", True)])
+PLACEMENT = Placement("pod", "pod-main", "image:1", "/parent/pod-main", [("/src", "/dst", True)])
 
 
 def build(pod: PodPlan | None = None, account: Account = ROOT, **container: Any) -> dict[str, Any]:
