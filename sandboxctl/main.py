@@ -17,8 +17,8 @@ from sandboxctl.commands import SUMMARIES, load_command
 from sandboxctl.daemons import CONFIG_DIRECTORY_VARIABLE, DEFAULT_CONFIG_DIRECTORY
 
 _EPILOG = f"""\
-A pod or container may be named by the beginning of its id. The daemons are those whose configuration files are
-in {DEFAULT_CONFIG_DIRECTORY}, in ${CONFIG_DIRECTORY_VARIABLE}, or given with --config.
+A pod or container may be named by the beginning of its id, or by its name. The daemons are those whose configuration
+files are in {DEFAULT_CONFIG_DIRECTORY}, in ${CONFIG_DIRECTORY_VARIABLE}, or given with --config.
 
 Exit codes: 0; 1: it failed, and why is on standard error; 2: wrong command line. What else a verb's exit code
 means is in its help.

@@ -132,6 +132,8 @@ class Pod:
 class _Identified(Protocol):
     @property
     def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
 
 
 IdentifiedT = TypeVar("IdentifiedT", bound=_Identified)
@@ -144,7 +146,7 @@ def list_pods(daemons: Iterable[Daemon]) -> list[Pod]:
 
 
 def find_pod(daemons: Iterable[Daemon], prefix: str) -> Pod:
-    """Return the pod whose id is, or alone begins with, `prefix`.
+    """Return the pod whose id is, or alone begins with, `prefix`, or which alone is called so.
 
     :raise NotFound: there is none.
     :raise InvalidArgument: there are several, or the prefix is empty.
@@ -153,7 +155,8 @@ def find_pod(daemons: Iterable[Daemon], prefix: str) -> Pod:
 
 
 def find_pod_or_container(daemons: Iterable[Daemon], prefix: str) -> Pod | Container:
-    """Return the pod or container whose id is, or alone begins with, `prefix`; raises like `find_pod`."""
+    """Return the pod or container whose id is, or alone begins with, `prefix`, or which alone is called so; raises like
+    `find_pod`."""
     pods = list_pods(daemons)
     things: list[Pod | Container] = [*pods, *(container for pod in pods for container in pod.containers)]
     return _one_of(things, "pod or container", prefix)
@@ -176,13 +179,20 @@ def find_container(daemons: Iterable[Daemon], prefix: str) -> Container:
 def _one_of(things: Sequence[IdentifiedT], kind: str, prefix: str) -> IdentifiedT:
     found = [thing for thing in things if prefix and thing.id.startswith(prefix)]
     found = [thing for thing in found if thing.id == prefix] or found
+    found = found or _called(things, prefix)
     if not found:
-        raise NotFound(f"no {kind} has an id that begins with {prefix[:100]!r}")
+        raise NotFound(f"no {kind} has an id that begins with {prefix[:100]!r}, or is called so")
     if len(found) > 1:
         raise InvalidArgument(
-            f"{prefix!r} is not unique: {len(found)} ids begin with it, such as {found[0].id} and {found[1].id}"
+            f"{prefix!r} is not unique: it stands for {len(found)}, such as {found[0].id} and {found[1].id}"
         )
     return found[0]
+
+
+def _called(things: Sequence[IdentifiedT], name: str) -> list[IdentifiedT]:
+    """Return the pods of a name, with or without their namespace, or else the containers."""
+    named = [thing for thing in things if name and f"/{thing.name}".endswith(f"/{name}")]
+    return [thing for thing in named if isinstance(thing, Pod)] or named
 
 
 def _pods_of(daemon: Daemon) -> Iterator[Pod]:

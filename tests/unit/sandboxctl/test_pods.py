@@ -10,7 +10,14 @@ import pytest
 from common.errors import InvalidArgument, NotFound
 from common.records import write_record
 from sandboxctl.daemons import Daemon
-from sandboxctl.pods import UNREADABLE, ContainerFacts, find_container, find_pod, list_pods
+from sandboxctl.pods import (
+    UNREADABLE,
+    ContainerFacts,
+    find_container,
+    find_pod,
+    find_pod_or_container,
+    list_pods,
+)
 from sandboxers.isolation import IsolationType
 from sandboxers.records import RECORD_FILE, SandboxRecord
 from sandboxers.runc.config import RuncConfig
@@ -61,6 +68,23 @@ def test_the_beginning_of_an_id_is_enough_if_it_is_unique_on_the_node(tmp_path: 
     for unknown in "x", "":
         with pytest.raises(NotFound):
             find_pod([one, other], unknown)
+
+
+def test_a_name_will_do_where_no_id_looks_like_it(tmp_path: Path) -> None:
+    one = daemon(tmp_path / "one")
+    record(one, "abc")
+    contain(one, "abc", "tasks", "box")
+    assert find_pod_or_container([one], "default/web").id == "abc"
+    assert find_pod_or_container([one], "web").id == "abc", (
+        "the pod, though its container is called so as well"
+    )
+    assert find_container([one], "web").id == "box"
+    assert find_pod_or_container([one], "bo").id == "box"
+    record(one, "web-2")
+    assert find_pod_or_container([one], "web").id == "web-2", "an id comes first"
+    record(one, "abd")
+    with pytest.raises(InvalidArgument, match="not unique"):
+        find_pod_or_container([one], "default/web")
 
 
 def contain(daemon: Daemon, pod_id: str, parent: str, container_id: str, **facts: bool | int) -> None:
