@@ -8,7 +8,7 @@ PYTEST := $(PYTHON) -m pytest
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-wasm demo-qemu test test-unit test-integration test-vm test-engine chaos lint type guest guest-kernel guest-debug proto configs bench bench-wasm bench-qemu bench-qemu-kvm critest clean
+.PHONY: help setup demo demo-containerd demo-wasm demo-qemu test test-unit test-integration test-vm test-engine chaos lint type guest guest-kernel guest-debug proto configs bench bench-wasm bench-qemu bench-qemu-kvm critest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,13 +20,16 @@ help: ## show this list
 
 setup: .venv/.ready-test ## install everything that the other targets need (root)
 
-demo: .venv/.ready-demo ## run a pod with two containers under a private containerd, show it, clean up (root)
+demo: .venv/.ready-demo ## run a pod with two containers without an engine, show it, clean up (root)
 	$(PYTHON) scripts/demo
 
-demo-wasm: .venv/.ready-demo-wasm ## the same with WebAssembly modules, compiled here (root)
+demo-containerd: .venv/.ready-demo-containerd ## the same under a private containerd (root)
+	$(PYTHON) scripts/demo containerd
+
+demo-wasm: .venv/.ready-demo-wasm ## both with WebAssembly modules, compiled here (root)
 	$(PYTHON) scripts/demo wasm
 
-demo-qemu: .venv/.ready-demo .venv/.ready-guest ## the same pod in a virtual machine, emulated if need be (root)
+demo-qemu: .venv/.ready-demo-containerd .venv/.ready-guest ## the pod under containerd in a virtual machine, emulated if need be (root)
 	$(PYTHON) scripts/demo qemu
 
 # Of what boots virtual machines for pods the most is marked as slow: emulated, it takes as long as all the rest.

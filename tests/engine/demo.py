@@ -1,4 +1,4 @@
-"""`make demo`: one pod with two containers under a private containerd, without a shim or a pause process.
+"""`make demo-containerd`: one pod with two containers under a private containerd, without a shim or a pause process.
 
 `make demo-qemu`: the same in a virtual machine.
 """

@@ -1,4 +1,5 @@
-"""`make demo-wasm`: modules, compiled here and packed into an image, as containers of a pod under a containerd."""
+"""`make demo-wasm`: modules, compiled here and packed into an image, as containers: without an engine, then of a pod
+under a containerd."""
 
 import sys
 
@@ -8,15 +9,25 @@ from proto.gen.runtime.v1 import api_pb2 as api
 from tests import modules
 from tests.engine.cri import container_config, log_lines, pod_config
 from tests.engine.demo import Narrator, perform, process_tree, remove_pod, show_usage
+from tests.engine.demo_embedded import terminal_of_its_own
 from tests.engine.engine import Engine
 from tests.engine.handlers import WASM
-from tests.engine.images import BUSYBOX, MODULES
+from tests.engine.images import BUSYBOX, MODULES, WASM_LAYOUT
 from tests.engine.namespaces import wait_until
+from tests.engine.parts import prepare
 
 
 def main() -> int:
-    print("WebAssembly modules as containers of a pod, under a real containerd\n")
     scripts = (["install-packages", "wasm"], ["fetch-engine"], ["build-images", "wasm"])
+    print("WebAssembly modules as containers, without an engine\n")
+    narrator = Narrator()
+    with narrator.step("compile the modules, pack them into an image"):
+        prepare("demo", *scripts)
+    with terminal_of_its_own(narrator) as terminal:
+        image = ("--rm", "--type", "wasm", f"{WASM_LAYOUT}:{MODULES}", "--")
+        for words in (("/hello.wasm",), ("/say.wasm", "to standard output", "to standard error", "0")):
+            terminal.type("run", *image, *words, shown=f"sandboxctl run --rm --type wasm IMAGE -- {words[0]}")
+    print("\nThe same of a pod, under a real containerd\n")
     return perform(WASM, show_modules, *scripts)
 
 
