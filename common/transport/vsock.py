@@ -50,5 +50,8 @@ class VsockTransport:
 
     def is_peer(self, sock: socket.socket) -> bool:
         """Compare the CID, which the kernel vouches for."""
-        cid: int = sock.getpeername()[0]
+        try:
+            cid: int = sock.getpeername()[0]
+        except OSError:
+            return False  # gone already
         return cid == self._cid

@@ -34,7 +34,6 @@ from common.ttrpc._errors import (
 )
 from common.ttrpc._events import Event, RequestReceived, ResponseReceived
 from common.ttrpc._frames import (
-    HEADER,
     HEADER_SIZE,
     REQUEST,
     RESPONSE,
@@ -52,7 +51,7 @@ from common.ttrpc._server import (
     StatusOf,
     peer_credentials,
 )
-from common.ttrpc._socket import PEEK_SIZE, FrameSocket, _peeked
+from common.ttrpc._socket import FrameSocket
 from common.ttrpc._state import StreamState
 from proto.gen.ttrpc.request_pb2 import Request, Response
 
@@ -444,12 +443,8 @@ class Link(FrameSocket):
             self._close(error)
 
     def _stop_peeking(self) -> None:
-        # Never piece by piece: what is read and not yet answered would die with this process.
-        size = self._peek(HEADER_SIZE)
-        if size == HEADER_SIZE:
-            data_size, stream_id, _type, _flags = HEADER.unpack_from(_peeked)
-            if HEADER_SIZE + data_size > PEEK_SIZE:
-                self._close(RemoteProtocolError(f"stream {stream_id}: an answer of {data_size} bytes"))
+        # What is read and not yet answered would die with this process.
+        self._refuse_pieces("an answer")
 
     def _spill(self, frame: bytes) -> Spilled | None:
         if self._relay is None:

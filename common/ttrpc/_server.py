@@ -345,6 +345,12 @@ class ServerConnection(FrameSocket):
         if self._outlives:
             self._server.journal.partial(self._id, bytes(piece))
 
+    def _stop_peeking(self) -> None:
+        if self._server.whole_frames:
+            self._refuse_pieces("a frame")
+        else:
+            super()._stop_peeking()
+
     def _spill(self, frame: bytes) -> Spilled | None:
         spilled = self._server.journal.spill(self._id, frame)
         return None if spilled is None else Spilled(spilled)
@@ -417,7 +423,9 @@ class Server:
     `status_of` maps what handlers raise to a code and a text (StatusError needs no mapping); `authorize`
     decides by its credentials whether a peer may stay; `journal` is told of calls as `Journal` describes; a
     connection whose peer leaves more than `queue_limit` bytes unread is closed. With `drops_repeats` a request with a
-    stream id that was used before is passed over: a relay may send what it has sent (`RelayServer`).
+    stream id that was used before is passed over: a relay may send what it has sent (`RelayServer`). With
+    `whole_frames` a client that sends a frame above 64 KiB loses its connection: nothing that it has not sent whole is
+    kept here.
 
     `observer`, one for all servers of the process, is told of calls that were answered.
 
@@ -436,6 +444,7 @@ class Server:
         "journal",
         "queue_limit",
         "services",
+        "whole_frames",
     )
 
     observer: ClassVar[CallObserver | None] = None
@@ -449,9 +458,11 @@ class Server:
         journal: Journal = _null_journal,
         queue_limit: int = QUEUE_LIMIT,
         drops_repeats: bool = False,
+        whole_frames: bool = False,
     ) -> None:
         self.services = services
         self.drops_repeats = drops_repeats
+        self.whole_frames = whole_frames
         self.journal = journal
         self.queue_limit = queue_limit
         self._status_of = status_of or default_status_of

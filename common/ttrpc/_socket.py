@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from common.ttrpc._connection import Connection
-from common.ttrpc._errors import ConnectionLost, ProtocolError
+from common.ttrpc._errors import ConnectionLost, ProtocolError, RemoteProtocolError
 from common.ttrpc._frames import HEADER, HEADER_SIZE, Frame, FrameBuffer, OversizedFrame
 from common.ttrpc._marks import Spilled, left_to_skip, mark_piece, mark_skip, unmark, unread_of_piece
 
@@ -323,6 +323,16 @@ class FrameSocket:
         """Consume the frame at hand piece by piece; the loop calls `_on_readable` for the pieces."""
         self._end_waiting_for_rest()
         self._large = _Pieces()
+
+    def _refuse_pieces(self, what: str) -> None:
+        """Instead of consuming a frame piece by piece: end the connection if it is too large to be peeked whole, else
+        wait for its rest, however late that is.
+        """
+        size = self._peek(HEADER_SIZE)
+        if size == HEADER_SIZE:
+            data_size, stream_id, _type, _flags = HEADER.unpack_from(_peeked)
+            if HEADER_SIZE + data_size > PEEK_SIZE:
+                self._close(RemoteProtocolError(f"stream {stream_id}: {what} of {data_size} bytes"))
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────
 

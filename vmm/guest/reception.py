@@ -97,6 +97,7 @@ class Reception:
             status_of=status_of,
             queue_limit=_QUEUE_LIMIT_BYTES,
             journal=journal or NullJournal(),
+            whole_frames=True,
         )
         self._listener = listener or _listen(transport, port)
         _receptions.add(self)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -225,3 +227,16 @@ async def test_a_guest_that_does_not_wait_for_answers_is_not_listened_to(tmp_pat
             answers = await asyncio.gather(*told, return_exceptions=True)
             codes = [each.code for each in answers if isinstance(each, StatusError)]
             assert codes == [StatusCode.RESOURCE_EXHAUSTED] * 84
+
+
+async def test_a_guest_that_sends_more_than_it_has_to_say_is_hung_up_on(host: Host) -> None:
+    sock = await host.transport.connect(HOST_PORT, TIMEOUT_S)
+    loop = asyncio.get_running_loop()
+    # The header of a request that ttrpc allows, and the beginning of it.
+    await loop.sock_sendall(sock, struct.pack(">IIBB", 1 << 20, 1, 1, 0) + bytes(1000))
+    async with asyncio.timeout(TIMEOUT_S):
+        with contextlib.suppress(ConnectionResetError):
+            assert await loop.sock_recv(sock, 1) == b""
+    sock.close()
+    async with await host.guest() as guest:
+        await announce(guest, cpus=2)
