@@ -134,6 +134,8 @@ class GuestTasks(GuestPod):
                 undo.push_async_callback(self.unmake, container.id)
                 raise
             undo.push_async_callback(self.unmake, container.id)
+            if self.containers.get(container.id) is not container:
+                raise NotFound(f"container {container.id} was deleted while it was created")
             failpoint(Failpoint.CONTAINER_MADE)
             container.made = True
             self.save(init, made=True)

@@ -47,6 +47,7 @@ class LyingAgent:
         self.asked: list[tuple[str, Message]] = []
         self.refusing = ""
         self.silent_on = ""
+        self.go_on = asyncio.Event()
         self.figures = AnyMessage(type_url="google.protobuf.Any")
         self.ended = asyncio.Event()
 
@@ -56,7 +57,7 @@ class LyingAgent:
             raise StatusError(StatusCode.FAILED_PRECONDITION, "refused by the guest")
         answer: Message
         if context.method == self.silent_on:
-            await asyncio.get_running_loop().create_future()
+            await self.go_on.wait()
         if context.method == "State":
             answer = api.StateResponse(
                 id="another", bundle="/etc", pid=1, status=types.RUNNING, stdin="/etc/passwd", stdout="/etc/shadow",
@@ -402,6 +403,23 @@ async def test_a_create_that_the_engine_gives_up_is_taken_back_in_the_guest(pod:
     await until(lambda: pod.tasks.containers == {})
     assert [method for method, _ in pod.guest.calls] == ["Kill", "Wait", "Delete"]
     assert pod.preparer.released == ["one"]
+
+
+async def test_a_container_that_is_deleted_while_it_is_created_is_not_left_in_the_guest(
+    pod: Pod, engine: Client
+) -> None:
+    pod.agent.silent_on = "Create"
+    creating = asyncio.create_task(create(pod, engine))
+    await until(lambda: bool(pod.agent.asked))
+    async with await pod.connect() as other:
+        await call(other, "Delete", api.DeleteRequest(id="one"), api.DeleteResponse)
+    pod.agent.go_on.set()
+    with pytest.raises(StatusError) as raised:
+        await creating
+    assert raised.value.code == StatusCode.NOT_FOUND
+    assert [method for method, _ in pod.guest.calls] == ["Kill", "Wait", "Delete"]
+    assert pod.tasks.containers == {}
+    assert os.listdir(pod.tasks.directory) == []
 
 
 async def test_unknown_containers_and_signals_are_refused_here(pod: Pod, engine: Client) -> None:
