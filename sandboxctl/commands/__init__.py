@@ -21,6 +21,7 @@ SUMMARIES = {
     "console": "show what the guest of a VM pod has written to its console",
     "gc": "remove what belongs to nobody any more",
     "containerd": "print, install or check what containerd must know",
+    "completion": "teach a shell to complete command lines",
     "config": "check configuration files, show values, list keys",
     "doctor": "tell what this node has and lacks",
 }

@@ -1,8 +1,10 @@
-"""Check configuration files, show the values in force, or list the keys that a type has.
+"""Check configuration files, show the values in force, or list the keys that there are.
 
-check         read every file, and say what is wrong; exit code 1 if anything is
-show          all values in force, those that differ from the defaults marked
-keys [TYPE]   every key with its type, default and meaning
+    check    read every file, and say what is wrong
+    show     all values in force; those that are not the default are marked
+    keys     every key with its default, kind of value and meaning
+
+Exit code of check: 0: nothing is wrong; 1: something is.
 """
 
 from __future__ import annotations
