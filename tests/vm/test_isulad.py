@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator
 
-import grpc.aio
 import pytest
 import pytest_asyncio
 
@@ -14,50 +12,23 @@ from common.failpoints import VARIABLE, Failpoint
 from common.ttrpc import ConnectionLost
 from tests.contract.isulad import IsuladContract
 from tests.engine.handlers import ShellScripts
-from tests.guest_image import guest_image
 from tests.integration.daemon.isulad import Container, Isulad, Sandbox, engine_of, pod_of
 from tests.integration.daemon.lab import Daemon, Lab
-from tests.vm.qemu import PROGRAMS
+from tests.vm.machines import new_daemon
 
 GATEWAY, ADDRESS = "10.99.0.1", "10.99.0.2"
 SLEEP = ("sleep", "1000")
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
-
-
-def new_daemon(lab: Lab, name: str, kind: type[Daemon] = Daemon) -> Daemon:
-    return kind(
-        lab,
-        name,
-        "qemu",
-        engine={"kind": "isulad"},
-        guest={"image": guest_image()},
-        qemu={
-            "accelerator": "tcg",
-            "virtiofsd": PROGRAMS.virtiofsd,
-            "vsock_daemon": PROGRAMS.vsock_daemon,
-        },
-    )
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as lab:
-        yield lab
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
-async def _grpc() -> AsyncIterator[None]:
-    """Keep gRPC's own sockets, which live as long as any channel object does, out of the look for leaks."""
-    library: Any = grpc.aio
-    library.init_grpc_aio()
-    yield
-    library.shutdown_grpc_aio()
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.usefixtures("grpc_library"),
+    pytest.mark.timeout(300),
+]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def isulad(lab: Lab) -> AsyncIterator[Isulad]:
-    async with engine_of(new_daemon(lab, "isulad")) as isulad:
+    async with engine_of(new_daemon(lab, "isulad", kind="isulad")) as isulad:
         yield isulad
 
 
@@ -131,7 +102,7 @@ class MortalDaemon(Daemon):
 async def test_what_a_daemon_leaves_that_dies_while_the_network_comes_is_made_whole(
     lab: Lab, point: Failpoint, passes: int
 ) -> None:
-    daemon = new_daemon(lab, f"mortal-{point}", MortalDaemon)
+    daemon = new_daemon(lab, f"mortal-{point}", MortalDaemon, kind="isulad")
     assert isinstance(daemon, MortalDaemon)
     daemon.failpoints = f"{point}=kill@{passes}"
     async with engine_of(daemon) as isulad, pod_of(isulad) as sandbox:
