@@ -22,6 +22,7 @@ from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from sandboxctl.client import CALL_TIMEOUT_S, controller_of
 from sandboxctl.daemons import Daemon, find_daemons
 from sandboxctl.output import print_json, print_table
+from sandboxers.embedded import embedded_pods
 from sandboxers.engine import EngineList, list_engines
 from sandboxers.garbage import RECORD_FILE, GarbageRecord, read_garbage_record
 from sandboxers.isolation import isolation_of
@@ -50,6 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     configure_log(Level.ERROR, Format.JSON)
+    if embedded_pods() and not arguments.dry_run:
+        from sandboxctl.embedded.engine import collect_abandoned  # late: mostly there are none
+
+        collect_abandoned()
     daemons = [daemon for daemon in find_daemons(arguments) if os.path.isdir(daemon.config.state_dir)]
     collections = {daemon: asyncio.run(_collect(daemon, dry_run=arguments.dry_run)) for daemon in daemons}
     results = [

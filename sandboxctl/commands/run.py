@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from common.errors import FailedPrecondition, InvalidArgument, NotFound, SandboxdError
+from common.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, SandboxdError
 from common.log import Format, Level
 from common.log import configure as configure_log
 from common.process.exits import ExitWatcher
@@ -27,6 +28,7 @@ from sandboxctl.embedded.engine import (
     EmbeddedEngine,
     MakeStreams,
     RunningContainer,
+    remove_abandoned,
 )
 from sandboxctl.embedded.foreground import attend, check_terminal, make_foreground_streams
 from sandboxctl.embedded.image_store import Image, ImageStore
@@ -96,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
     configure_log(Level.ERROR, Format.CONSOLE)
     try:
         plan = _plan(arguments)
+        if os.geteuid() != 0:
+            raise PermissionDenied("'sandboxctl run' makes mounts, cgroups and networks: run it as root")
         if arguments.detach:
             _check_detached(plan, arguments.rm)
         else:
@@ -123,6 +127,7 @@ async def _run_pod(
     store = ImageStore(watcher)
     is_foreign = arguments.type == IsolationType.WASM
     images = {c.image: await store.get(c.image, foreign=is_foreign) for c in plan.all_containers}
+    await remove_abandoned(watcher)
     engine, record = await _register(plan, images, arguments, watcher)
     try:
         record = await engine.start_pod(plan, record)
@@ -130,6 +135,7 @@ async def _run_pod(
             pod = _StartedPod(plan, record, images, engine, tasks)
             if arguments.detach:
                 await _start_detached(pod, arguments, watcher, interruption)
+                _tell(record, as_json=arguments.as_json)
                 return 0
             code = await _run_in_foreground(pod, interruption)
         if not arguments.rm:
@@ -221,6 +227,7 @@ async def _run_in_foreground(pod: _StartedPod, interruption: Interruption) -> in
         for container in pod.plan.containers:
             running.append(await pod.start(container, make_streams))
             undo.callback(running[-1].streams.close)
+        pod.record.settle()
         return await attend(pod.tasks, running, pod.plan.stop_timeout_s, interruption)
 
 
@@ -237,7 +244,7 @@ async def _start_detached(
     await pod.run_init_containers(make_streams, interruption)
     for container in pod.plan.containers:
         (await pod.start(container, make_streams)).streams.close()
-    _tell(pod.record, as_json=arguments.as_json)
+    pod.record.settle()
 
 
 def _tell(record: PodRecord, *, as_json: bool) -> None:

@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 
 from common.cgroup import Hierarchies, make_cgroup, remove_leaf
 from common.errors import FailedPrecondition, NotFound, SandboxdError
+from common.linux.pidfd import start_time
 from common.oci.bundle import write_spec
 from common.process.exits import ExitWatcher
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as controller
@@ -35,7 +36,7 @@ from sandboxctl.embedded.cni import addresses_of
 from sandboxctl.embedded.image_store import Image
 from sandboxctl.embedded.network import make_network, planned_network, remove_network
 from sandboxctl.embedded.plan import HOST_NETWORK, ContainerPlan, PodPlan, Volume
-from sandboxctl.embedded.private_daemon import is_private, stop_daemon
+from sandboxctl.embedded.private_daemon import ensure_daemon, is_private, stop_daemon
 from sandboxctl.embedded.records import (
     ContainerRecord,
     PodRecord,
@@ -49,7 +50,8 @@ from sandboxctl.embedded.spec import Placement, build_spec
 from sandboxctl.embedded.streams import Streams
 from sandboxctl.pods import Pod, find_pod
 from sandboxctl.tasks import Tasks, tasks_of
-from sandboxers.isolation import IsolationType
+from sandboxers.embedded import is_embedded
+from sandboxers.isolation import IsolationType, load_config
 
 _MAKING_TIMEOUT_S = 120.0
 _CONTROLLER_TIMEOUT_S = 180.0
@@ -92,6 +94,7 @@ class EmbeddedEngine:
             type=self._daemon.type.value,
             config_file=os.path.abspath(self._daemon.config_file),
             created_at_ns=time.time_ns(),
+            starter=[os.getpid(), start_time(os.getpid())],
             stop_timeout_s=plan.stop_timeout_s,
             network=network,
             ports=[dataclasses.asdict(port) for port in plan.ports] if network else [],
@@ -201,6 +204,10 @@ class EmbeddedEngine:
         :raise SandboxdError: something could not be removed; then the record stays, and this can be repeated.
         """
         with locked():
+            if not is_embedded(record.pod_id):
+                return
+            if is_private(self._daemon) and not self._daemon.is_running():
+                await ensure_daemon(record.type, None, self._watcher)
             await self._control("Shutdown", controller.ControllerShutdownRequest(sandbox_id=record.pod_id))
             failures = await remove_network(record, self._watcher)
             _remove_cgroup(record)
@@ -219,6 +226,28 @@ class EmbeddedEngine:
 
         # In a thread, so that signals are noticed meanwhile.
         return await asyncio.to_thread(call)
+
+
+async def remove_abandoned(watcher: ExitWatcher) -> None:
+    """Remove pods whose start was begun by somebody who was killed; what cannot be is tried again another time."""
+    for record in list_records():
+        if record.is_abandoned:
+            with contextlib.suppress(SandboxdError, OSError):
+                kind, config = load_config(record.config_file)
+                await EmbeddedEngine(Daemon(kind, record.config_file, config), watcher).remove(record)
+
+
+def collect_abandoned() -> None:
+    """Do `remove_abandoned` from a program that has no event loop."""
+
+    async def collect() -> None:
+        watcher = ExitWatcher()
+        try:
+            await remove_abandoned(watcher)
+        finally:
+            watcher.close()
+
+    asyncio.run(collect())
 
 
 def stop_pod(daemon: Daemon, record: PodRecord, timeout_s: float) -> None:

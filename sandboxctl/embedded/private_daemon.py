@@ -47,7 +47,7 @@ class DaemonRecord:
 async def ensure_daemon(kind: str, base: Daemon | None, watcher: ExitWatcher) -> Daemon:
     """Return the running private daemon of a type, started if need be; the caller holds the lock.
 
-    :param base: a configured daemon that does not run, whose settings hold for this one, too.
+    :param base: a configured daemon that does not run, whose settings hold for this one, too, from its beginning on.
     :raise FailedPrecondition: it ends at once, with the reason it gives.
     """
     directory = _directory(kind)
@@ -55,10 +55,12 @@ async def ensure_daemon(kind: str, base: Daemon | None, watcher: ExitWatcher) ->
     if os.path.exists(path) and (running := _load(path)).is_running():
         return running
     os.makedirs(directory, 0o700, exist_ok=True)
-    settings = read_yaml(base.config_file) if base is not None else {}
-    with open(path, "w", encoding="utf-8") as file:
-        # JSON is YAML.
-        json.dump(_settings(kind, directory, settings or {}), file, indent=2)
+    if not os.path.exists(path):
+        settings = read_yaml(base.config_file) if base is not None else {}
+        with open(f"{path}.new", "w", encoding="utf-8") as file:
+            # JSON is YAML.
+            json.dump(_settings(kind, directory, settings or {}), file, indent=2)
+        os.rename(f"{path}.new", path)
     daemon = _load(path)
     await _start(daemon, directory, watcher)
     return daemon

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, Final
 
 from common.errors import AlreadyExists, FailedPrecondition, NotFound, SandboxdError
 from common.linux.mounts import mounts_below
+from common.linux.pidfd import is_same_process
 from common.records import read_record, write_record
 from sandboxers.embedded import BUNDLES, EMBEDDED_DIR, RECORD_FILE, embedded_pods
 
@@ -25,7 +27,8 @@ DATA_DIR: Final = "/var/lib/sandboxd/embedded"
 @dataclass(frozen=True, slots=True)
 class PodRecord:
     """One pod. `type` is of its isolation, `config_file` that of the daemon; `network` a CNI configuration, empty for
-    none and for the host's; `ports` and `containers` are `Port` and `ContainerRecord` as data."""
+    none and for the host's; `ports` and `containers` are `Port` and `ContainerRecord` as data. `starter` is who is
+    starting it, by pid and start time (ticks since boot), and empty once it has been started."""
 
     VERSION: ClassVar[int] = 1
 
@@ -40,6 +43,12 @@ class PodRecord:
     attachment: dict[str, Any] = field(default_factory=dict)
     ports: list[dict[str, Any]] = field(default_factory=list)
     containers: list[dict[str, Any]] = field(default_factory=list)
+    starter: list[int] = field(default_factory=list)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether its start was begun by somebody who is no more, so that nobody goes on with it."""
+        return bool(self.starter) and not is_same_process(*self.starter)
 
     @property
     def directory(self) -> str:
@@ -65,6 +74,10 @@ class PodRecord:
     def bundle(self, container_id: str) -> str:
         """A container's bundle directory."""
         return f"{self.directory}/{BUNDLES}/{container_id}"
+
+    def settle(self) -> None:
+        """Write down that the pod has been started: from now on it does not depend on who has done so."""
+        dataclasses.replace(self, starter=[]).save()
 
     def save(self) -> None:
         """Write the record."""

@@ -44,6 +44,12 @@ def eventually(condition: Callable[[], object], what: str, timeout_s: float = 20
         time.sleep(0.01)
 
 
+def inner_pid(process: subprocess.Popen[str]) -> int:
+    """The pid of the command itself: nsenter, which we have started, has it as its child."""
+    (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(inner)
+
+
 def test_output_and_exit_code_are_the_containers(machine: Machine) -> None:
     assert machine.run("sh", "-c", "echo out; echo err >&2; exit 3") == (3, "out\n", "err\n")
 
@@ -87,9 +93,7 @@ def test_a_signal_reaches_the_container(machine: Machine, signum: signal.Signals
     process = machine.start("run", "--rm", IMAGE, "--", "sh", "-c", script, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    # nsenter, which we started, has it as its child.
-    (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(inner), signum)
+    os.kill(inner_pid(process), signum)
     assert process.communicate(timeout=60)[0] == "bye\n"
     assert process.returncode == 9
 
@@ -99,8 +103,7 @@ def test_what_ignores_a_signal_is_killed(machine: Machine) -> None:
     process = machine.start(*command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
-    (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(inner), signal.SIGTERM)
+    os.kill(inner_pid(process), signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 137
 
@@ -128,6 +131,24 @@ def test_a_detached_pod_does_not_notice_that_its_daemon_dies(machine: Machine) -
     ticks = machine.log(pod).count("tick")
     eventually(lambda: machine.log(pod).count("tick") > ticks, "the log going on")
     machine.remove(pod)
+
+
+def test_what_a_killed_command_has_begun_is_removed_by_the_next_one(machine: Machine) -> None:
+    runtime, hang = machine.lab.path("/run/runtime"), machine.lab.path("/run/hang")
+    runtime.write_text('#!/bin/sh\nwhile [ -e /run/hang ]; do sleep 0.01; done\nexec crun "$@"\n')
+    runtime.chmod(0o755)
+    config = machine.lab.path("/run/runc.yaml")
+    config.write_text("runtime: {binary: /run/runtime}\nsocket: /run/nobody.sock\nstate_dir: /run/nobody\n")
+    hang.touch()
+    options = ("--config", "/run/runc.yaml", "run", "--rm", "--network", "bridge")
+    process = machine.start(*options, IMAGE, "--", "true")
+    embedded = machine.lab.path("/run/sandboxd/embedded")
+    eventually(lambda: list(embedded.glob("*/bundles/*/stdout")), "the pod")
+    os.kill(inner_pid(process), signal.SIGKILL)
+    process.wait(60)
+    hang.unlink()
+    assert len(list(embedded.glob("*/pod.json"))) == 1
+    assert machine.run("echo", "another")[1] == "another\n"
 
 
 def test_a_pod_that_has_ended_stays_until_it_is_removed(machine: Machine) -> None:
