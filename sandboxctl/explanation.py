@@ -124,7 +124,7 @@ def explain(evidence: Evidence) -> Iterator[str]:
     operations = live.get("operations", ())
     for each in operations:
         yield _in_progress(each, evidence.in_machine)
-    if operations:
+    if any(not each["action"].startswith("exec.") for each in operations):
         return
     state = live["state"]
     if state != SandboxState.READY.value:

@@ -109,6 +109,13 @@ def test_a_pod_that_runs_waits_for_nothing_and_one_without_containers_for_its_en
     assert "its engine has asked for no container" in said({**live, "containers": {}})
 
 
+def test_an_exec_in_progress_hides_no_container_that_waits() -> None:
+    probe = operation(Action.EXEC_START, exec_id="e")
+    live = {"state": "running", "operations": [probe], "containers": {"a": {"state": "created"}}}
+    assert "asked to start exec e" in said(live)
+    assert "Container a is made" in said(live)
+
+
 def test_a_start_that_failed_is_told_with_what_it_had_come_to() -> None:
     steps = ("sandbox.starting", "sandbox.namespaces_made", "sandbox.removing", "sandbox.destroyed")
     failed = operation(Action.SANDBOX_START, *steps, error="no space left\x1b[2J")
