@@ -103,6 +103,20 @@ async def test_calls_come_back_from_where_they_were_handed_on_to(pair: Pair) -> 
     assert pair.lost == []
 
 
+async def test_calls_that_are_handed_on_are_observed_with_their_outcome(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int]] = []
+    monkeypatch.setattr(Server, "observer", lambda _, method, code, __: told.append((method, code)))
+    async with await Client.connect(pair.path, timeout_s=1) as client:
+        with pytest.raises(StatusError):
+            await call(client, "LookLater", b"nobody is there")
+        pair.serve_far()
+        assert await call(client, "LookLater", b"here") == b"here"
+    # The far end is a server of this process as well.
+    assert told == [("LookLater", StatusCode.UNKNOWN), ("LookLater", 0), ("LookLater", 0)]
+
+
 async def test_a_far_end_that_cannot_be_reached_is_tried_again(pair: Pair) -> None:
     async with await Client.connect(pair.path, timeout_s=1) as client:
         for method in ("LookLater", "Add"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import stat
 import urllib.request
 from collections.abc import AsyncIterator
@@ -94,12 +95,15 @@ async def test_slow_clients_are_few_and_not_waited_for(place: Place, monkeypatch
 
 async def test_over_tcp_for_an_ordinary_client() -> None:
     endpoint = Endpoint(lambda: "y 2\n")
-    await endpoint.listen("tcp://127.0.0.1:39640")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    await endpoint.listen(f"tcp://{where}")
     try:
-        with pytest.raises(FailedPrecondition, match=r"39640.*in use.*metrics\.address"):
-            await Endpoint(lambda: "").listen("tcp://127.0.0.1:39640")
+        with pytest.raises(FailedPrecondition, match=rf"{where}.*in use.*metrics\.address"):
+            await Endpoint(lambda: "").listen(f"tcp://{where}")
         fetch = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-        answer = await asyncio.to_thread(fetch, "http://127.0.0.1:39640/metrics", None, 5)
+        answer = await asyncio.to_thread(fetch, f"http://{where}/metrics", None, 5)
         with answer:
             assert answer.read() == b"y 2\n"
     finally:
