@@ -1,7 +1,7 @@
 """Show how a pod was started, step by step, and tell what it waits for.
 
 POD is the beginning of an id or a name, with or without its namespace; also that of a pod which is gone, for as long
-as its start is in the log of the last starts. Times are in milliseconds; of two pods of a name the later one is shown.
+as its start is in the log of the last starts: of several of one name it is the last. Times are in milliseconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from common.errors import InvalidArgument, NotFound, SandboxdError
 from sandboxctl.daemons import Daemon, find_daemons
 from sandboxctl.explanation import Evidence, Start, explain, title_of
 from sandboxctl.output import print_json, printable
-from sandboxctl.pods import Pod, list_pods
+from sandboxctl.pods import Pod, find_pod
 from sandboxers.start_log import read_starts
 
 _ANSWER_TIMEOUT_S = 3.0
@@ -59,35 +59,30 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _find(daemons: Sequence[Daemon], wanted: str) -> tuple[Daemon, str, Pod | None]:
-    """Return the pod of this id or name: one on record rather than one that is gone, a later one rather than another.
+    """Return the pod of this id or name: one on record, else the last one of which a start is in a log.
 
     :raise NotFound: there is none, nor was there lately.
-    :raise InvalidArgument: several ids begin like this.
+    :raise InvalidArgument: several ids begin like this, or several pods on record are called so.
     """
-    known: dict[str, tuple[Daemon, str, Pod | None]] = {}
-    for daemon in daemons:
-        for start in read_starts(daemon.config.state_dir):
-            name = start.get("pod") or known.get(start["sandbox_id"], (daemon, ""))[1]
-            known[start["sandbox_id"]] = (daemon, name, None)
-    for pod in list_pods(daemons):
-        known.pop(pod.id, None)
-        known[pod.id] = (pod.daemon, pod.name, pod)
-    if wanted in known:
-        return known[wanted][0], wanted, known[wanted][2]
-    named = [
-        pod_id
-        for pod_id, (_, name, _) in known.items()
-        if wanted and wanted in (name, name.partition("/")[2])
-    ]
-    begun = [pod_id for pod_id in known if wanted and pod_id.startswith(wanted)]
-    if not named and len(begun) > 1:
-        raise InvalidArgument(
-            f"{wanted!r} is not unique: the ids of {len(begun)} pods begin with it, such as {begun[0]} and {begun[1]}"
-        )
-    if not named and not begun:
-        raise NotFound(f"no pod has, or lately had, an id that begins with {wanted[:100]!r}, or this name")
-    pod_id = (named or begun)[-1]
-    return known[pod_id][0], pod_id, known[pod_id][2]
+    try:
+        pod = find_pod(daemons, wanted)
+    except NotFound as unknown:
+        gone: dict[str, tuple[Daemon, str]] = {}
+        for daemon in daemons:
+            for start in read_starts(daemon.config.state_dir):
+                name = start["pod"] or gone.get(start["sandbox_id"], (daemon, ""))[1]
+                gone[start["sandbox_id"]] = daemon, name
+        begun = [pod_id for pod_id in gone if wanted and pod_id.startswith(wanted)]
+        named = [pod_id for pod_id, (_, name) in gone.items() if wanted and f"/{name}".endswith(f"/{wanted}")]
+        if not begun and not named:
+            raise NotFound(f"{unknown}, nor had one lately") from None
+        if len(begun) > 1 and wanted not in begun:
+            raise InvalidArgument(
+                f"{wanted!r} is not unique: it stands for {len(begun)}, such as {begun[0]} and {begun[1]}"
+            ) from None
+        pod_id = wanted if wanted in begun else (begun or named)[-1]
+        return gone[pod_id][0], pod_id, None
+    return pod.daemon, pod.id, pod
 
 
 def _ask(daemon: Daemon, pod_id: str) -> tuple[dict[str, Any] | None, str]:

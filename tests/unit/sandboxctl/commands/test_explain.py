@@ -136,7 +136,9 @@ def test_programs_get_json(node: Node, capsys: pytest.CaptureFixture[str]) -> No
     assert answer["explanation"] == ["It was removed."]
 
 
-@pytest.mark.parametrize(("wanted", "says"), [("x", "no pod has"), ("", "no pod has"), ("abc", "not unique")])
+@pytest.mark.parametrize(
+    ("wanted", "says"), [("x", "nor had one lately"), ("", "no pod has"), ("abc", "not unique")]
+)
 def test_what_names_no_pod_or_several_is_refused(
     node: Node, wanted: str, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
