@@ -261,7 +261,7 @@ class VmSandbox:
         if alive:
             self._receive(reception)
             self._adopt_guest_connections()
-            if self._ports is not None:
+            if self._ports is not None and running:
                 self._ports.listen()
         elif reception is not None:
             reception.close()
