@@ -10,7 +10,7 @@ from typing import NamedTuple
 import grpc
 
 from proto.gen.runtime.v1 import service_pb2 as pb
-from tests.chaos.kubelet import AGAIN_S, Kubelet
+from tests.chaos.kubelet import Kubelet
 from tests.engine.cri import container_config, log_lines, pod_config
 from tests.engine.handlers import Programs
 from tests.engine.namespaces import wait_until
@@ -46,7 +46,7 @@ class Pod:
 
     def _run(self) -> str:
         cri = self.kubelet.cri
-        deadline = time.monotonic() + AGAIN_S
+        deadline = time.monotonic() + self.kubelet.handler.start_patience_s
         for attempt in itertools.count():
             self.config.metadata.attempt = attempt
             try:

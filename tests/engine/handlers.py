@@ -121,6 +121,8 @@ class Handler:
     """What scripts/build-images has to build besides."""
     has_host_network: bool = True
     """Whether a pod can live in the network of its node."""
+    start_patience_s: float = 60.0
+    """How long a pod may take to start on a busy machine though the daemon dies now and then."""
 
     def __str__(self) -> str:
         return self.type
@@ -142,4 +144,6 @@ class Handler:
 
 RUNC = Handler("sandboxd", "runc", ShellScripts(), (DEMO_LAYOUT,))
 WASM = Handler("sandboxd-wasm", "wasm", Modules(), (DEMO_LAYOUT, WASM_LAYOUT), ("wasm",))
-QEMU = Handler("sandboxd-qemu", "qemu", ShellScripts(), (DEMO_LAYOUT,), has_host_network=False)
+QEMU = Handler(
+    "sandboxd-qemu", "qemu", ShellScripts(), (DEMO_LAYOUT,), has_host_network=False, start_patience_s=300.0
+)
