@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -17,7 +18,7 @@ from tests.engine.engine import OURS_IN_QEMU, PYTHON, Engine
 from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
 from tests.engine.qemu import add_container, information, start_vm_container
-from tests.engine.streaming import Stream
+from tests.engine.streaming import Stream, exec_piped
 from tests.engine.test_pods import ended, remains, shell
 from tests.guest_image import guest_image
 
@@ -81,6 +82,20 @@ def test_a_large_output_arrives_whole(cri: Cri, vm: tuple[str, str]) -> None:
     answer = cri.exec(vm[1], ["sh", "-c", "seq 1 200000"], timeout_s=60)
     expected = b"".join(b"%d\n" % number for number in range(1, 200001))
     assert hashlib.sha256(answer.stdout).hexdigest() == hashlib.sha256(expected).hexdigest()
+
+
+def test_input_arrives_whole_and_ends(engine: Engine, vm: tuple[str, str]) -> None:
+    data = os.urandom(200_000)
+    with exec_piped(engine, vm[1], "sh", "-c", "cat; exit 6") as piped, ThreadPoolExecutor(1) as pool:
+        assert piped.stdin is not None
+        assert piped.stdout is not None
+        writing = pool.submit(piped.stdin.write, data)
+        received = piped.stdout.read(100_000)
+        writing.result()
+        # Not before: its client overlooks an end that comes while the exec is still registered.
+        piped.stdin.close()
+        assert received + piped.stdout.read() == data
+        assert piped.wait(timeout=20) == 6
 
 
 def test_exec_of_a_missing_program_is_an_error(cri: Cri, vm: tuple[str, str]) -> None:

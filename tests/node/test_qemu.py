@@ -17,7 +17,8 @@ LEFT_OUT = "any_step"
 
 PODS = "tests/engine/test_qemu.py"
 ABOUT_MACHINES = (
-    "kernel or network_is or exec_returns or large_output or out_of_memory or volumes or leaves_nothing"
+    "kernel or network_is or exec_returns or large_output or input_arrives or out_of_memory or volumes"
+    " or leaves_nothing"
 )
 
 
@@ -32,4 +33,4 @@ def test_machines_run_under_kvm_with_vsock_by_the_kernel(node_with_engine: None,
 
 
 def test_pods_start_under_kvm(node_with_engine: None, inside: Inside) -> None:
-    assert inside(PODS, "-k", ABOUT_MACHINES, in_root_cgroup=True) >= 7
+    assert inside(PODS, "-k", ABOUT_MACHINES, in_root_cgroup=True) >= 9
