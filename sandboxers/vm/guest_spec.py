@@ -16,6 +16,10 @@ _GUEST_FILESYSTEMS: Final = frozenset(
     {"proc", "sysfs", "tmpfs", "mqueue", "devpts", "cgroup", "cgroup2", "devtmpfs", "overlay"}
 )
 
+# What the host's side of a volume sees to (`find_binds`). Were it read-only in the guest, so would be what is mounted
+# below it, which the guest mounts when it is first looked at, like its parent.
+_HOSTS_OPTIONS: Final = frozenset({"slave", "rslave", "ro"})
+
 # Character devices that every kernel has: memory (null, zero, random), terminals, and by minor fuse, tun.
 _COMMON_MAJORS: Final = frozenset({1, 5})
 _COMMON_MISC: Final = frozenset({200, 229})
@@ -119,7 +123,7 @@ def rewrite_for_guest(
     for index, source in sources.items():
         mount = spec["mounts"][index]
         mount["source"] = source
-        mount["options"] = [o for o in mount.get("options") or [] if o not in ("slave", "rslave")]
+        mount["options"] = [o for o in mount.get("options") or [] if o not in _HOSTS_OPTIONS]
     spec["root"]["path"] = "rootfs"
     set_version(spec)
     return dropped

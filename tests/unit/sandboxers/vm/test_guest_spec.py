@@ -86,7 +86,7 @@ def test_sources_devices_and_their_rules_become_the_guests() -> None:
     )
     dropped = rewrite_for_guest(original, {0: "/run/share/0"}, {0: (254, 32)})
     assert dropped == ["linux.resources.hugepageLimits", "hooks"]
-    assert original["mounts"] == [mount("/a", "bind", "/run/share/0", "rbind", "ro")]
+    assert original["mounts"] == [mount("/a", "bind", "/run/share/0", "rbind")]
     assert (disk["major"], disk["minor"]) == (254, 32)
     assert [(rule.get("major"), rule.get("minor")) for rule in rules] == [(None, None), (254, 32), (8, 16)]
     assert original["linux"]["resources"]["memory"] == {"limit": 1}
