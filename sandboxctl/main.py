@@ -108,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Whoever reads has seen enough. What is still buffered must not fail once more at the end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _BROKEN_PIPE
-        print(f"sandboxctl: {error}", file=sys.stderr)
+        hint = "" if os.geteuid() == 0 else " (sandboxctl is for root: nobody else may look at pods)"
+        print(f"sandboxctl: {error}{hint}", file=sys.stderr)
         return getattr(command, "FAILURE_STATUS", 1)
     except KeyboardInterrupt:
         return _INTERRUPTED

@@ -1,4 +1,7 @@
-"""Whose a pod is: what an engine believes to run must not be ended behind its back without being meant."""
+"""Whose a pod is: what an engine believes to run must not be ended behind its back without being meant.
+
+The pods of `sandboxctl run` are our own.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterable
 from common.errors import FailedPrecondition, Unavailable
 from sandboxctl.pods import Container, Pod
 from sandboxers.config import EngineKind
+from sandboxers.embedded import is_embedded
 
 _ENGINE_TIMEOUT_S = 5.0
 
@@ -30,7 +34,7 @@ async def require_unowned(things: Iterable[Pod | Container], action: str) -> Non
                 " or use --force"
             )
         address = engine_config.asked_at
-        if not address:
+        if not address or is_embedded(pod.id):
             continue
         if address not in lists:
             try:

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Coroutine
 from typing import Any
 
-from common.errors import FailedPrecondition, InvalidArgument, NotFound, SandboxdError
+from common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, SandboxdError
 from common.linux.terminal import get_window_size
 from sandboxctl.daemons import find_daemons
 from sandboxctl.pods import Container, find_container
@@ -229,6 +229,10 @@ async def _forget(process: Process) -> None:
         return
     with contextlib.suppress(NotFound):
         await process.kill(signal.SIGKILL)
-    async with asyncio.timeout(_KILL_TIMEOUT_S):
-        await process.wait()
+    try:
+        await asyncio.wait_for(process.wait(), _KILL_TIMEOUT_S)
+    except TimeoutError:
+        raise DeadlineExceeded(
+            "the command was killed and has not ended: it stays as long as its container"
+        ) from None
     await process.delete()

@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     signum = _signal(arguments.signal)
+    if arguments.timeout < 0:
+        raise InvalidArgument(f"--timeout {arguments.timeout}: expected a number of seconds")
     daemons = find_daemons(arguments)
     things = [find_pod_or_container(daemons, name) for name in arguments.ids]
     if not arguments.force:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 
 from common.config import absolute_path
 
@@ -21,6 +20,8 @@ def parse_address(address: str) -> str | tuple[str, int]:
     host = host.removeprefix("[").removesuffix("]")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise ValueError(f"{port!r} is no port")
+    import socket  # late: most configurations have no such address
+
     for family in (socket.AF_INET, socket.AF_INET6):
         with contextlib.suppress(OSError):
             socket.inet_pton(family, host)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import InvalidArgument, NotFound
-from sandboxctl.containerd import examine_config, examine_containerd
+from sandboxctl.containerd import Installation, examine_config, examine_containerd
 from sandboxctl.daemons import Daemon
 from sandboxctl.drop_ins import drop_in
 from sandboxers.doctor import Severity
@@ -79,3 +79,17 @@ async def test_what_is_no_configuration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad").write_text("= 3")
     with pytest.raises(InvalidArgument, match="not TOML"):
         await examine_containerd([DAEMON], str(tmp_path / "bad"))
+
+
+@pytest.mark.parametrize("words", [("--config", "/c.toml"), ("--config=/c.toml",), ()])
+def test_a_running_containerd_is_asked_as_it_was_started(tmp_path: Path, words: tuple[str, ...]) -> None:
+    process = tmp_path / "77"
+    process.mkdir()
+    (process / "comm").write_text("containerd\n")
+    (process / "cmdline").write_text("\0".join(["containerd", *words, "--log-level", "debug", ""]))
+    (process / "environ").write_text("A=b\0PATH=/own/bin\0")
+    (process / "exe").symlink_to("/opt/containerd/bin/containerd (deleted)")
+    (tmp_path / "78").mkdir()
+    (tmp_path / "self").mkdir()
+    found = Installation.find(str(tmp_path))
+    assert found == Installation(("/opt/containerd/bin/containerd", *words), "/own/bin:/opt/containerd/bin")
