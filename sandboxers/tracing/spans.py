@@ -22,25 +22,33 @@ log = get_logger()
 
 
 def export_spans(kind: str) -> None:
-    """Export a span of every operation from now on; without the extra, say so and go on.
+    """Export a span of every operation from now on; where that is not possible, say so and go on.
 
     :param kind: the isolation type, an attribute of every span.
     """
+    _route_complaints()
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        maker = SpanMaker(_tracer(kind))
     except ImportError as error:
         log.error("tracing.unavailable", error=error, fix="pip install 'sandboxd[otel]', or unset OTEL_*")
-        return
-    _route_complaints()
-    # The SDK's own detectors let OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win.
+    except Exception as error:
+        # Whatever the SDK makes of the environment, which is the operator's: pods are served without traces as well.
+        log.error("tracing.unavailable", error=error, fix="change the variables OTEL_*, or unset them")
+    else:
+        observe_operations(maker.note)
+        log.info("tracing.started")
+
+
+def _tracer(kind: str) -> Any:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     attributes = {"service.name": os.environ.get("OTEL_SERVICE_NAME", _SERVICE), "sandboxd.type": kind}
     provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    observe_operations(SpanMaker(provider.get_tracer("sandboxd")).note)
-    log.info("tracing.started")
+    return provider.get_tracer(_SERVICE)
 
 
 class SpanMaker:

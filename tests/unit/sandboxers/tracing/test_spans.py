@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -137,7 +138,7 @@ def test_an_operation_is_a_span_below_its_callers_and_its_steps_are_below_it(col
     assert failed.trace_id != start.trace_id
 
 
-def test_a_collector_that_is_away_costs_spans_and_nothing_else(tmp_path: Path) -> None:
+def test_a_collector_that_is_away_costs_spans_and_nothing_else() -> None:
     logged = run(
         "http://127.0.0.1:9", 1000, 0.5, OTEL_BSP_MAX_QUEUE_SIZE="100", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="50"
     )
@@ -147,7 +148,22 @@ def test_a_collector_that_is_away_costs_spans_and_nothing_else(tmp_path: Path) -
     assert logged.count("\n") < 20, "one complaint is enough"
 
 
-def test_without_the_extra_that_is_said(tmp_path: Path) -> None:
+def test_a_collector_that_takes_connections_and_never_answers_holds_nobody_up() -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        logged = run(f"http://127.0.0.1:{deaf.getsockname()[1]}", 1000, 0.2)
+    assert '"event":"tracing.started"' in logged
+    assert '"event":"made"' in logged
+
+
+def test_variables_that_the_sdk_refuses_cost_traces_and_nothing_else() -> None:
+    logged = run("http://127.0.0.1:9", 1, 0, OTEL_BSP_MAX_QUEUE_SIZE="1", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="2")
+    assert '"event":"tracing.unavailable"' in logged
+    assert '"event":"made"' in logged
+
+
+def test_without_the_extra_that_is_said() -> None:
     program = (
         "import sys; sys.modules['opentelemetry'] = None\n"
         "from sandboxers.tracing.spans import export_spans; export_spans('fake')"
