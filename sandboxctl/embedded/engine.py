@@ -208,13 +208,20 @@ class EmbeddedEngine:
                 return
             if is_private(self._daemon) and not self._daemon.is_running():
                 await ensure_daemon(record.type, None, self._watcher)
+        # Without the lock: a pod may take its time to end, and its record keeps the daemon.
+        try:
             await self._control("Shutdown", controller.ControllerShutdownRequest(sandbox_id=record.pod_id))
-            failures = await remove_network(record, self._watcher)
-            _remove_cgroup(record)
-            if failures:
-                raise FailedPrecondition(
-                    f"pod {record.pod_id} has ended, but its network is not detached: {failures[0]}"
-                )
+        except SandboxdError:
+            if is_embedded(record.pod_id):
+                raise
+            return  # somebody else has removed it meanwhile, and the daemon with it
+        failures = await remove_network(record, self._watcher)
+        _remove_cgroup(record)
+        if failures:
+            raise FailedPrecondition(
+                f"pod {record.pod_id} has ended, but its network is not detached: {failures[0]}"
+            )
+        with locked():
             remove_record(record)
             if is_private(self._daemon) and all(other.type != record.type for other in _users(self._daemon)):
                 stop_daemon(record.type)

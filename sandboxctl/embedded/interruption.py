@@ -23,7 +23,9 @@ class Interruption:
     def __enter__(self) -> Interruption:
         self._task = asyncio.current_task()
         for signum in _SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(signum, self._on_signal, signum)
+            # What our caller lets us ignore, such as nohup(1), stays so.
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                asyncio.get_running_loop().add_signal_handler(signum, self._on_signal, signum)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -69,7 +69,7 @@ class _Fields:
         if value is None:
             return default
         if not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool):
-            raise self.error(f"is not as expected: {str(value)[:60]!r}", field)
+            raise self.error(f"is not as expected: {_shown(value)}", field)
         return value
 
     def has(self, field: str) -> bool:
@@ -125,7 +125,7 @@ class _Fields:
             value = self._left.pop(field, known[0])
             if value not in known:
                 choice = " or ".join(str(one) for one in known)
-                raise self.error(f"{str(value)[:60]!r} is not supported here, only {choice}", field)
+                raise self.error(f"{_shown(value)} is not supported here, only {choice}", field)
 
     def ignore(self, *names: str) -> None:
         """Take fields that change nothing here."""
@@ -135,6 +135,11 @@ class _Fields:
     def end(self) -> None:
         for field in self._left:
             raise self.error("not supported without a cluster, or unknown", field)
+
+
+def _shown(value: Any) -> str:
+    # Of a list or an object nothing: a few aliases of YAML make a text of it that fits into no memory.
+    return type(value).__name__ if isinstance(value, (list, dict)) else repr(str(value)[:60])
 
 
 class _Identity(NamedTuple):

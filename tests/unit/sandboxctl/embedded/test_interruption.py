@@ -51,3 +51,14 @@ async def test_what_comes_while_containers_start_is_told_afterwards() -> None:
         await send(signal.SIGHUP)
     assert seen == [signal.SIGTERM, signal.SIGINT]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+async def test_what_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            await send(signal.SIGHUP)
+        assert interruption.signum == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

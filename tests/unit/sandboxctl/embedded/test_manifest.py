@@ -128,6 +128,13 @@ def test_nothing_leads_out_of_its_directory(tmp_path: Path, text: str) -> None:
         read(tmp_path, text)
 
 
+def test_a_text_that_would_grow_without_end_is_not_shown(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    with pytest.raises(InvalidArgument, match="restartPolicy: list is not supported here"):
+        read(tmp_path, "\n".join([*lines, "restartPolicy: *a11", "containers: [{name: a, image: b}]"]))
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no such file"):
         read_manifest(str(tmp_path / "absent.yaml"))
