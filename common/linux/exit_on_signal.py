@@ -7,13 +7,11 @@ would wait for the interpreter, which waits for what it has called. So the handl
 from __future__ import annotations
 
 import ctypes
-import mmap
-import os
 import signal
 import struct
 from collections.abc import Iterable
 
-from common.errors import Unimplemented
+from common.linux import machine_code
 
 _X86_64_CODE = bytes.fromhex(
     "81c780000000"  # add edi, 128
@@ -27,8 +25,6 @@ _AARCH64_CODE = struct.pack(
     0xD4000001,  # svc #0
 )
 _CODE = {"x86_64": _X86_64_CODE, "aarch64": _AARCH64_CODE}
-
-_PROT_READ_EXEC = mmap.PROT_READ | mmap.PROT_EXEC
 
 # Those whose default is to end a process, but for SIGKILL, which needs no handler, and for faults, which are a
 # runtime's own business (signal(7)).
@@ -44,22 +40,10 @@ def exit_on_signals(signums: Iterable[int] = FATAL_SIGNALS) -> None:
 
     :raise Unimplemented: the code was not written for this machine.
     """
-    machine = os.uname().machine
-    if machine not in _CODE:
-        raise Unimplemented(f"ending the first process of a PID namespace is not supported on {machine}")
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    # Never unloaded: it must be there for as long as the process is.
+    handler = machine_code.load(_CODE, "ending the first process of a PID namespace")
+    libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     libc.signal.restype = ctypes.c_void_p
-    # Never unmapped: it must be there for as long as the process is.
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    page = libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, private, -1, 0)
-    if page == ctypes.c_void_p(-1).value:
-        raise OSError(ctypes.get_errno(), "mmap of a signal handler")
-    ctypes.memmove(page, _CODE[machine], len(_CODE[machine]))
-    if libc.mprotect(page, mmap.PAGESIZE, _PROT_READ_EXEC) != 0:
-        raise OSError(ctypes.get_errno(), "mprotect of a signal handler")
     for signum in signums:
-        libc.signal(signum, page)
+        libc.signal(signum, handler)
