@@ -22,10 +22,10 @@ from common.log import get_logger
 from sandboxers.controller import Controller, serve
 from sandboxers.garbage import Garbage
 from sandboxers.health import Health
-from sandboxers.isolation import load_isolation
+from sandboxers.isolation import DaemonConfig, Isolation, load_isolation
 from sandboxers.lock import owning
 from sandboxers.observability import Observability
-from sandboxers.outlasting import open_outlasting
+from sandboxers.outlasting import Outlasting, open_outlasting
 from sandboxers.registry import SandboxRegistry
 from sandboxers.untouched import serve_untouched
 
@@ -90,49 +90,59 @@ async def run(config_path: str) -> None:
     with owning(config.state_dir):
         set_child_subreaper()
         outlasting = open_outlasting(config.state_dir)
-        sandboxer = isolation.sandboxer(config, outlasting)
-        observability = Observability(config, sandboxer.name)
-        await sandboxer.settle()
-        registry = SandboxRegistry(sandboxer, config.state_dir, config.pod.stop_timeout_s, outlasting.store)
-        await registry.recover()
-        serve_untouched(registry.untouched, outlasting.store, outlasting.journal)
-        outlasting.release_rest(keep=bool(registry.untouched))
-        garbage = Garbage(
-            registry,
-            config.state_dir,
-            config.engine.asked_at,
-            config.gc.interval_s,
-            config.gc.grace_s,
-        )
-        health = Health()
-        controller = Controller(registry, garbage, observability.call_observer)
-        await observability.listen(registry, garbage)
-        server = await serve(controller, config.socket, health)
         try:
-            # What was loaded until now stays: keeping it out of collections keeps its pages shared and cold.
-            gc.collect()
-            gc.freeze()
-            garbage.start()
-            notify("READY=1")
-            log.info(
-                "daemon.ready",
-                type=sandboxer.name,
-                generation=observability.generation,
-                socket=config.socket,
-                sandboxes=len(registry),
-                pid=os.getpid(),
-            )
-            await stopping.wait()
-            log.info("daemon.stopping", sandboxes=len(registry))
-            notify("STOPPING=1")
+            await _serve(isolation, config, outlasting, stopping)
         finally:
-            garbage.close()
-            health.close()
-            controller.close()
-            await server.stop(grace=1.0)
-            observability.close()
             # Task calls are served to the last instant, which is like any other death to them.
-            await barrier(_BARRIER_TIMEOUT_S)
+            if await barrier(_BARRIER_TIMEOUT_S):
+                outlasting.hold_no_longer()
+
+
+async def _serve(
+    isolation: Isolation, config: DaemonConfig, outlasting: Outlasting, stopping: asyncio.Event
+) -> None:
+    """Recover, listen, and serve until `stopping` is set."""
+    sandboxer = isolation.sandboxer(config, outlasting)
+    observability = Observability(config, sandboxer.name)
+    await sandboxer.settle()
+    registry = SandboxRegistry(sandboxer, config.state_dir, config.pod.stop_timeout_s, outlasting.store)
+    await registry.recover()
+    serve_untouched(registry.untouched, outlasting.store, outlasting.journal)
+    outlasting.release_rest(keep=bool(registry.untouched))
+    garbage = Garbage(
+        registry,
+        config.state_dir,
+        config.engine.asked_at,
+        config.gc.interval_s,
+        config.gc.grace_s,
+    )
+    health = Health()
+    controller = Controller(registry, garbage, observability.call_observer)
+    await observability.listen(registry, garbage)
+    server = await serve(controller, config.socket, health)
+    try:
+        # What was loaded until now stays: keeping it out of collections keeps its pages shared and cold.
+        gc.collect()
+        gc.freeze()
+        garbage.start()
+        notify("READY=1")
+        log.info(
+            "daemon.ready",
+            type=sandboxer.name,
+            generation=observability.generation,
+            socket=config.socket,
+            sandboxes=len(registry),
+            pid=os.getpid(),
+        )
+        await stopping.wait()
+        log.info("daemon.stopping", sandboxes=len(registry))
+        notify("STOPPING=1")
+    finally:
+        garbage.close()
+        health.close()
+        controller.close()
+        await server.stop(grace=1.0)
+        observability.close()
 
 
 def _allow_descriptors() -> None:

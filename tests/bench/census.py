@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.linux.fd_holder import NAME as FD_HOLDER
 from tests.engine.engine import Engine
 
 SHIM = "containerd-shim-runc-v2"
@@ -51,7 +52,8 @@ def management(engine: Engine, *, stock: bool) -> Usage:
 def module_processes_pss_kib(engine: Engine) -> list[int]:
     """The memory of each process that runs a module, and of the one that they are forked from.
 
-    That is everything but the engine, those who hold or enter its namespaces, and the daemon.
+    That is everything but the engine, those who hold or enter its namespaces, and the daemon with what holds its
+    descriptors.
     """
     found = []
     for process in (engine.namespaces.root / "proc").iterdir():
@@ -59,6 +61,8 @@ def module_processes_pss_kib(engine: Engine) -> list[int]:
             continue
         try:
             if process.joinpath("exe").readlink().name in BYSTANDERS or _is(process, engine.daemon_pid):
+                continue
+            if (process / "comm").read_text().strip() == FD_HOLDER:
                 continue
             found.append(_pss_kib(process))
         except (FileNotFoundError, ProcessLookupError):

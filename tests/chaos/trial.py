@@ -4,9 +4,11 @@ import os
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from common.linux.fd_holder import NAME as FD_HOLDER
 from common.ttrpc import Client
 from tests.chaos.kubelet import Kubelet
 from tests.chaos.sizes import MANAGER, SUPERVISOR
@@ -22,7 +24,7 @@ PLAIN_MANAGER = Path(__file__).with_name("service_manager.py")
 # What containerd says once it has lost a task's connection.
 LOST_CONNECTION = re.compile(r"ttrpc: (server )?closed")
 PROCESSES_OF_DAEMONS = re.compile(r"containerd|catatonit")
-PYTHON_PROCESSES = re.compile(r"python[0-9.]*")
+DAEMONS = re.compile(rf"(python|{FD_HOLDER})[0-9.]*")
 CALL_TIMEOUT_S = 20.0
 
 
@@ -193,16 +195,17 @@ def _files(root: Path, below: str) -> Iterator[str]:
 
 
 def _processes(proc: Path) -> Iterator[str]:
-    pythons = 0
+    numbers = Counter[str]()
     for process in proc.iterdir():
         if process.name.isdigit():
             try:
                 name = (process / "comm").read_text().strip()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if PYTHON_PROCESSES.fullmatch(name):
+            if (daemons := DAEMONS.fullmatch(name)) is not None:
                 # A daemon that has taken the place of another is no difference, but one more is.
-                pythons += 1
-                yield f"python number {pythons}"
+                kind = daemons[1]
+                numbers[kind] += 1
+                yield f"{kind} number {numbers[kind]}"
             elif not PROCESSES_OF_DAEMONS.fullmatch(name):
                 yield f"{process.name} {name}"

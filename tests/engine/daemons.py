@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.linux.procs import peer_credentials
+
 # gRPC opens and closes these as it likes, and how many callers there are is the callers' affair; the log of starts is
 # open from the first one on.
 UNSTABLE = re.compile(r"^anon_inode:\[event|^socket:|/\.starts ")
@@ -25,14 +27,17 @@ def daemon_below(supervisor: int) -> int:
     raise ProcessLookupError(f"the supervisor {supervisor} has no daemon at present")
 
 
-def listens(path: Path) -> bool:
-    """Tell whether anybody listens on a unix socket."""
+def listener_of(path: Path) -> int:
+    """Return the pid of the process that listens on a unix socket, 0 if nobody does.
+
+    It may have died a moment ago: what holds its FIFOs (`common.linux.fd_holder`) has yet to close the rest.
+    """
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
-            return False
-    return True
+            return 0
+        return peer_credentials(client).pid
 
 
 def descriptors(pid: int) -> Iterator[str]:

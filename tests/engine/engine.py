@@ -16,7 +16,7 @@ import grpc
 from proto.gen.runtime.v1 import service_pb2 as pb
 from sandboxers.isolation import load_isolation
 from tests.engine.cri import Cri
-from tests.engine.daemons import daemon_below, listens
+from tests.engine.daemons import daemon_below, listener_of
 from tests.engine.handlers import QEMU, RUNC, Handler
 from tests.engine.images import CHECKOUT, PAUSE
 from tests.engine.namespaces import Daemon, Namespaces, wait_until
@@ -301,7 +301,13 @@ class Engine:
         """Wait until a daemon listens, be it the first or one that the supervisor has started again."""
         if self._sandboxer is None:
             raise RuntimeError("the sandboxer does not run")
-        self._wait_for(self._sandboxer, lambda: listens(self.sandboxer_socket), "the sandboxer")
+        self._wait_for(self._sandboxer, self._daemon_listens, "the sandboxer")
+
+    def _daemon_listens(self) -> bool:
+        try:
+            return listener_of(self.sandboxer_socket) == self.daemon_pid
+        except ProcessLookupError:
+            return False
 
     def _spawn_sandboxer(self) -> None:
         with (self.logs / "sandboxer.log").open("ab") as log:

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.engine.daemons import daemon_below, listens
+from tests.engine.daemons import daemon_below, listener_of
 from tests.engine.namespaces import wait_until
 
 SUPERVISED = os.environ.get("SANDBOXD_SUPERVISED", "") != ""
@@ -71,7 +71,9 @@ class Service:
         def serves() -> bool:
             try:
                 return (
-                    self.daemon_pid != but and listens(self._socket) and self.show("ActiveState") == "active"
+                    self.daemon_pid != but
+                    and listener_of(self._socket) == self.daemon_pid
+                    and self.show("ActiveState") == "active"
                 )
             except (FileNotFoundError, ProcessLookupError):
                 return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +22,16 @@ from sandboxers.lock import owning
 with owning(sys.argv[1]):
     print("owned", flush=True)
     sys.stdin.read()
+"""
+
+# Ends, but another process has the same open file.
+INHERITED = """
+import os, subprocess, sys
+from sandboxers.lock import owning
+with owning(sys.argv[1]):
+    lock = next(fd for fd in range(3, 99) if os.path.realpath(f"/proc/self/fd/{fd}").endswith("/.lock"))
+    print(subprocess.Popen(["sleep", "60"], pass_fds=[lock], stdout=subprocess.DEVNULL).pid, flush=True)
+    os._exit(0)
 """
 
 
@@ -62,3 +73,13 @@ def test_whoever_only_looks_is_in_nobodys_way(tmp_path: Path) -> None:
     with owning(str(tmp_path)):
         pass
     looked.join()
+
+
+def test_a_lock_that_a_dead_owners_descriptors_still_hold_is_waited_for(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", INHERITED, str(tmp_path)], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        heir = int(owner.stdout.readline())
+        assert owner.wait(5) == 0
+        threading.Timer(0.1, os.kill, (heir, signal.SIGKILL)).start()
+        with owning(str(tmp_path)):
+            assert not os.path.exists(f"/proc/{owner.pid}")
