@@ -93,6 +93,7 @@ class Failpoint(enum.StrEnum):
     MODULE_RELEASED = "module.released"
     MODULE_COMPILED = "module.compiled"
     MODULE_CACHED = "module.cached"
+    OUTPUT_OPENED = "output.opened"
     STDIN_CLOSED = "stdin.closed"
     TERMINAL_RECEIVED = "terminal.received"
     CONNECTION_KEPT = "connection.kept"
@@ -117,6 +118,7 @@ _NO_STEPS = frozenset(
         Failpoint.CONNECTION_KEPT,
         Failpoint.LINK_KEPT,
         Failpoint.OUTCOME_RECORDED,
+        Failpoint.OUTPUT_OPENED,
         Failpoint.REQUEST_ADMITTED,
         Failpoint.REQUEST_ANSWERED,
         Failpoint.REQUEST_CONSUMED,

@@ -222,6 +222,7 @@ class TaskPod:
     def forget_exec(self, container: Container, process: Process) -> None:
         """Take away an exec that does not run, and what is on disk of it."""
         process.close()
+        self.unmade.forget(container.id, process.exec_id)
         if container.execs is not None:
             container.execs.pop(process.exec_id, None)
         if container.prepared is not None:
@@ -289,6 +290,7 @@ class TaskPod:
             await self._kill_leftovers(container)
             for process in (container.execs or {}).values():
                 process.close()
+                self.unmade.forget(container.id, process.exec_id)
             container.execs = None
             await self.parts.backend.delete(container.id, container.prepared)
             failpoint(Failpoint.CONTAINER_UNMADE)

@@ -187,10 +187,11 @@ async def _take_up_exec(pod: TaskPod, container: Container, record: ExecRecord) 
 
 def _discard_streams(pod: TaskPod, process: Process, descriptors: str) -> bool:
     """Undo the streams of a process that was not made; tell whether the engine has seen no end of them."""
-    kept = Stdio.discard(pod.parts.store, descriptors)
+    is_kept = pod.unmade.knows(process.container_id, process.exec_id)
+    kept = Stdio.discard(process.stdio_spec, pod.parts.store, descriptors, reopen=not is_kept)
     if kept:
         pod.unmade.add(process.container_id, process.exec_id, kept)
-    return bool(kept)
+    return is_kept or bool(kept)
 
 
 def _follow(

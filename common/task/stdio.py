@@ -142,18 +142,30 @@ class Stdio:
         return stdio, pidfd if pidfd >= 0 else None
 
     @staticmethod
-    def discard(store: DescriptorStore, name: str) -> str:
+    def discard(spec: StdioSpec, store: DescriptorStore, name: str, *, reopen: bool) -> str:
         """Let go of the streams of a process that an earlier daemon has not made.
 
         Copies of what it was to be given stay kept, lest the engine sees an end of them, under the name that is
         returned: remove that when the process was made after all, or never will be. Empty if there is nothing.
+
+        :param reopen: whether what was not kept yet is opened anew, for its holder (`common.linux.fd_holder`) goes when
+            recovery is over.
         """
-        if not name:
+        if not name or not store.keeps:
             return ""
         _Kept.take(store, name).close()
         for group in (PROCESS_GROUP, _STDIN_GROUP, _TERMINAL_GROUP):
             store.remove(group + name[1:])
-        return _GIVEN_GROUP + name[1:] if _close_given(store, name) else ""
+        group, given = _GIVEN_GROUP + name[1:], _given_fifos(spec)
+        kept = _close_given(store, name)
+        if reopen and kept < len(given):
+            for path, mode in given:
+                with contextlib.suppress(SandboxdError, OSError):
+                    fd = _open_path(path, mode)
+                    store.put(group, [fd])
+                    os.close(fd)
+                    kept += 1
+        return group if kept else ""
 
     async def attend(self, timeout_s: float = _READER_TIMEOUT_S) -> None:
         """Return when the engine reads the output: at once, normally. Only then is the process to be made."""
@@ -273,8 +285,6 @@ class Stdio:
             else:
                 child = self._open_output(path, owner)
                 self._child_fds.append(child)
-                # Between the opening for writing and the keeping a death would end the output for the engine, which
-                # does not read on then: nothing else is done in between.
                 self._keep_given([child])
                 given.append(child)
         for fd in given:
@@ -287,12 +297,9 @@ class Stdio:
 
     def _open_output(self, path: str, owner: tuple[int, int]) -> int:
         """Return the non-blocking write end of a pipe, and let `attend` see to it that it has a reader."""
-        inode = _pin_fifo(path)
-        try:
-            child = _open_end(inode, os.O_WRONLY, owner)
-        finally:
-            os.close(inode)
+        child = _open_path(path, os.O_WRONLY, owner)
         self._unread.append(child)
+        failpoint(Failpoint.OUTPUT_OPENED)
         return child
 
     def _open_terminal(self, spec: StdioSpec, directory: str) -> None:
@@ -364,11 +371,19 @@ def has_reader(writer: int) -> bool:
     return not poll.poll(0)
 
 
-def _close_given(store: DescriptorStore, name: str) -> bool:
+def _close_given(store: DescriptorStore, name: str) -> int:
+    """Close our copies of what a process was to be given; return how many there were."""
     given = store.take(_GIVEN_GROUP + name[1:]) if name else []
     for fd in given:
         os.close(fd)
-    return bool(given)
+    return len(given)
+
+
+def _given_fifos(spec: StdioSpec) -> list[tuple[str, int]]:
+    """Return the FIFOs whose ends a process, or its terminal, is given: path and mode."""
+    outputs = [spec.stdout] if spec.terminal else [spec.stdout, spec.stderr]
+    fifos = [(spec.stdin, os.O_RDONLY), *((path, os.O_WRONLY) for path in outputs)]
+    return [(path, mode) for path, mode in fifos if path and not path.startswith("file://")]
 
 
 def open_fifo(path: str, owner: tuple[int, int] | None) -> tuple[int, int]:
@@ -382,6 +397,15 @@ def open_fifo(path: str, owner: tuple[int, int] | None) -> tuple[int, int]:
         except BaseException:
             os.close(reader)
             raise
+    finally:
+        os.close(inode)
+
+
+def _open_path(path: str, mode: int, owner: tuple[int, int] | None = None) -> int:
+    """Open one end of a FIFO, non-blocking, and give it to `owner`."""
+    inode = _pin_fifo(path)
+    try:
+        return _open_end(inode, mode, owner)
     finally:
         os.close(inode)
 

@@ -65,6 +65,10 @@ class Unmade:
         self._names.setdefault(f"{container_id}/{exec_id}", []).append(name)
         self._save()
 
+    def knows(self, container_id: str, exec_id: str) -> bool:
+        """Tell whether something is kept for a process: then all that it was to be given is."""
+        return f"{container_id}/{exec_id}" in (self._names or {})
+
     def forget(self, container_id: str, exec_id: str = "") -> None:
         """Let go of what is kept for a process, if there is anything."""
         if self._names and (names := self._names.pop(f"{container_id}/{exec_id}", [])):

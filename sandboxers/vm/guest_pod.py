@@ -125,7 +125,7 @@ class GuestPod:
             streams = Streams(StreamNames(*record.streams), self._guest, self._store)
             if not streams.recover() and not record.made:
                 # Whoever asks again for the process gets others; these stay kept until then.
-                streams.close()
+                streams.hold(process.stdio)
                 process.lost_streams = streams
                 continue
             process.streams = streams

@@ -286,6 +286,23 @@ class Streams:
                 self._carry_out(name, kept.socket(), kept.readers[0], kept.writers[0], recovered=True)
         return complete
 
+    def hold(self, spec: StdioSpec) -> None:
+        """Of a process that was not made: carry nothing, but keep the FIFOs open until `forget`.
+
+        They are opened anew. What was not kept yet is open in a holder (`common.linux.fd_holder`), which goes when
+        recovery is over.
+        """
+        ends = {}
+        for name, path in zip(self._names, (spec.stdin, spec.stdout, spec.stderr), strict=True):
+            if name:
+                with contextlib.suppress(SandboxdError, OSError):
+                    ends[name] = open_fifo(path, None)
+        self.close()
+        for name, fds in ends.items():
+            self._store.put(name, fds)
+            for fd in fds:
+                os.close(fd)
+
     def forget(self) -> None:
         """Keep nothing of them any more."""
         self.close()

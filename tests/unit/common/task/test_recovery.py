@@ -184,6 +184,35 @@ async def test_stdin_that_was_closed_stays_closed_and_open_stdin_stays_open(pod:
     store.close()
 
 
+@pytest.mark.parametrize("fate", ["started", "deleted", "deleted with its container"])
+async def test_an_output_that_a_daemon_may_have_opened_has_no_end_before_its_process(
+    pod: Pod, fate: str
+) -> None:
+    store = KeptInMemory()
+    end_life(pod)
+    pod.life = Life(pod.life.directory, store)
+    pod.client = await pod.life.listen()
+    await pod.run("c", "sleep", "60")
+    await pod.add_exec("c", "e", "echo", "said", stdout=pod.fifo("out"))
+    for _ in range(2):  # once kept it is not opened again
+        await begin_life(pod, end_life_of_process(pod), store)
+        with pytest.raises(BlockingIOError):
+            os.read(pod.outputs[0], 1)
+        assert [len(fds) for name, fds in store.kept.items() if name.startswith("o")] == [1]
+    if fate == "started":
+        await pod.call("Start", id="c", exec_id="e")
+    elif fate == "deleted":
+        await pod.call("Delete", id="c", exec_id="e")
+    else:
+        await pod.call("Kill", id="c", signal=9)
+        await pod.call("Wait", id="c")
+        await pod.call("Delete", id="c")
+    assert await read_until_end(pod.outputs[0]) == (b"said\n" if fate == "started" else b"")
+    assert not [name for name in store.kept if name.startswith("o")]
+    await pod.life.service.delete_all()
+    store.close()
+
+
 async def test_nobody_is_told_of_a_process_before_all_of_it_is_kept(pod: Pod) -> None:
     store = KeptInMemory()
     end_life(pod)

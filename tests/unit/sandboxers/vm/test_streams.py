@@ -253,3 +253,29 @@ def raises(kind: type[BaseException], action: Callable[[], object]) -> bool:
     except kind:
         return True
     return False
+
+
+@pytest.mark.parametrize("kept", ["nothing", "half of it"])
+async def test_what_was_only_just_opened_has_no_end_until_it_is_forgotten(ends: Ends, kept: str) -> None:
+    await ends.open()
+    half = {ends.names.stdout: ends.store.kept[ends.names.stdout]}
+    left = {} if kept == "nothing" else half
+    # What the daemon had opened when it died.
+    held = [os.open(path, os.O_WRONLY | os.O_NONBLOCK) for path in ends.paths[1:]]
+    everything, ends.store.kept = ends.store.kept, {}
+    ends.streams.close()
+    ends.store.kept = left
+    for name in everything.keys() - left.keys():
+        for fd in everything[name]:
+            os.close(fd)
+    ends.store.restart()
+    streams = Streams(ends.names, ends.guest, ends.store)  # type: ignore[arg-type]
+    assert not streams.recover()
+    streams.hold(ends.spec)
+    for fd in held:
+        os.close(fd)
+    for fd in ends.fds[1:]:
+        with pytest.raises(BlockingIOError):
+            os.read(fd, 1)
+    streams.forget()
+    assert [os.read(fd, 1) for fd in ends.fds[1:]] == [b"", b""]
