@@ -19,16 +19,18 @@ import grpc
 import grpc.aio
 
 from common.errors import Code, FailedPrecondition, InvalidArgument, Unavailable, status_of
-from common.log import get_logger
+from common.log import bound, get_logger
 from common.oci.platform import architecture
 from common.operations import Action, in_progress, operation
 from common.ttrpc import CallObserver
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2_grpc as api_grpc
 from proto.gen.grpc.health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from sandboxers.config import EngineKind
 from sandboxers.garbage import Garbage
 from sandboxers.health import Health
 from sandboxers.pod_config import parse_create_request
+from sandboxers.refusals import log_refusal
 from sandboxers.registry import SandboxEntry, SandboxRegistry
 from sandboxers.states import SandboxState
 from sandboxers.task_list import TASKS_FIELD, parse_task_list
@@ -71,6 +73,8 @@ def _at_the_edge(
             code, text = status_of(error)
             if code is Code.INTERNAL:
                 log.error("call.failed", sandbox_id=request.sandbox_id, method=handler.__name__, error=error)
+            else:
+                self.note_refusal(request.sandbox_id, code, text)
             await context.abort(_STATUS_CODES[code], text)
             raise
         finally:
@@ -87,11 +91,13 @@ class Controller(api_grpc.ControllerServicer):
         registry: SandboxRegistry,
         garbage: Garbage | None = None,
         observer: CallObserver | None = None,
+        engine: EngineKind = EngineKind.CONTAINERD,
     ) -> None:
-        """:param observer: told of every call that was answered."""
+        """:param observer: told of every call that was answered. :param engine: whose calls are expected."""
         self._registry = registry
         self._garbage = garbage
         self._observer = observer
+        self._engine = engine
         self._closed = False
 
     def close(self) -> None:
@@ -104,16 +110,30 @@ class Controller(api_grpc.ControllerServicer):
         if self._closed:
             raise Unavailable("sandboxd is stopping: try again")
 
+    def note_refusal(self, sandbox_id: str, code: Code, text: str) -> None:
+        """Write down what was refused, if the engine does not pass it on."""
+        if self._engine is EngineKind.ISULAD:
+            with bound(sandbox_id=sandbox_id):
+                log_refusal(code, text)
+
     def note_call(self, method: str, code: Code, seconds: float) -> None:
         """Tell the observer, if there is one."""
         if self._observer is not None:
             self._observer(_SERVICE, method, code, seconds)
+
+    def _require_engine(self, request: api.ControllerCreateRequest) -> None:
+        """Refuse iSulad, which sends options without a type, where another engine is asked what it has forgotten."""
+        if self._engine is not EngineKind.ISULAD and request.options.value and not request.options.type_url:
+            error = "the engine is iSulad: set 'engine.kind' to isulad"
+            log.error("engine.unexpected", sandbox_id=request.sandbox_id, error=error)
+            raise FailedPrecondition(f"sandbox {request.sandbox_id}: {error}")
 
     @_at_the_edge
     async def Create(
         self, request: api.ControllerCreateRequest, context: Context
     ) -> api.ControllerCreateResponse:
         """Register a pod; its network exists already, nothing else does."""
+        self._require_engine(request)
         pod = parse_create_request(request)
         with _operation(Action.SANDBOX_CREATE, request, context, pod=f"{pod.namespace}/{pod.name}"):
             await self._registry.create(pod)

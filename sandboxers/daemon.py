@@ -117,7 +117,7 @@ async def _serve(
         config.gc.grace_s,
     )
     health = Health()
-    controller = Controller(registry, garbage, observability.call_observer)
+    controller = Controller(registry, garbage, observability.call_observer, config.engine.kind)
     await observability.listen(registry, garbage)
     server = await serve(controller, config.socket, health)
     try:

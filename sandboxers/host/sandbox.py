@@ -42,6 +42,7 @@ from sandboxers.host.pod_namespaces import NamespacesRecord, PodNamespaces
 from sandboxers.host.shared_memory import HostSharedMemory, SharedMemory, SharedMemoryRecord
 from sandboxers.pod_config import NamespaceMode, PodConfig, sysctls_of
 from sandboxers.pod_files import pod_files, write_pod_files
+from sandboxers.refusals import logged_status_of
 from sandboxers.registry import TASK_SOCKET
 from sandboxers.sandbox import Endpoint, SandboxExit
 
@@ -53,7 +54,7 @@ _RECORDS: dict[str, type[Record]] = {
 
 
 class PodSettings(NamedTuple):
-    """What the configuration and the daemon say about all pods; `needs_process`: a process stands for each."""
+    """What the configuration and the daemon say about all pods."""
 
     shm_size_mib: int
     stop_timeout_s: float
@@ -62,7 +63,7 @@ class PodSettings(NamedTuple):
     may_raise_limits: bool
     hierarchies: Hierarchies
     journal: ConnectionJournal
-    needs_process: bool = False
+    for_isulad: bool = False
 
 
 class HostSandbox:
@@ -94,7 +95,7 @@ class HostSandbox:
         self._server: Server | None = None
         self._listener = -1
         self._namespaces = PodNamespaces(
-            pod, parts.exits, self._on_init_death, needs_process=settings.needs_process
+            pod, parts.exits, self._on_init_death, needs_process=settings.for_isulad
         )
         self._on_exit: SandboxExit | None = None
         self._shm = _shared_memory(pod, f"{directory}/shm", settings.shm_size_mib)
@@ -245,7 +246,7 @@ class HostSandbox:
         service = Service(TASK_METHODS, self._tasks)
         self._server = Server(
             dict.fromkeys(TASK_SERVICE_NAMES, service),
-            status_of=status_of,
+            status_of=logged_status_of if self._settings.for_isulad else status_of,
             authorize=only_root,
             journal=self._settings.journal,
         )

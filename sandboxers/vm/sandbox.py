@@ -35,6 +35,7 @@ from common.ttrpc import RelayServer, Service, only_root
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as agent
 from sandboxers.pod_config import NamespaceMode, PodConfig, sysctls_of
 from sandboxers.pod_files import pod_file_texts
+from sandboxers.refusals import logged_status_of
 from sandboxers.registry import TASK_SOCKET
 from sandboxers.sandbox import Endpoint, SandboxExit
 from sandboxers.vm.config import GuestConfig, SizeConfig
@@ -444,7 +445,7 @@ class VmSandbox:
             links=self._settings.journal,
             connect=self._connect,
             on_lost=self._condemn,
-            status_of=status_of,
+            status_of=logged_status_of if self._settings.for_isulad else status_of,
             authorize=only_root,
         )
         self._listener = listener.fileno()

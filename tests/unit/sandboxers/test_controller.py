@@ -21,6 +21,7 @@ from proto.gen.cgroups.v2 import metrics_pb2
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2_grpc as api_grpc
 from proto.gen.runtime.v1 import api_pb2 as cri
+from sandboxers.config import EngineKind
 from sandboxers.controller import MAX_MESSAGE_BYTES, Controller, serve
 from tests.contract.fake_sandboxer import PID, FakeSandboxer
 from tests.unit.common.task.conftest import until
@@ -215,6 +216,33 @@ async def test_updates_that_engines_send_are_taken_and_others_refused(engine: En
         await engine.stub.Update(api.ControllerUpdateRequest(sandbox_id="pod", fields=fields))
     request = api.ControllerUpdateRequest(sandbox_id="pod", fields=["runtime"])
     await refused(engine.stub.Update(request), grpc.StatusCode.INVALID_ARGUMENT, "'runtime'")
+
+
+async def test_isulad_is_refused_where_another_engine_is_configured(engine: Engine, state_dir: Path) -> None:
+    request = api.ControllerCreateRequest(sandbox_id="pod", netns_path="/run/netns/x")
+    request.options.value = cri.PodSandboxConfig(hostname="a").SerializeToString()
+    with log.capture() as lines:
+        await refused(engine.stub.Create(request), grpc.StatusCode.FAILED_PRECONDITION, "'engine.kind'")
+    assert [(line["event"], line["sandbox_id"]) for line in lines] == [("engine.unexpected", "pod")]
+    assert list(state_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", EngineKind)
+async def test_what_is_refused_is_in_the_log_where_the_engine_keeps_it_to_itself(
+    daemon: Daemon, tmp_path: Path, kind: EngineKind
+) -> None:
+    path = str(tmp_path / "c.sock")
+    controller = Controller(daemon.registry, engine=kind)
+    server = await serve(controller, path)
+    engine = Engine(daemon, controller, server, path)
+    with log.capture() as lines:
+        await refused(engine.create("a/b"), grpc.StatusCode.INVALID_ARGUMENT, "not allowed")
+        await refused(engine.status("unknown"), grpc.StatusCode.NOT_FOUND)
+    logged = [(line["event"], line["sandbox_id"], line["code"]) for line in lines]
+    assert logged == ([("call.refused", "a/b", "INVALID_ARGUMENT")] if kind is EngineKind.ISULAD else [])
+    await engine.channel.close(None)
+    controller.close()
+    await server.stop(grace=0)
 
 
 def update_of_tasks(text: str) -> api.ControllerUpdateRequest:
