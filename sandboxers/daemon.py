@@ -37,6 +37,23 @@ log = get_logger()
 
 def main() -> None:
     """Run the daemon; exit code 0 after SIGTERM or SIGINT, 1 when it cannot start."""
+    arguments = make_parser().parse_args()
+    status = 0
+    runner = asyncio.Runner()
+    try:
+        runner.run(run(arguments.config))
+    except (SandboxdError, OSError) as error:
+        log.error("daemon.failed", config=arguments.config, error=error)
+        status = 1
+    # Not through the interpreter's end: that would cancel the calls in progress and so answer them, but they are
+    # the next daemon's, which finds them in the journal.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, of which `sandboxers.__main__` has done some before."""
     parser = argparse.ArgumentParser(
         prog="sandboxd",
         description="Serve pods of one isolation type to a container engine.",
@@ -55,19 +72,7 @@ def main() -> None:
     parser.add_argument(
         "--list-failpoints", action="store_true", help=f"show the failpoints that {VARIABLE} may name"
     )
-    arguments = parser.parse_args()
-    status = 0
-    runner = asyncio.Runner()
-    try:
-        runner.run(run(arguments.config))
-    except (SandboxdError, OSError) as error:
-        log.error("daemon.failed", config=arguments.config, error=error)
-        status = 1
-    # Not through the interpreter's end: that would cancel the calls in progress and so answer them, but they are
-    # the next daemon's, which finds them in the journal.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    return parser
 
 
 async def run(config_path: str) -> None:
