@@ -57,7 +57,8 @@ from vmm.image.manifest import GuestImage, load
 from vmm.protocol import HOST_PORT, HOST_PORT_PARAMETER
 
 _CONFIGURE_TIMEOUT_S: Final = 30.0
-_CONNECT_TIMEOUT_S: Final = 5.0
+# Long: an engine that has restarted takes a failed Wait for the end of its container, and guests may be slow.
+_CONNECT_TIMEOUT_S: Final = 30.0
 _ENTROPY_BYTES: Final = 64
 _LAST_WORDS_S: Final = 1.0
 _EXIT_CODES: Final = {ExitReason.STOPPED: 0, ExitReason.GUEST_ENDED: 0}
