@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest_asyncio
 
 from proto.gen.runtime.v1 import api_pb2 as cri
+from sandboxers.embedded import BUNDLES, EMBEDDED_DIR, RECORD_FILE
 from tests.contract.fake_engine import FakeEngine
 from tests.integration.daemon.lab import CGROUP_PARENT, Lab, until
 from tests.integration.daemon.test_restart import Node
@@ -204,9 +205,14 @@ async def test_a_pod_that_cannot_be_understood_is_shown_and_kept(node: Collected
 async def test_the_daemon_itself_removes_what_the_engine_has_forgotten(node: CollectedNode, lab: Lab) -> None:
     config = node.daemon.config
     config.write_text(config.read_text().replace("interval_s: 0.0", "interval_s: 0.1"))
-    kept, forgotten = await node.pod(), await node.pod()
+    kept, forgotten, embedded = await node.pod(), await node.pod(), await node.pod()
     known, abandoned, lost = await kept.running(), await kept.running(), await forgotten.running()
     node.engine.sandboxes, node.engine.tasks = {kept.id}, {known.id}
+    # Another engine's, which its record shows (`sandboxctl run`).
+    others = await embedded.running()
+    records = lab.path(EMBEDDED_DIR)
+    (records / embedded.id / BUNDLES / others.id).mkdir(parents=True)
+    (records / embedded.id / RECORD_FILE).touch()
     # As an engine does that has lost the connection for good.
     node.daemon.stop(signal.SIGKILL)
     shutil.rmtree(lab.path(abandoned.directory))
@@ -221,3 +227,5 @@ async def test_the_daemon_itself_removes_what_the_engine_has_forgotten(node: Col
     shutil.rmtree(lab.path(later.directory))
     await until(lambda: later.pid not in lab.processes(), 20, "the collection")
     assert await known.state() == "running"
+    assert others.pid in lab.processes()
+    shutil.rmtree(records)
