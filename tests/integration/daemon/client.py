@@ -136,9 +136,15 @@ class Process:
 
     async def start(self) -> int:
         """Start it, open the engine's end of stdin, return the pid."""
+        self.read_again()
         answer = await self.task("Start", **self.ids)
         self.open_stdin()
         return int(answer.pid)
+
+    def read_again(self) -> None:
+        """Open the outputs again that an attempt before has ended."""
+        self.stdout.open_again()
+        self.stderr.open_again()
 
     def open_stdin(self) -> None:
         if self.stdin_path and self.stdin < 0:
@@ -227,6 +233,7 @@ class Container(Process):
 
     async def create(self, **changes: Any) -> int:
         """Send Create; the pid."""
+        self.read_again()
         terminal = "terminal" in self._streams
         fields: dict[str, Any] = {"bundle": self.bundle, "rootfs": self.rootfs, "terminal": terminal}
         answer = await self.task("Create", id=self.id, **{**fields, **self.io, **changes})

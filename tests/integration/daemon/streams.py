@@ -15,13 +15,21 @@ class Output:
     def __init__(self) -> None:
         self.data = bytearray()
         self._fd = -1
+        self._path = Path()
         self._changed = asyncio.Event()
         self.ended = False
 
     def open(self, path: Path) -> None:
         """Begin to read, whether there is a writer yet or not."""
+        self._path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         self.resume()
+
+    def open_again(self) -> None:
+        """Read on if it has ended, as an engine does with a process that is to be made after all."""
+        if self.ended:
+            self.ended = False
+            self.open(self._path)
 
     def pause(self) -> None:
         """Stop reading: the writer will have to wait."""
