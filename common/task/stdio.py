@@ -285,6 +285,7 @@ class Stdio:
             else:
                 child = self._open_output(path, owner)
                 self._child_fds.append(child)
+                failpoint(Failpoint.OUTPUT_OPENED)
                 self._keep_given([child])
                 given.append(child)
         for fd in given:
@@ -299,7 +300,6 @@ class Stdio:
         """Return the non-blocking write end of a pipe, and let `attend` see to it that it has a reader."""
         child = _open_path(path, os.O_WRONLY, owner)
         self._unread.append(child)
-        failpoint(Failpoint.OUTPUT_OPENED)
         return child
 
     def _open_terminal(self, spec: StdioSpec, directory: str) -> None:
@@ -313,6 +313,7 @@ class Stdio:
             if spec.stdout:
                 sink = self._open_output(spec.stdout, root)
                 undo.callback(os.close, sink)
+                failpoint(Failpoint.OUTPUT_OPENED)
             with contextlib.ExitStack() as closing:
                 given = []
                 for fd in (source, sink):

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from common.descriptors.kinds import is_readable, link_of
 from common.descriptors.store import DescriptorStore, all_sent
 from common.errors import InvalidArgument, SandboxdError
+from common.failpoints import Failpoint, failpoint
 from common.linux.spool import Spool
 from common.log import get_logger
 from common.readiness import has_input
@@ -354,6 +355,8 @@ class Streams:
             reader, writer = open_fifo(path, None)
             undo.callback(os.close, reader)
             undo.callback(os.close, writer)
+            if not is_input:
+                failpoint(Failpoint.OUTPUT_OPENED)
             undo.callback(self._forget, name)
             # At once: an engine that once saw the end of an output does not read on.
             self._store.put(name, [reader] if is_input else [reader, writer])
