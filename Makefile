@@ -8,7 +8,7 @@ PYTEST := $(PYTHON) -m pytest
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-containerd demo-wasm demo-qemu test test-unit test-integration test-vm test-engine chaos lint type guest guest-kernel guest-debug proto configs bench bench-wasm bench-qemu bench-qemu-kvm critest clean
+.PHONY: help setup demo demo-containerd demo-wasm demo-qemu test test-unit test-integration test-vm test-engine chaos lint type guest guest-kernel guest-debug proto configs bench bench-wasm bench-qemu bench-qemu-kvm critest plots clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,11 +85,15 @@ proto: .venv/.ready-venv ## regenerate proto/gen from proto/**/*.proto
 configs: .venv/.ready-venv ## rewrite configs/*.yaml from the dataclasses that they document
 	$(PYTHON) scripts/generate-configs
 
-bench: .venv/.ready-test ## measure against stock shims in one run: results/*.json and a table (root)
-	$(PYTHON) tests/bench/run.py
+# What is not reached is a failure, and drawn nonetheless.
+bench: .venv/.ready-bench ## measure against stock shims in one run: results/*.json, a table and plots (root)
+	$(PYTHON) tests/bench/run.py; status=$$?; $(PYTHON) tests/bench/plots.py start memory && exit $$status
 
-bench-wasm: .venv/.ready-bench-wasm ## measure pods of WebAssembly modules: results/*.json and a table (root)
-	$(PYTHON) tests/bench/wasm.py
+bench-wasm: .venv/.ready-bench ## measure pods of WebAssembly modules: results/*.json, a table and a plot (root)
+	$(PYTHON) tests/bench/wasm.py; status=$$?; $(PYTHON) tests/bench/plots.py wasm && exit $$status
+
+plots: .venv/.ready-bench ## draw the last results again: docs/plots/*.svg
+	$(PYTHON) tests/bench/plots.py
 
 bench-qemu: .venv/.ready-test .venv/.ready-guest-kernel ## measure pods in virtual machines against their parts: results/*.json and a table (root)
 	$(PYTHON) tests/bench/qemu.py

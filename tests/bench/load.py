@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.bench import census
 from tests.engine.cri import container_config, pod_config
@@ -46,13 +47,15 @@ class Samples:
     def median(self, handler: str) -> float:
         return statistics.median(self.by_handler[handler])
 
-    def summary(self) -> dict[str, dict[str, float]]:
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """What is kept of them: figures for people, and the values for plots."""
         return {
             handler: {
                 "n": len(values),
                 "median": round(statistics.median(values), 3),
                 "min": round(min(values), 3),
                 "p95": round(sorted(values)[int(len(values) * 0.95)], 3),
+                "values": [round(value, 3) for value in values],
             }
             for handler, values in self.by_handler.items()
         }

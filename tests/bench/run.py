@@ -112,10 +112,15 @@ class Bench:
         """Stock at few pods, for the comparison."""
         for handler in self.stock:
             with self.engine() as engine:
-                load.start_pods(engine, handler, self.sizes.few_pods, 4)
-                usage = census.management(engine, stock=True)
+                present, over_pods = 0, []
+                for count in (1, self.sizes.few_pods // 2, self.sizes.few_pods):
+                    load.start_pods(engine, handler, count - present, 4)
+                    present = count
+                    usage = census.management(engine, stock=True)
+                    over_pods.append((present, usage.pss_kib))
                 idle_s = self._idle_cpu_s(engine, stock=True)
             self.report.details[f"memory_{handler}"] = asdict(usage)
+            self._memory_over_pods(handler, over_pods)
             where = f"{self.sizes.few_pods} pods, stock {handler}"
             self.report.add(f"management PSS, {where}", usage.pss_kib / 1024, "MiB")
             self.report.add(f"threads, {where}", usage.threads, "")
@@ -130,6 +135,7 @@ class Bench:
             empty = census.management(engine, stock=False)
             load.start_pod(engine, OURS)
             load.settle()
+            at_one = census.management(engine, stock=False)
             with_one = load.serial(engine, [OURS], rounds)
             load.start_pods(engine, OURS, few - 1, few)
             time.sleep(2)
@@ -151,6 +157,8 @@ class Bench:
             },
             "mounts": {"few": mounts_at_few, "many": mounts_at_many},
         }
+        usages = {1: at_one, few: at_few, many: at_many}
+        self._memory_over_pods(OURS, [(count, usage.pss_kib) for count, usage in usages.items()])
         slowdown = with_many["total"].median(OURS) / with_one["total"].median(OURS)
         growth_kib = (at_many.pss_kib - at_few.pss_kib) / (many - few)
         report = self.report
@@ -190,6 +198,10 @@ class Bench:
         )
         more_mib = memory_mib[True] - memory_mib[False]
         self.report.add("management PSS, more for a supervisor", more_mib, "MiB", 8)
+
+    def _memory_over_pods(self, handler: str, points: list[tuple[int, int]]) -> None:
+        """Keep, for a plot, how much memory manages how many pods, in KiB."""
+        self.report.details.setdefault("memory_over_pods_kib", {})[handler] = points
 
     def _idle_cpu_s(self, engine: Engine, *, stock: bool) -> float:
         before_ns = census.management(engine, stock=stock).cpu_ns

