@@ -12,12 +12,13 @@ import pytest
 
 from tests.node import ON_NODE
 from tests.node.machine import missing_programs
+from tests.node.package import build_packages
 from tests.node.template import Node, ready
 
 collect_ignore = [] if ON_NODE else ["inside"]
 
 REPORT = "/run/report.xml"
-SILENCE_LIMIT_S = 300
+SILENCE_LIMIT_S = 900
 
 
 class Inside(Protocol):
@@ -51,10 +52,18 @@ def node(template: Path) -> Iterator[Node]:
     node.close()
 
 
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Debian packages of this checkout, in two versions (tests/node/package.py)."""
+    directory = tmp_path_factory.mktemp("packages")
+    build_packages(directory)
+    return directory
+
+
 @pytest.fixture(scope="module")
-def package(node: Node) -> None:
-    """The package, installed on the node as an operator does it."""
-    node.install_package()
+def package(node: Node, packages: Path) -> None:
+    """The older version, installed on the node as an operator does it; the newer one lies beside it."""
+    node.install_package(packages)
 
 
 @pytest.fixture
@@ -63,7 +72,7 @@ def inside(node: Node) -> Inside:
         pytest_arguments = [
             "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--junitxml={REPORT}",
             # Emulated, all takes five to ten times as long.
-            "-o", "timeout=300", "--tb=short", "--durations=5", *arguments,
+            "-o", "timeout=900", "--tb=short", "--durations=5", *arguments,
         ]  # fmt: skip
         env = {"CI": "true", "SANDBOXD_SUPERVISED": "1" if supervised else ""}
         status = node.run_python(

@@ -1,24 +1,26 @@
-"""What a node gets of this checkout: its files as they lie here, and the package as an operator builds it."""
+"""What a node gets of this checkout: its files as they lie here, and the packages as an operator builds them."""
 
 from __future__ import annotations
 
 import io
 import os
-import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.chaos.versions import PACKAGES, raise_record_versions
+from tests.chaos.versions import raise_record_versions
 from tests.engine.images import DEMO_LAYOUT
 from vmm.image.manifest import GuestImage
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 OLDER, NEWER = "older", "newer"
-_SOURCES = (*PACKAGES, "pyproject.toml", "README.md")
+PACKAGES = Path("/opt/node/packages")
+"""Where both versions lie on a node."""
+
+# That of scripts/build-node's Debian: files for others would be unpacked by an emulated processor, for nothing.
+PYTHON_VERSION = "3.13"
 
 
 def checkout_archive(parts: Sequence[str]) -> bytes:
@@ -46,27 +48,35 @@ def engine_archive(images: Sequence[GuestImage]) -> bytes:
     return buffer.getvalue()
 
 
-def wheels_archive() -> bytes:
-    """Return a tar archive of two wheels: OLDER/*.whl is this checkout, NEWER/*.whl would write newer records.
+def package_of(directory: Path) -> Path:
+    """The package in the directory of a version; those of further types are not for nodes."""
+    return next(directory.glob("sandboxd_*.deb"))
 
-    Raises RuntimeError with pip's words if one cannot be built.
-    """
+
+def directory_archive(directory: Path) -> bytes:
+    """Return a tar archive of what is in a directory."""
     buffer = io.BytesIO()
-    with (
-        tempfile.TemporaryDirectory(prefix="sandboxd-wheels-") as directory,
-        tarfile.open(fileobj=buffer, mode="w") as archive,
-    ):
-        for version in (OLDER, NEWER):
-            # Not in the checkout: setuptools would find there, and pack, what an earlier build has left.
-            source = Path(directory, version)
-            for name in _files(_SOURCES):
-                (source / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(CHECKOUT / name, source / name)
-            if version == NEWER:
-                raise_record_versions(source)
-            wheel = _build(source)
-            archive.add(wheel, f"{version}/{wheel.name}")
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(directory, ".")
     return buffer.getvalue()
+
+
+def build_packages(directory: Path) -> None:
+    """Build two versions: OLDER/*.deb is this checkout, NEWER/*.deb would write newer records.
+
+    Raises RuntimeError with the words of what failed.
+    """
+    older, newer = directory / OLDER, directory / NEWER
+    newer.mkdir()
+    _run(str(CHECKOUT / "scripts/build-deb"), "--python", PYTHON_VERSION, str(older))
+    package = package_of(older)
+    with tempfile.TemporaryDirectory(prefix="sandboxd-package-") as tree:
+        _run("dpkg-deb", "--raw-extract", str(package), tree)
+        raise_record_versions(Path(tree, "usr/lib/sandboxd/lib/python3/site-packages"))
+        control = Path(tree, "DEBIAN/control")
+        version = package.name.split("_")[1]
+        control.write_text(control.read_text().replace(version, f"{version}+newer"))
+        _run("dpkg-deb", "--build", "--root-owner-group", "-Znone", tree, str(newer))
 
 
 def _files(parts: Sequence[str]) -> list[str]:
@@ -79,15 +89,7 @@ def _files(parts: Sequence[str]) -> list[str]:
     return [name for name in listing.stdout.decode().split("\0") if name and os.path.lexists(CHECKOUT / name)]
 
 
-def _build(source: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run(
-        [*command, "--wheel-dir", str(source / "dist"), str(source)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+def _run(*command: str) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"no wheel of sandboxd can be built:\n{done.stdout}")
-    return next((source / "dist").glob("*.whl"))
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}")

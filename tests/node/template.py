@@ -16,7 +16,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.node.machine import DEVICES, Machine, version
-from tests.node.package import CHECKOUT, checkout_archive, engine_archive, wheels_archive
+from tests.node.package import (
+    CHECKOUT,
+    OLDER,
+    PACKAGES,
+    checkout_archive,
+    directory_archive,
+    engine_archive,
+    package_of,
+)
 from vmm.image.manifest import GuestImage
 
 CACHE = CHECKOUT / ".cache/node"
@@ -32,32 +40,23 @@ INPUTS = (
     ".cache/images/demo/index.json",
 )
 # What a clone gets of the checkout, for the tests.
-PARTS = ("common", "configs", "proto", "sandboxers", "tests", "vmm", "pyproject.toml", "README.md")
+PARTS = (
+    *("common", "configs", "packaging", "proto", "sandboxctl", "sandboxers", "tests", "vmm"),
+    *("pyproject.toml", "README.md"),
+)
 COPY = "/opt/node/checkout"
-PYTHON = "/opt/sandboxd/bin/python"
+PYTHON = "/opt/node/python/bin/python"
 # In the root cgroup, which alone may have processes and hand controllers to children.
 IN_ROOT_CGROUP = 'echo $$ >/sys/fs/cgroup/cgroup.procs; exec "$@"'
 
 # Where a node has the programs that tests with an engine look for in a checkout.
 PROGRAMS: Mapping[str, str] = {
-    ".venv": "/opt/sandboxd",
+    ".venv": "/opt/node/python",
     ".cache/engine/usr/bin": "/usr/bin",
     ".cache/runtimes": "/usr/bin",
     ".cache/vm": "/usr/libexec",
 }
 LINK = 'mkdir -p "$(dirname "$1")" && ln -sfn "$0" "$1"'
-
-# Two environments side by side, of which a link says which one is in use. Each is filled through the link, so that
-# its programs go by it.
-INSTALL = """\
-set -eu
-mv /opt/sandboxd /opt/sandboxd-older
-cp -al /opt/sandboxd-older /opt/sandboxd-newer
-for version in newer older; do
-    ln -sfn "/opt/sandboxd-$version" /opt/sandboxd
-    /opt/sandboxd/bin/pip install --quiet --disable-pip-version-check --no-index --no-deps "/opt/node/wheels/$version"/*
-done
-"""
 
 # With what it has read in its page cache, a clone starts its first programs in half the time.
 PREPARE = """\
@@ -70,8 +69,7 @@ systemctl start containerd
 tar -C /opt/node/images -cf - . | ctr --namespace k8s.io images import -
 systemctl stop containerd
 rm -rf /opt/node/images
-/opt/sandboxd/bin/pip --version
-/opt/sandboxd/bin/python -c 'import asyncio, ctypes, grpc.aio, hypothesis, psutil, pytest, structlog, yaml'
+/opt/node/python/bin/python -c 'import asyncio, ctypes, grpc.aio, hypothesis, psutil, pytest, structlog, yaml'
 crun --version && runc --version && find /usr/lib/cni -type f -exec cat {} + >/dev/null
 sync
 """
@@ -150,10 +148,11 @@ class Node:
             self.close()
             raise
 
-    def install_package(self) -> None:
-        """Install the package in two versions, the older one being in use (tests/node/package.py)."""
-        self.upload(wheels_archive(), "/opt/node/wheels")
-        self.run("sh", "-c", INSTALL, timeout_s=INSTALL_TIMEOUT_S)
+    def install_package(self, packages: Path) -> None:
+        """Install the older version of what `build_packages` has built there, and bring the newer one along."""
+        self.upload(directory_archive(packages), str(PACKAGES))
+        package = PACKAGES / OLDER / package_of(packages / OLDER).name
+        self.run("dpkg", "--install", str(package), timeout_s=INSTALL_TIMEOUT_S)
 
     def bring_engine(self, images: Sequence[GuestImage]) -> None:
         """Make the copy of the checkout one in which tests find an engine and virtual machines with these images."""

@@ -87,11 +87,11 @@ def test_systemd_accepts_the_unit(tmp_path: Path, drop_in: Path | None) -> None:
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     unit = tmp_path / "sandboxd@runc.service"
-    unit.write_text(UNIT.read_text(encoding="utf-8").replace("/opt/sandboxd/bin/sandboxd", str(program)))
+    unit.write_text(UNIT.read_text(encoding="utf-8").replace("ExecStart=sandboxd", f"ExecStart={program}"))
     if drop_in is not None:
         directory = tmp_path / "sandboxd@runc.service.d"
         directory.mkdir()
-        text = drop_in.read_text(encoding="utf-8").replace("/opt/sandboxd/bin/sandboxd", str(program))
+        text = drop_in.read_text(encoding="utf-8").replace("ExecStart=sandboxd", f"ExecStart={program}")
         (directory / drop_in.name).write_text(text)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False

@@ -1,9 +1,8 @@
-"""Upgrade, roll-back and upgrade through systemctl, as the README says, with pods of a real containerd running."""
+"""Upgrade, roll-back and upgrade through dpkg, with pods of a real containerd running."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,44 +11,37 @@ from tests.chaos.kubelet import Kubelet
 from tests.chaos.trial import LOST_CONNECTION
 from tests.chaos.versions import upgrade_roll_back_and_upgrade
 from tests.node.inside.conftest import STATE_DIR
+from tests.node.inside.dpkg import install, installed_version
 from tests.node.inside.systemd import SUPERVISED, Service, journal
 from tests.node.inside.test_units import KERNEL_TELLS_EXIT_CODES
-
-IN_USE = Path("/opt/sandboxd")
+from tests.node.package import NEWER, OLDER
 
 
 @pytest.fixture
 def older_again(service: Service, kubelet: Kubelet) -> Iterator[None]:
     """Afterwards there is no pod, and the older version is in use."""
     yield
-    turn_link("newer")
-    service.replace(lambda: service("restart"))
+    if not installed_version().endswith("+newer"):
+        use(service, NEWER)
     kubelet.remove_all_pods()
-    turn_link("older")
+    use(service, OLDER)
 
 
-def turn_link(version: str) -> None:
-    """Let what is started from now on be of this version."""
-    new = IN_USE.with_name("sandboxd.new")
-    new.symlink_to(f"{IN_USE}-{version}")
-    new.rename(IN_USE)
+def use(service: Service, version: str) -> None:
+    """Install this version, as an upgrade or the way back, and wait for its daemon."""
+    service.replace(lambda: install(version))
 
 
 def test_a_version_that_writes_newer_records_can_come_go_and_come_again(
     service: Service, kubelet: Kubelet, older_again: None
 ) -> None:
-    verb = "reload" if SUPERVISED else "restart"
     replaced_before = journal(service.unit).count("supervisor.replaced")
-
-    def use(version: str) -> None:
-        turn_link(version)
-        service.replace(lambda: service(verb))
 
     upgrade_roll_back_and_upgrade(
         kubelet,
         STATE_DIR,
-        lambda: use("newer"),
-        lambda: use("older"),
+        lambda: use(service, NEWER),
+        lambda: use(service, OLDER),
         exit_code=None if SUPERVISED or KERNEL_TELLS_EXIT_CODES else UNKNOWN_EXIT_CODE,
     )
     log = journal(service.unit)
