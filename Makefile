@@ -8,7 +8,7 @@ PYTEST := $(PYTHON) -m pytest
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-containerd demo-wasm demo-qemu test test-unit test-integration test-vm test-engine chaos lint type guest guest-kernel guest-debug proto configs bench bench-wasm bench-qemu bench-qemu-kvm critest plots wheel deb clean
+.PHONY: help setup demo demo-containerd demo-wasm demo-qemu test test-unit test-integration test-vm test-engine chaos lint type guest guest-kernel guest-debug proto configs bench bench-wasm bench-qemu bench-qemu-kvm critest plots wheel deb docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +107,9 @@ wheel: .venv/.ready-venv ## build the wheel, for environments of one's own: dist
 deb: .venv/.ready-deb ## build the Debian packages and let lintian look at them: dist/*.deb
 	scripts/build-deb dist
 	lintian --fail-on error,warning dist/*.deb
+
+docs: .venv/.ready-docs ## build the site of the documentation: build/site/index.html
+	scripts/build-docs
 
 clean: ## remove what was built, fetched, measured and cached here
 	rm -rf .venv .cache build dist results *.egg-info .*_cache .hypothesis
