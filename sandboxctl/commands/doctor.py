@@ -16,6 +16,7 @@ from dataclasses import replace
 from common.errors import NotFound, SandboxdError
 from sandboxctl.client import CALL_TIMEOUT_S
 from sandboxctl.daemons import Daemon, config_files
+from sandboxctl.embedded.requirements import examine_embedded
 from sandboxctl.findings import has_errors, report_findings
 from sandboxers.doctor import Examination, Finding, Severity
 from sandboxers.engine import EngineList, list_engines
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _examine(arguments: argparse.Namespace) -> list[Finding]:
     async with Examination() as examination:
-        findings = await examination.of_all_types()
+        findings = [*await examination.of_all_types(), *await examine_embedded(examination)]
         try:
             paths = config_files(arguments)
         except NotFound as error:
