@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import string
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -324,12 +324,14 @@ class Exec:
 
 
 @asynccontextmanager
-async def engine_of(daemon: Daemon, image: str = IMAGE) -> AsyncIterator[Isulad]:
-    """iSulad with a sandboxer that is configured for it; the first pod leaves what belongs to the sandboxer."""
+async def engine_of(
+    daemon: Daemon, image: str = IMAGE, first: Sequence[str] = ("true",)
+) -> AsyncIterator[Isulad]:
+    """iSulad with a sandboxer that is configured for it; a first container has left what belongs to the sandboxer."""
     await daemon.start()
     isulad = Isulad(daemon, image)
-    async with started(isulad):
-        pass
+    async with started(isulad) as sandbox:
+        await sandbox.running(*first)
     yield isulad
     await isulad.close()
     assert daemon.stop() == 0

@@ -288,7 +288,7 @@ class Daemon:
             self._process = self.lab.namespaces.spawn(self.command, log, self.environment)
         await until(
             lambda: self._process.returncode is not None or "daemon.ready" in self.log_since(seen),
-            20,
+            60,
             "the daemon",
         )
         if self._process.returncode is not None:
