@@ -86,7 +86,13 @@ def kill_at_random(trial: Trial, name: str, *, kills: int, pods: int, longest_pa
                 pod.result()
         except BaseException:
             # The ends of the logs, which any failure shows, are not where it happened.
-            shutil.copytree(trial.engine.logs, RESULTS / f"chaos-{name}-logs", dirs_exist_ok=True)
+            kept = shutil.copytree(trial.engine.logs, RESULTS / f"chaos-{name}-logs", dirs_exist_ok=True)
+            # What machines have said, and what is on record of their containers.
+            for path in (
+                *trial.state().glob("*/machine/*.log"),
+                *trial.state().glob("*/containers/*/*.json"),
+            ):
+                shutil.copy(path, kept / "-".join(path.relative_to(trial.state()).parts))
             raise
     trial.engine.wait_for_daemon()
     record(name, seed=SEED, refusals=len(trial.told), strays=len(strays), **tally.counts)
