@@ -17,7 +17,7 @@ LEFT_OUT = "any_step"
 
 PODS = "tests/engine/test_qemu.py"
 ABOUT_MACHINES = (
-    "kernel or network_is or exec_returns or large_output or input_arrives or out_of_memory or volumes"
+    "kernel or network_is or exec_returns or large_output or input_arrives or container_out_of_memory or volumes"
     " or leaves_nothing"
 )
 
