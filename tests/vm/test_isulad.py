@@ -20,6 +20,7 @@ GATEWAY, ADDRESS = "10.99.0.1", "10.99.0.2"
 SLEEP = ("sleep", "1000")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.usefixtures("grpc_library"),
     pytest.mark.timeout(300),

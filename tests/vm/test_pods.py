@@ -25,6 +25,7 @@ SECTOR = 512
 VOLUME = "/dev/volume"
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.usefixtures("grpc_library"),
     pytest.mark.timeout(300),
