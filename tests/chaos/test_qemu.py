@@ -78,6 +78,10 @@ def test_input_and_output_stay_whole_though_the_daemon_was_away(trial: Trial) ->
     with exec_piped(trial.engine, container, "sh", "-c", "cat; exit 6") as piped:
         assert piped.stdin is not None
         assert piped.stdout is not None
+        # Its client overlooks an end of the input that comes while the exec is still being registered.
+        piped.stdin.write(b"ready\n")
+        piped.stdin.flush()
+        assert piped.stdout.readline() == b"ready\n"
         sent = b""
         for number in range(3):
             part = b"%d" % number * 50_000
