@@ -22,6 +22,7 @@ from common.linux.namespaces import Kind, close_all, create, namespace_id, open_
 from common.linux.pod_holder import HolderRequest, HolderResult, hold_namespaces
 from common.process.exits import ExitStatus, ExitWatcher
 from common.process.spawn import CAPTURE, run, spawn
+from tests.integration.daemon.lab import until
 
 MAPPING = ((0, 200000, 65536),)
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -404,9 +405,7 @@ async def test_a_caller_that_goes_away_leaves_nothing_at_any_moment(watcher: Exi
         except asyncio.CancelledError:
             continue
         await end(watcher, result)
-    async with asyncio.timeout(20):
-        while watcher.watch_count:
-            await asyncio.sleep(0.01)
+    await until(lambda: not watcher.watch_count, 20, "the end of what was begun")
 
 
 async def test_too_few_descriptors_for_the_holder_leave_nothing(watcher: ExitWatcher) -> None:
