@@ -35,7 +35,7 @@ from sandboxctl.embedded.accounts import find_account
 from sandboxctl.embedded.cni import addresses_of
 from sandboxctl.embedded.image_store import Image
 from sandboxctl.embedded.network import make_network, planned_network, remove_network
-from sandboxctl.embedded.plan import HOST_NETWORK, ContainerPlan, PodPlan, Volume
+from sandboxctl.embedded.plan import HOST_NETWORK, ContainerPlan, PodPlan
 from sandboxctl.embedded.private_daemon import ensure_daemon, is_private, stop_daemon
 from sandboxctl.embedded.records import (
     ContainerRecord,
@@ -48,6 +48,7 @@ from sandboxctl.embedded.records import (
 )
 from sandboxctl.embedded.spec import Placement, build_spec
 from sandboxctl.embedded.streams import Streams
+from sandboxctl.embedded.volumes import place_volumes, remove_volume_mounts
 from sandboxctl.pods import Pod, find_pod
 from sandboxctl.tasks import Tasks, tasks_of
 from sandboxers.embedded import is_embedded
@@ -151,7 +152,7 @@ class EmbeddedEngine:
             entry.image,
             f"{record.cgroup}/{entry.id}",
             [
-                *(_place_volume(volume, record) for volume in container.volumes),
+                *place_volumes(container, entry.id, record),
                 *_pod_files(record, container),
             ],
             is_native=record.type == IsolationType.RUNC,
@@ -217,6 +218,7 @@ class EmbeddedEngine:
             return  # somebody else has removed it meanwhile, and the daemon with it
         failures = await remove_network(record, self._watcher)
         _remove_cgroup(record)
+        remove_volume_mounts(record)
         if failures:
             raise FailedPrecondition(
                 f"pod {record.pod_id} has ended, but its network is not detached: {failures[0]}"
@@ -331,19 +333,6 @@ def _pod_config(plan: PodPlan, record: PodRecord) -> cri.PodSandboxConfig:
         linux.resources.cpu_period = 100_000
         linux.resources.cpu_quota = sum(c.cpu_millis for c in plan.containers) * 100
     return config
-
-
-def _place_volume(volume: Volume, record: PodRecord) -> tuple[str, str, bool]:
-    source = volume.source
-    if volume.scratch:
-        source = f"{record.data_directory}/scratch/{volume.scratch}"
-        if not os.path.isdir(source):
-            os.makedirs(source)
-            # Of all who may run in the pod, as Kubernetes has it (emptyDir).
-            os.chmod(source, 0o777)
-    elif not os.path.exists(source):
-        raise FailedPrecondition(f"the volume for {volume.destination} does not exist: {source}")
-    return source, volume.destination, volume.read_only
 
 
 def _write_hosts(record: PodRecord, hostname: str) -> None:

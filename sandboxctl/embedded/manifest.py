@@ -235,10 +235,8 @@ def _volumes(spec: _Fields) -> dict[str, _MakeVolume]:
 
 
 def _volume_maker(name: str, source: str) -> _MakeVolume:
-    def make(destination: str, read_only: bool, below: str) -> Volume:
-        if source:
-            return Volume(destination, f"{source}/{below}".rstrip("/") or "/", read_only=read_only)
-        return Volume(destination, scratch=f"{name}/{below}".rstrip("/"), read_only=read_only)
+    def make(destination: str, read_only: bool, part: str) -> Volume:
+        return Volume(destination, source, "" if source else name, part, read_only)
 
     return make
 
@@ -273,11 +271,11 @@ def _container(
         known = volumes.get(wanted := mount.text("name"))
         if known is None:
             raise mount.error(f"the pod has no volume {wanted[:60]!r}", "name")
-        below = mount.text("subPath")
-        if below.startswith("/") or ".." in below.split("/"):
+        part = mount.text("subPath")
+        if part.startswith("/") or ".." in part.split("/"):
             raise mount.error("must be relative and without '..'", "subPath")
         destination = check_destination(mount.text("mountPath"))
-        mounts.append(known(destination, mount.flag("readOnly"), below))
+        mounts.append(known(destination, mount.flag("readOnly"), part))
         mount.only(mountPropagation="None")
         mount.end()
     for port in entry.sections("ports"):

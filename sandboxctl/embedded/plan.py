@@ -22,11 +22,13 @@ class Port:
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A place in a container where something outside of its root file system is: a path of this machine, or, where
-    `source` is empty, the pod's own directory `scratch`, which goes with the pod."""
+    `source` is empty, the pod's own directory `scratch`, which goes with the pod. `part` is a relative path in it,
+    empty for all of it; what is on that path may be what containers have written."""
 
     destination: str
     source: str = ""
     scratch: str = ""
+    part: str = ""
     read_only: bool = False
 
 

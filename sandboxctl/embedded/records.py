@@ -1,7 +1,7 @@
 """What the embedded engine knows of its pods, on disk, since no process of it lives on.
 
-/run/sandboxd/embedded/<pod>/            the record, the network namespace, bundles: ends with the boot
-/var/lib/sandboxd/embedded/<pod>/        what containers have written: logs, layers, scratch volumes
+/run/sandboxd/embedded/<pod>/            the record, the network namespace, bundles, mounts: ends with the boot
+/var/lib/sandboxd/embedded/<pod>/        what containers write to: logs, layers, scratch volumes, names of hosts
 """
 
 from __future__ import annotations
@@ -64,8 +64,13 @@ class PodRecord:
 
     @property
     def hosts_file(self) -> str:
-        """What the pod's containers have as /etc/hosts."""
-        return f"{self.directory}/hosts"
+        """What the pod's containers have as /etc/hosts, and may write to: not in memory."""
+        return f"{self.data_directory}/hosts"
+
+    @property
+    def volumes_directory(self) -> str:
+        """Where parts of volumes are mounted."""
+        return f"{self.directory}/volumes"
 
     def log_file(self, container_name: str) -> str:
         """Where a container's output is, as it came."""

@@ -36,6 +36,20 @@ containers:
     volumeMounts: *mounts
 """
 
+POD_WITH_PART = f"""\
+volumes: [{{name: shared, VOLUME}}]
+initContainers:
+  - name: first
+    image: {IMAGE}
+    command: [sh, -c, "MAKE"]
+    volumeMounts: [{{name: shared, mountPath: /data}}]
+containers:
+  - name: one
+    image: {IMAGE}
+    command: [sh, -c, "touch /part/file && echo there"]
+    volumeMounts: [{{name: shared, mountPath: /part, subPath: part/inner}}]
+"""
+
 
 def eventually(condition: Callable[[], object], what: str, timeout_s: float = 20) -> None:
     deadline = time.monotonic() + timeout_s
@@ -233,6 +247,31 @@ def test_containers_of_a_manifest_share_what_the_pod_has(machine: Machine) -> No
     code, output, errors = machine.ctl("run", "--rm", "-f", "/run/pod.yaml")
     assert (code, errors) == (4, "")
     assert sorted(output.splitlines()) == ["one | prepared", "two | 7", "two | pod"]
+
+
+@pytest.mark.parametrize("volume", ["emptyDir: {}", "hostPath: {path: /run/volume}"])
+def test_a_part_of_a_volume_is_never_behind_a_link(machine: Machine, volume: str) -> None:
+    machine.lab.run("mkdir", "-p", "/run/volume", "/run/secret")
+    machine.lab.path("/run/secret/file").write_text("secret")
+    manifest = POD_WITH_PART.replace("VOLUME", volume)
+    machine.lab.path("/run/pod.yaml").write_text(manifest.replace("MAKE", "mkdir -p /data/part/inner"))
+    assert machine.ctl("run", "--rm", "-f", "/run/pod.yaml") == (0, "one | there\n", "")
+    machine.lab.run("rm", "-rf", "/run/volume/part")
+    machine.lab.path("/run/pod.yaml").write_text(manifest.replace("MAKE", "ln -s /run/secret /data/part"))
+    code, output, errors = machine.ctl("run", "--rm", "-f", "/run/pod.yaml")
+    assert (code, output) == (125, "")
+    assert errors == "sandboxctl: the subPath 'part/inner' leads through 'part', which is a link\n"
+    assert os.listdir(machine.lab.path("/run/secret")) == ["file"]
+    machine.lab.run("rm", "-r", "/run/volume", "/run/secret")
+
+
+def test_what_a_container_writes_to_is_not_in_memory(machine: Machine) -> None:
+    pod = machine.detach("sh", "-c", "echo written > /etc/hosts; echo done; sleep 1000")
+    try:
+        eventually(lambda: machine.log(pod), "it runs")
+        assert machine.lab.path(f"/var/lib/sandboxd/embedded/{pod}/hosts").read_text() == "written\n"
+    finally:
+        machine.remove(pod)
 
 
 def test_a_failed_init_container_ends_the_pod(machine: Machine) -> None:

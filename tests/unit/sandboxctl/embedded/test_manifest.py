@@ -56,7 +56,10 @@ def test_a_pod_of_kubernetes(tmp_path: Path) -> None:
     assert main.image == str(tmp_path / "images/web:1"), "relative to the manifest"
     assert (main.command, main.arguments, main.user) == (None, ("serve", "80"), "7:8")
     assert main.environment == (("A", "b"), ("EMPTY", ""))
-    assert main.volumes == (Volume("/data", scratch="data/x"), Volume("/host", "/srv", read_only=True))
+    assert main.volumes == (
+        Volume("/data", scratch="data", part="x"),
+        Volume("/host", "/srv", read_only=True),
+    )
     assert (main.memory_bytes, main.cpu_millis, main.cpu_shares) == (64 << 20, 500, 256)
     assert (main.capabilities_added, main.capabilities_dropped) == (("CHOWN",), ("ALL",))
     assert main.must_not_be_root
