@@ -106,11 +106,19 @@ def read_document(files: ImageFiles, path: str) -> bytes:
     return text
 
 
-def copy_file(files: ImageFiles, path: str, target: str) -> str:
-    """Copy a file of an image to a new file and return its digest. Raises NotFound, InvalidArgument, OSError."""
+def copy_file(files: ImageFiles, path: str, target: str, limit_bytes: int) -> str:
+    """Copy a file of an image to a new file and return its digest.
+
+    :raise InvalidArgument: it is larger than the limit, or damaged.
+    :raise NotFound, OSError: it is not there, or cannot be written.
+    """
     digest = hashlib.sha256()
     with files.open(path) as source, open(target, "xb") as copy:
         while chunk := source.read(_CHUNK_BYTES):
+            if copy.tell() + len(chunk) > limit_bytes:
+                raise InvalidArgument(
+                    f"{files.name}: {path} does not fit: of the room for images {limit_bytes >> 20} MiB are left"
+                )
             digest.update(chunk)
             copy.write(chunk)
     return f"sha256:{digest.hexdigest()}"

@@ -84,7 +84,8 @@ class SavedImage:
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """What an image wants to be run like; all of it can be overridden."""
+    """What an image wants to be run like, all of which can be overridden. `diff_ids` are the digests of its layers,
+    unpacked."""
 
     architecture: str = ""
     os: str = ""
@@ -94,6 +95,7 @@ class ImageConfig:
     working_directory: str = ""
     user: str = ""
     stop_signal: str = ""
+    diff_ids: tuple[str, ...] = ()
 
 
 def parse_index(text: bytes, where: str) -> list[Descriptor]:
@@ -136,6 +138,9 @@ def parse_config(text: bytes, where: str) -> ImageConfig:
     settings = document.get("config") or {}
     if not isinstance(settings, dict):
         raise InvalidArgument(f"{where}: config is no JSON object")
+    rootfs = document.get("rootfs") or {}
+    if not isinstance(rootfs, dict):
+        raise InvalidArgument(f"{where}: rootfs is no JSON object")
     return ImageConfig(
         architecture=_text(document, "architecture", where),
         os=_text(document, "os", where),
@@ -145,6 +150,7 @@ def parse_config(text: bytes, where: str) -> ImageConfig:
         working_directory=_text(settings, "WorkingDir", where),
         user=_text(settings, "User", where),
         stop_signal=_text(settings, "StopSignal", where),
+        diff_ids=_texts(rootfs, "diff_ids", where),
     )
 
 

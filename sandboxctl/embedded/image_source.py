@@ -18,6 +18,7 @@ from sandboxctl.embedded.image_files import (
     digest_of,
     read_document,
 )
+from sandboxctl.embedded.image_layers import check_layer
 from sandboxctl.embedded.image_layout import (
     CONFIG_TYPE,
     GZIP_TYPE,
@@ -110,24 +111,25 @@ def open_image(path: str, name: str, foreign: bool = False) -> Iterator[SourceIm
             yield _choose(files, name, foreign)
 
 
-def stage(image: SourceImage, directory: str) -> None:
-    """Write a layout with this image alone into an empty directory, each blob checked against its digest.
+def stage(image: SourceImage, directory: str, limit_bytes: int) -> None:
+    """Write a layout with this image alone into an empty directory, each blob checked against its digests.
 
-    :raise InvalidArgument: a layer is damaged or of a type that cannot be unpacked.
+    :param limit_bytes: how much room there is for the layers as they are, and unpacked.
+    :raise InvalidArgument: a layer is damaged, too large, or of a type that cannot be unpacked.
     """
     blobs = f"{directory}/blobs/sha256"
     os.makedirs(blobs)
     layers = []
-    for number, layer in enumerate(image.layers):
-        incoming = f"{directory}/incoming"
-        found = copy_file(image.files, layer.path, incoming)
+    incoming = f"{directory}/incoming"
+    for number, (layer, diff_id) in enumerate(zip(image.layers, image.config.diff_ids, strict=True), 1):
+        where = f"{image.files.name}: layer {number} of {len(image.layers)}"
+        found = copy_file(image.files, layer.path, incoming, limit_bytes)
         if layer.digest and found != layer.digest:
-            raise InvalidArgument(
-                f"{image.files.name}: layer {number + 1} of {len(image.layers)} is damaged: its digest is {found}"
-                f" instead of {layer.digest}"
-            )
+            raise InvalidArgument(f"{where} is damaged: its digest is {found} instead of {layer.digest}")
         media_type = layer.media_type or _sniff(incoming, image.files.name)
         layers.append(Descriptor(media_type, found, os.path.getsize(incoming)))
+        limit_bytes -= layers[-1].size
+        limit_bytes -= check_layer(incoming, media_type, diff_id, limit_bytes, where)
         os.rename(incoming, f"{directory}/{layers[-1].path}")
     config = Descriptor(CONFIG_TYPE, image.digest, len(image.config_text))
     text = document(config, layers)
@@ -183,6 +185,12 @@ def _checked(
         raise InvalidArgument(
             f"{files.name}: the image is for {config.os or 'linux'}/{config.architecture or 'an unknown architecture'},"
             f" and this machine is linux/{own}"
+        )
+    if len(layers) != len(config.diff_ids):
+        # The configuration's digest would stand for what is only a part of the image, or more.
+        raise InvalidArgument(
+            f"{files.name} is damaged: it has {len(layers)} layers, and its configuration tells of"
+            f" {len(config.diff_ids)}"
         )
     name = names[0] if names else os.path.basename(files.name)
     return SourceImage(files, name, digest, config_text, config, layers)

@@ -33,6 +33,8 @@ IMAGES_DIR: Final = "/var/lib/sandboxd/images"
 _UNPACK_TIMEOUT_S = 600.0
 _SYNC_TIMEOUT_S = 120.0
 _LONGEST_COMPLAINT = 300
+_LARGEST_IMAGE_BYTES = 64 << 30
+"""Of the layers as they are and unpacked together; much less where less is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class ImageStore:
             # Of somebody who was killed: whoever has the lock is the only one at work.
             shutil.rmtree(unpacking, ignore_errors=True)
             try:
-                stage(source, f"{unpacking}/layout")
+                stage(source, f"{unpacking}/layout", self._room_bytes())
                 # In a directory of its own: a layer that removes ".." takes it along (umoci 0.4.7).
                 os.makedirs(f"{unpacking}/nest/image", 0o700)
                 await self._run_umoci(source, f"{unpacking}/layout", f"{unpacking}/nest/image/rootfs")
@@ -93,6 +95,10 @@ class ImageStore:
                 os.rename(f"{unpacking}/nest/image", place)
             finally:
                 shutil.rmtree(unpacking, ignore_errors=True)
+
+    def _room_bytes(self) -> int:
+        status = os.statvfs(self._directory)
+        return min(_LARGEST_IMAGE_BYTES, status.f_bavail * status.f_frsize)
 
     async def _run_umoci(self, source: SourceImage, layout: str, rootfs: str) -> None:
         command = ["umoci", "raw", "unpack", "--image", f"{layout}:{STAGED_NAME}", rootfs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -18,6 +19,7 @@ from sandboxctl.embedded.image_source import open_image, split_reference, stage
 from tests.engine.images import Layer, Layout
 
 LAYER = Layer().file("hello", "hello").done()
+OTHER = Layer().file("hello", "other").done()
 SETTINGS = {"Entrypoint": ["/hello"], "Cmd": ["x"], "Env": ["A=b"], "User": "nobody", "StopSignal": "SIGINT"}
 
 
@@ -59,10 +61,10 @@ def saved(archive: Path, layers: tuple[str, ...] = ("layer/layer.tar",), **chang
     return pack(archive, {**files, "layer/layer.tar": LAYER}, {"other/layer.tar": "../layer/layer.tar"})
 
 
-def staged(path: Path, directory: Path, name: str = "") -> list[str]:
+def staged(path: Path, directory: Path, name: str = "", limit_bytes: int = 1 << 20) -> list[str]:
     """Stage an image, and return the digests of the blobs that the layout then has."""
     with open_image(str(path), name) as image:
-        stage(image, str(directory))
+        stage(image, str(directory), limit_bytes)
     blobs = sorted(os.listdir(directory / "blobs/sha256"))
     for blob in blobs:
         assert hashlib.sha256((directory / "blobs/sha256" / blob).read_bytes()).hexdigest() == blob
@@ -238,3 +240,63 @@ def test_a_reference_is_split_where_something_exists(tmp_path: Path) -> None:
     assert split_reference(f"{tmp_path}/a:b:c:1") == (f"{tmp_path}/a:b", "c:1")
     with pytest.raises(NotFound, match="there is no busybox"):
         split_reference("busybox")
+
+
+@pytest.mark.parametrize("layers", [(), ("layer/layer.tar", "other/layer.tar")])
+def test_the_configuration_tells_of_all_layers(tmp_path: Path, layers: tuple[str, ...]) -> None:
+    path = saved(tmp_path / "saved.tar", layers)
+    with pytest.raises(
+        InvalidArgument, match=r"is damaged: it has . layers, and its configuration tells of 1"
+    ):
+        staged(path, tmp_path / "staged")
+
+
+@pytest.mark.parametrize("layer", [OTHER, gzip.compress(OTHER)])
+def test_a_layer_that_the_configuration_does_not_tell_of(tmp_path: Path, layer: bytes) -> None:
+    images = [{"Config": "config.json", "RepoTags": None, "Layers": ["layer.tar"]}]
+    files = {"manifest.json": json.dumps(images).encode(), "config.json": config(), "layer.tar": layer}
+    with pytest.raises(InvalidArgument, match="layer 1 of 1 is not the image's own"):
+        staged(pack(tmp_path / "saved.tar", files), tmp_path / "staged")
+
+
+def sparse_layer() -> bytes:
+    """A file of a TiB, of which the archive has nothing (tar(5), "GNU tar pax archives", 0.1)."""
+    entry = tarfile.TarInfo("large")
+    entry.pax_headers = {
+        "GNU.sparse.map": "0,0",
+        "GNU.sparse.size": str(1 << 40),
+        "GNU.sparse.numblocks": "1",
+    }
+    return entry.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
+
+
+def long_header() -> bytes:
+    entry = tarfile.TarInfo("././@LongLink")
+    entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 1 << 21
+    return entry.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 22)
+
+
+@pytest.mark.parametrize(
+    ("layer", "complaint"),
+    [
+        (Layer().file("zeros", bytes(8 << 20)).done(), "layer 1 of 1 does not fit"),
+        (sparse_layer(), "layer 1 of 1 does not fit"),
+        (long_header(), "has a header of 2097152 bytes"),
+        (LAYER + b"hidden", "goes on after its end"),
+        (LAYER[:600], "is damaged"),
+        (b"", "is damaged"),
+    ],
+)
+def test_what_a_layer_unpacks_to_is_checked_before(tmp_path: Path, layer: bytes, complaint: str) -> None:
+    layout = Layout(tmp_path / "layout")
+    layout.add(["large:1"], [layer], SETTINGS)
+    layout.write()
+    with pytest.raises(InvalidArgument, match=complaint):
+        staged(
+            tmp_path / "layout", tmp_path / "staged", limit_bytes=(1 << 20) if b"zeros" in layer else 1 << 30
+        )
+
+
+def test_a_layer_that_is_too_large_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="does not fit: of the room for images 0 MiB are left"):
+        staged(saved(tmp_path / "saved.tar"), tmp_path / "staged", limit_bytes=len(LAYER) - 1)
