@@ -35,9 +35,9 @@ from sandboxctl.embedded.image_store import Image, ImageStore
 from sandboxctl.embedded.interruption import Interruption
 from sandboxctl.embedded.manifest import read_manifest
 from sandboxctl.embedded.plan import HOST_NETWORK, NO_NETWORK, ContainerPlan, PodPlan
-from sandboxctl.embedded.private_daemon import ensure_daemon, is_private, stop_daemon
+from sandboxctl.embedded.private_daemon import ensure_daemon, is_private, release_daemon
 from sandboxctl.embedded.quantities import parse_cpus, parse_memory, parse_port, parse_volume
-from sandboxctl.embedded.records import PodRecord, list_records, locked, sweep_data
+from sandboxctl.embedded.records import PodRecord, locked, sweep_data
 from sandboxctl.embedded.streams import CopiedStreams, FileStreams, Streams
 from sandboxctl.output import print_json
 from sandboxctl.tasks import Tasks, tasks_of
@@ -167,8 +167,7 @@ async def _register(
         try:
             return engine, engine.register(plan, images)
         except BaseException:
-            if is_private(daemon) and all(record.type != arguments.type for record in list_records()):
-                stop_daemon(arguments.type)
+            release_daemon(daemon)
             raise
 
 

@@ -36,7 +36,7 @@ from sandboxctl.embedded.cni import addresses_of
 from sandboxctl.embedded.image_store import Image
 from sandboxctl.embedded.network import make_network, planned_network, remove_network
 from sandboxctl.embedded.plan import HOST_NETWORK, ContainerPlan, PodPlan
-from sandboxctl.embedded.private_daemon import ensure_daemon, is_private, stop_daemon
+from sandboxctl.embedded.private_daemon import ensure_daemon, is_private, release_daemon
 from sandboxctl.embedded.records import (
     ContainerRecord,
     PodRecord,
@@ -207,7 +207,7 @@ class EmbeddedEngine:
         with locked():
             if not is_embedded(record.pod_id):
                 return
-            if is_private(self._daemon) and not self._daemon.is_running():
+            if is_private(self._daemon):
                 await ensure_daemon(record.type, None, self._watcher)
         # Without the lock: a pod may take its time to end, and its record keeps the daemon.
         try:
@@ -225,8 +225,7 @@ class EmbeddedEngine:
             )
         with locked():
             remove_record(record)
-            if is_private(self._daemon) and all(other.type != record.type for other in _users(self._daemon)):
-                stop_daemon(record.type)
+            release_daemon(self._daemon)
 
     async def _control(self, method: str, request: Message) -> Any:
         def call() -> Any:
@@ -275,10 +274,6 @@ async def _with_engine(daemon: Daemon, action: Callable[[EmbeddedEngine], Awaita
         await action(EmbeddedEngine(daemon, watcher))
     finally:
         watcher.close()
-
-
-def _users(daemon: Daemon) -> list[PodRecord]:
-    return [record for record in list_records() if record.config_file == daemon.config_file]
 
 
 async def _end(tasks: Tasks, container: ContainerRecord, limit_s: float) -> None:

@@ -148,14 +148,28 @@ def remove_record(record: PodRecord) -> None:
 
     :raise FailedPrecondition: something is mounted there, which is not ours to remove.
     """
-    for directory in (record.data_directory, record.directory):
-        if mounts := mounts_below(directory):
-            raise FailedPrecondition(
-                f"the files of pod {record.pod_id} stay: {mounts[0]} is mounted there; unmount it and try again"
-            )
-    _remove_tree(record.data_directory)
-    _remove_tree(f"{record.directory}/{BUNDLES}")
-    _remove_tree(record.directory)
+    # What is mounted in a bundle may lie on the data.
+    _require_nothing_mounted(record.directory)
+    remove_tree(record.data_directory)
+    remove_tree(f"{record.directory}/{BUNDLES}")
+    remove_tree(record.directory)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory of the embedded engine with all that is in it, if it exists.
+
+    :raise FailedPrecondition: something is mounted there, whose files are not ours to remove.
+    """
+    _require_nothing_mounted(path)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def _require_nothing_mounted(path: str) -> None:
+    if mounts := mounts_below(os.path.realpath(path)):
+        raise FailedPrecondition(
+            f"the files in {path} stay: {mounts[0]} is mounted there; unmount it and try again"
+        )
 
 
 @contextlib.contextmanager
@@ -175,10 +189,6 @@ def sweep_data() -> None:
     known = set(embedded_pods())
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(DATA_DIR):
-            if name not in known and not mounts_below(f"{DATA_DIR}/{name}"):
-                _remove_tree(f"{DATA_DIR}/{name}")
-
-
-def _remove_tree(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+            if name not in known:
+                with contextlib.suppress(FailedPrecondition):
+                    remove_tree(f"{DATA_DIR}/{name}")

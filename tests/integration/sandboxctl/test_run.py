@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import signal
@@ -62,6 +63,18 @@ def inner_pid(process: subprocess.Popen[str]) -> int:
     """The pid of the command itself: nsenter, which we have started, has it as its child."""
     (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return int(inner)
+
+
+def supervisors(machine: Machine) -> list[str]:
+    return [
+        str(pid)
+        for pid in machine.lab.processes()
+        if b"--supervise" in machine.lab.path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def daemon_of(machine: Machine, supervisor: str) -> str:
+    return machine.lab.run("pgrep", "-P", supervisor).split()[0]
 
 
 def test_output_and_exit_code_are_the_containers(machine: Machine) -> None:
@@ -134,16 +147,74 @@ def test_a_detached_pod_goes_on_and_its_log_with_it(machine: Machine) -> None:
 
 def test_a_detached_pod_does_not_notice_that_its_daemon_dies(machine: Machine) -> None:
     pod = machine.detach("sh", "-c", "while :; do echo tick; sleep 0.05; done")
-    supervisors = [
-        int(pid)
-        for pid in machine.lab.processes()
-        if b"--supervise" in machine.lab.path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-    inside = machine.lab.run("pgrep", "-P", str(supervisors[0])).split()
-    machine.lab.run("kill", "-KILL", inside[0])
+    (supervisor,) = supervisors(machine)
+    machine.lab.run("kill", "-KILL", daemon_of(machine, supervisor))
     eventually(lambda: machine.ctl("inspect", pod)[0] == 0, "another daemon")
     ticks = machine.log(pod).count("tick")
     eventually(lambda: machine.log(pod).count("tick") > ticks, "the log going on")
+    machine.remove(pod)
+
+
+def test_a_daemon_that_cannot_be_started_again_takes_nothing_of_its_pods_along(machine: Machine) -> None:
+    pod = machine.detach("sleep", "1000")
+    directory = machine.lab.path("/run/sandboxd/embedded/.daemons/runc")
+    (supervisor,) = supervisors(machine)
+    machine.lab.run("kill", "-KILL", supervisor, daemon_of(machine, supervisor))
+    # As virtual machines have their volumes.
+    volume, shared = machine.lab.path("/run/shared-volume"), directory / "state" / pod / "shared"
+    volume.mkdir()
+    (volume / "file").write_text("of the user")
+    shared.mkdir()
+    machine.lab.run("mount", "--bind", "/run/shared-volume", f"/{shared.relative_to(machine.lab.path('/'))}")
+    (directory / "api.sock").unlink()
+    (directory / "api.sock/obstacle").mkdir(parents=True)
+    code, _, errors = machine.ctl("run", IMAGE, "--", "true")
+    assert (code, errors.count("\n")) == (125, 1)
+    assert "no daemon of the type runc can be started" in errors
+    assert supervisors(machine) == []
+    assert (volume / "file").read_text() == "of the user"
+    assert (directory / "state" / pod / "sandbox.json").exists()
+    machine.lab.run("umount", f"/{shared.relative_to(machine.lab.path('/'))}")
+    (directory / "api.sock/obstacle").rmdir()
+    (directory / "api.sock").rmdir()
+    # What the log tells of the first attempt is no reason for the second one to fail.
+    assert machine.run("echo", "another") == (0, "another\n", "")
+    machine.remove(pod)
+
+
+def test_no_second_daemon_is_started_while_the_first_is_about_to_return(machine: Machine) -> None:
+    pod = machine.detach("sleep", "1000")
+    (supervisor,) = supervisors(machine)
+    daemon = daemon_of(machine, supervisor)
+    machine.lab.run("kill", "-STOP", supervisor)
+    machine.lab.run("kill", "-KILL", daemon)
+    eventually(lambda: machine.lab.processes().get(int(daemon), "") != "sandboxd", "the daemon's end")
+    process = machine.start("run", "--rm", IMAGE, "--", "true")
+    lock = machine.lab.path("/run/sandboxd/embedded/.lock")
+
+    def is_taken() -> bool:
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    eventually(is_taken, "a command that waits for the daemon")
+    machine.lab.run("kill", "-CONT", supervisor)
+    assert process.wait(60) == 0
+    assert supervisors(machine) == [supervisor]
+    machine.remove(pod)
+
+
+def test_a_pod_whose_record_cannot_be_read_keeps_its_daemon(machine: Machine) -> None:
+    pod = machine.detach("sleep", "1000")
+    record = machine.lab.path(f"/run/sandboxd/embedded/{pod}/pod.json")
+    content = record.read_text()
+    record.write_text("{")
+    assert machine.run("echo", "another") == (0, "another\n", "")
+    assert machine.ctl("exec", pod, "--", "echo", "runs") == (0, "runs\n", "")
+    record.write_text(content)
     machine.remove(pod)
 
 
