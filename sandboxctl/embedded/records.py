@@ -22,6 +22,7 @@ from common.records import read_record, write_record
 from sandboxers.embedded import BUNDLES, EMBEDDED_DIR, RECORD_FILE, embedded_pods
 
 DATA_DIR: Final = "/var/lib/sandboxd/embedded"
+_DATA_RECORD_FILE: Final = ".pod.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,15 @@ class ContainerRecord:
     stop_signal: str
 
 
+@dataclass(frozen=True, slots=True)
+class DataRecord:
+    """Whose the files of a data directory are; as every record it tells in which boot it was written."""
+
+    VERSION: ClassVar[int] = 1
+
+    pod_id: str
+
+
 def containers_of(record: PodRecord) -> list[ContainerRecord]:
     """Return a pod's containers, in the order in which they were started."""
     return [ContainerRecord(**entry) for entry in record.containers]
@@ -141,6 +151,7 @@ def add_record(record: PodRecord) -> None:
     os.makedirs(DATA_DIR, 0o700, exist_ok=True)
     record.save()
     os.mkdir(record.data_directory, 0o700)
+    write_record(f"{record.data_directory}/{_DATA_RECORD_FILE}", DataRecord(record.pod_id))
 
 
 def remove_record(record: PodRecord) -> None:
@@ -185,10 +196,17 @@ def locked() -> Iterator[None]:
 
 
 def sweep_data() -> None:
-    """Remove what pods of earlier boots have written; the caller holds the lock."""
+    """Remove what pods of earlier boots have written, and nothing that does not say so; the caller holds the lock."""
     known = set(embedded_pods())
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(DATA_DIR):
-            if name not in known:
+            if name not in known and _is_of_earlier_boot(f"{DATA_DIR}/{name}"):
                 with contextlib.suppress(FailedPrecondition):
                     remove_tree(f"{DATA_DIR}/{name}")
+
+
+def _is_of_earlier_boot(directory: str) -> bool:
+    try:
+        return not read_record(f"{directory}/{_DATA_RECORD_FILE}", DataRecord)[1]
+    except (OSError, SandboxdError):
+        return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import termios
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from common.linux.terminal import set_window_size
+from common.records import boot_id
 from tests.integration.daemon.lab import IMAGE, Daemon
 from tests.integration.sandboxctl.conftest import Machine
 
@@ -215,6 +217,25 @@ def test_a_pod_whose_record_cannot_be_read_keeps_its_daemon(machine: Machine) ->
     assert machine.run("echo", "another") == (0, "another\n", "")
     assert machine.ctl("exec", pod, "--", "echo", "runs") == (0, "runs\n", "")
     record.write_text(content)
+    machine.remove(pod)
+
+
+def test_what_pods_of_earlier_boots_have_written_is_removed_and_nothing_else(machine: Machine) -> None:
+    pod = machine.detach("sleep", "1000")
+    data = machine.lab.path("/var/lib/sandboxd/embedded")
+    mark = (data / pod / ".pod.json").read_text()
+    for name, text in {
+        "now": mark,
+        "earlier": mark.replace(boot_id(), "another boot"),
+        "unknown": "",
+    }.items():
+        (data / name).mkdir()
+        (data / name / "main.log").touch()
+        (data / name / ".pod.json").write_text(text)
+    assert machine.run("true") == (0, "", "")
+    assert {path.name for path in data.iterdir()} == {pod, "now", "unknown"}
+    for name in "now", "unknown":
+        shutil.rmtree(data / name)
     machine.remove(pod)
 
 
