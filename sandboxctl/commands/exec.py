@@ -14,22 +14,21 @@ import os
 import secrets
 import signal
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, SandboxdError
 from common.linux.terminal import get_window_size
 from sandboxctl.daemons import find_daemons
 from sandboxctl.pods import Container, find_container
-from sandboxctl.streams import copy, raw_terminal
+from sandboxctl.streams import InputFifo, Output, feed, raw_terminal
 from sandboxctl.tasks import Process, tasks_of
 
 FAILURE_STATUS = 125
 
 _RUN_DIRECTORY = "/run"
-_REST_TIMEOUT_S = 2.0
-"""How long output is waited for after the end of the command: what it has left running may hold the streams."""
 _KILL_TIMEOUT_S = 10.0
+_END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,14 +114,15 @@ async def _execute(container: Container, spec: dict[str, Any], *, interactive: b
         await process.start()
         fifos.discard_paths()
         reactions.pass_signals_on()
-        outputs = [asyncio.ensure_future(copy(source, sink)) for source, sink in fifos.outputs]
-        if interactive:
-            feeding = asyncio.ensure_future(_feed(process, fifos.take_input()))
+        outputs = fifos.begin_outputs()
+        stack.callback(_close, outputs)
+        if fifos.input:
+            feeding = asyncio.ensure_future(feed(process, fifos.input.take()))
             stack.callback(feeding.cancel)
         status = await process.wait()
-        _, unfinished = await asyncio.wait(outputs, timeout=_REST_TIMEOUT_S)
-        for output in unfinished:
-            output.cancel()
+        # Whoever reads our output may never go on.
+        reactions.give_signals_to(lambda: _close(outputs))
+        await asyncio.gather(*(output.finish() for output in outputs))
     return status
 
 
@@ -134,37 +134,32 @@ class _Fifos:
         self._directory = tempfile.mkdtemp(prefix="sandboxctl-", dir=_RUN_DIRECTORY)
         stack.callback(self.discard_paths)
         self.paths: dict[str, str] = {}
-        self.outputs: list[tuple[int, int]] = []
-        """Pairs of what we read from the process, and where it goes."""
-        self._input = -1
+        self.input: InputFifo | None = None
+        self._readers: dict[int, int] = {}
+        """What we read from the process, by where it goes."""
+        stack.callback(self._close_readers)
         for name, sink in ("stdout", 1), ("stderr", 2):
             if sink == 1 or not terminal:
-                reader = self._make(stack, name, os.O_RDONLY)
-                self.outputs.append((reader, sink))
+                os.mkfifo(self._path(name), 0o600)
+                flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                self._readers[sink] = os.open(self.paths[name], flags)
         if interactive:
-            # For reading too: there is no reader yet that a writer could open it for.
-            self._input = self._make(None, "stdin", os.O_RDWR)
-            stack.callback(self._close_input)
+            self.input = InputFifo(self._path("stdin"))
+            stack.callback(self.input.close)
 
-    def _make(self, stack: contextlib.AsyncExitStack | None, name: str, mode: int) -> int:
-        path = f"{self._directory}/{name}"
-        os.mkfifo(path, 0o600)
-        fd = os.open(path, mode | os.O_NONBLOCK | os.O_CLOEXEC)
-        if stack is not None:
-            stack.callback(os.close, fd)
-        self.paths[name] = path
-        return fd
+    def _path(self, name: str) -> str:
+        self.paths[name] = f"{self._directory}/{name}"
+        return self.paths[name]
 
-    def take_input(self) -> int:
-        """Return the write end of the process's input, whose caller closes it."""
-        fd = os.open(f"/proc/self/fd/{self._input}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._close_input()
-        return fd
+    def begin_outputs(self) -> list[Output]:
+        """Carry the output from now on: the process has its streams."""
+        outputs = [Output(reader, sink) for sink, reader in self._readers.items()]
+        self._readers.clear()
+        return outputs
 
-    def _close_input(self) -> None:
-        if self._input >= 0:
-            os.close(self._input)
-            self._input = -1
+    def _close_readers(self) -> None:
+        while self._readers:
+            os.close(self._readers.popitem()[1])
 
     def discard_paths(self) -> None:
         """Remove the names: who has the streams open goes on. Idempotent."""
@@ -173,16 +168,6 @@ class _Fifos:
                 os.unlink(path)
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(self._directory)
-
-
-async def _feed(process: Process, sink: int) -> None:
-    """Pass our input on to its end."""
-    try:
-        await copy(0, sink)
-    finally:
-        os.close(sink)
-    with contextlib.suppress(SandboxdError):  # the command has ended meanwhile
-        await process.close_stdin()
 
 
 class _Reactions:
@@ -196,7 +181,7 @@ class _Reactions:
 
     def pass_signals_on(self) -> None:
         """From now on, hand on what asks us to end; from the second on as SIGKILL."""
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for signum in _END_SIGNALS:
             self._loop.add_signal_handler(signum, self._on_end_signal, signum)
 
     def follow_size(self) -> None:
@@ -207,6 +192,11 @@ class _Reactions:
         """Give the command's terminal the size of ours."""
         with contextlib.suppress(SandboxdError, OSError):
             await self._process.resize(*get_window_size(1))
+
+    def give_signals_to(self, react: Callable[[], object]) -> None:
+        """From now on, call `react` for what asks us to end: the command has ended."""
+        for signum in _END_SIGNALS:
+            self._loop.add_signal_handler(signum, react)
 
     def _on_end_signal(self, signum: int) -> None:
         self._begin(self._kill(signum))
@@ -220,6 +210,11 @@ class _Reactions:
         task = self._loop.create_task(call)
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
+
+
+def _close(outputs: Sequence[Output]) -> None:
+    for output in outputs:
+        output.close()
 
 
 async def _forget(process: Process) -> None:

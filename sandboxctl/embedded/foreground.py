@@ -17,7 +17,7 @@ from sandboxctl.embedded.interruption import Interruption
 from sandboxctl.embedded.plan import ContainerPlan
 from sandboxctl.embedded.records import PodRecord
 from sandboxctl.embedded.streams import ForegroundStreams, Streams
-from sandboxctl.streams import raw_terminal
+from sandboxctl.streams import feed, raw_terminal
 from sandboxctl.tasks import Process, Tasks
 
 
@@ -58,7 +58,7 @@ async def attend(
     """
     loop = asyncio.get_running_loop()
     processes = [tasks.process(container.record.id) for container in containers]
-    ends = [asyncio.create_task(process.wait()) for process in processes]
+    ends: list[asyncio.Task[int]] = []
     stopping: set[asyncio.Task[None]] = set()
 
     def on_signal(signum: signal.Signals) -> None:
@@ -67,16 +67,22 @@ async def attend(
     with contextlib.ExitStack() as undo:
         interruption.tell(on_signal)
         undo.callback(interruption.ignore)
+        undo.callback(lambda: [unfinished.cancel() for unfinished in (*ends, *stopping)])
         for process, container in zip(processes, containers, strict=True):
+            undo.callback(container.streams.close)
             undo.enter_context(_attached(process, container, loop))
-        try:
-            codes = await asyncio.gather(*ends)
-        finally:
-            for unfinished in (*ends, *stopping):
-                unfinished.cancel()
-        for container in containers:
-            await asyncio.to_thread(container.streams.close)
+        ends += [asyncio.create_task(process.wait()) for process in processes]
+        codes = await asyncio.gather(*ends)
+        watched = [c.streams for c in containers if isinstance(c.streams, ForegroundStreams)]
+        # Whoever reads our output may never go on.
+        interruption.tell(lambda _: _close(watched))
+        await asyncio.gather(*(streams.finish() for streams in watched))
     return next((code for code in codes if code), 0)
+
+
+def _close(watched: Sequence[ForegroundStreams]) -> None:
+    for streams in watched:
+        streams.close()
 
 
 async def _stop(processes: Sequence[Process], signum: signal.Signals, timeout_s: float) -> None:
@@ -99,9 +105,6 @@ def _attached(
         # Kept, or it might be collected before it has run.
         pending.add(loop.create_task(_try(call)))
 
-    def end_input() -> None:
-        loop.call_soon_threadsafe(lambda: begin(process.close_stdin()))
-
     def resize() -> None:
         begin(process.resize(*get_window_size(sys.stdin.fileno())))
 
@@ -111,8 +114,9 @@ def _attached(
             loop.add_signal_handler(signal.SIGWINCH, resize)
             undo.callback(loop.remove_signal_handler, signal.SIGWINCH)
             resize()
-        if isinstance(streams, ForegroundStreams):
-            streams.begin_input(end_input)
+        if isinstance(streams, ForegroundStreams) and streams.input:
+            feeding = loop.create_task(feed(process, streams.input.take()))
+            undo.callback(feeding.cancel)
         yield
 
 

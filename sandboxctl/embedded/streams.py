@@ -1,23 +1,19 @@
 """Where the output of containers goes, and where their input comes from.
 
 A detached container writes to its log file itself, so that nobody has to be there. One in the foreground has FIFOs,
-as under any engine, and threads of this process carry what goes through them, to the log as well.
+as under any engine, and this process carries what goes through them, to the log as well.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import os
 import sys
-import threading
-from collections.abc import Callable
 from typing import NamedTuple
 
 from common.process.exits import ExitWatcher
 from common.process.spawn import spawn
-
-_CHUNK_BYTES = 65536
-_DRAIN_LIMIT_S = 5.0
+from sandboxctl.streams import InputFifo, Output
 
 
 class StreamNames(NamedTuple):
@@ -70,7 +66,7 @@ class CopiedStreams:
 
 
 class ForegroundStreams:
-    """The streams of a container that somebody is watching. `close` when the container has ended."""
+    """The streams of a container that somebody is watching; needs a running loop."""
 
     def __init__(
         self, directory: str, log_file: str, *, stdin: bool, terminal: bool, prefix: str = ""
@@ -78,89 +74,37 @@ class ForegroundStreams:
         """:param prefix: what each line of output begins with, to tell containers apart."""
         self._log_file, self._prefix = log_file, prefix.encode()
         self.names = StreamNames(
-            _make_fifo(directory, "stdin") if stdin else "",
+            f"{directory}/stdin" if stdin else "",
             _make_fifo(directory, "stdout"),
             "" if terminal else _make_fifo(directory, "stderr"),
         )
-        self._outputs = [(_open_reader(self.names.stdout), sys.stdout.fileno())]
+        self.input = InputFifo(self.names.stdin) if stdin else None
+        self._readers = [(_open_reader(self.names.stdout), sys.stdout.fileno())]
         if self.names.stderr:
-            self._outputs.append((_open_reader(self.names.stderr), sys.stderr.fileno()))
-        self._threads: list[threading.Thread] = []
-        self._is_carrying = False
+            self._readers.append((_open_reader(self.names.stderr), sys.stderr.fileno()))
+        self._outputs: list[Output] = []
 
     def begin(self) -> None:
         """Carry output from now on: the container is made, so the FIFOs have writers."""
-        self._is_carrying = True
-        for reader, target in self._outputs:
-            os.set_blocking(reader, True)
-            log = _open_log(self._log_file)
-            thread = threading.Thread(target=_carry, args=(reader, target, log, self._prefix), daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        while self._readers:
+            reader, sink = self._readers.pop()
+            self._outputs.append(Output(reader, sink, log=_open_log(self._log_file), prefix=self._prefix))
 
-    def begin_input(self, at_end: Callable[[], None]) -> None:
-        """Carry input from now on; `at_end` is called, by another thread, when there is no more."""
-        if self.names.stdin:
-            writer = os.open(self.names.stdin, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            os.set_blocking(writer, True)
-            # Not waited for: whoever types may go on typing when nobody listens any more.
-            threading.Thread(target=_feed, args=(writer, at_end), daemon=True).start()
+    async def finish(self) -> None:
+        """Wait until all output is delivered: the container has ended."""
+        await asyncio.gather(*(output.finish() for output in self._outputs))
 
     def close(self) -> None:
-        """Wait until all output is carried, which ends with the processes that write it. Idempotent."""
-        if not self._is_carrying:
-            while self._outputs:
-                os.close(self._outputs.pop()[0])
-        for thread in self._threads:
-            thread.join(_DRAIN_LIMIT_S)
-        self._threads.clear()
+        """Let go of all. Idempotent."""
+        if self.input:
+            self.input.close()
+        while self._readers:
+            os.close(self._readers.pop()[0])
+        for output in self._outputs:
+            output.close()
 
 
 Streams = FileStreams | CopiedStreams | ForegroundStreams
-
-
-def _carry(reader: int, target: int, log: int, prefix: bytes) -> None:
-    """Copy to the log and to where somebody looks, who may look away: then the log gets the rest."""
-    is_wanted, at_line_start = True, True
-    with contextlib.ExitStack() as closing:
-        closing.callback(os.close, reader)
-        closing.callback(os.close, log)
-        while data := os.read(reader, _CHUNK_BYTES):
-            # A log that cannot be written, for want of space, stops neither the container nor the output.
-            with contextlib.suppress(OSError):
-                _write_all(log, data)
-            if is_wanted:
-                shown = data
-                if prefix:
-                    shown, at_line_start = _prefixed(data, prefix, at_line_start)
-                try:
-                    _write_all(target, shown)
-                except OSError:
-                    is_wanted = False
-
-
-def _prefixed(data: bytes, prefix: bytes, at_line_start: bool) -> tuple[bytes, bool]:
-    lines = data.splitlines(keepends=True)
-    shown = [
-        line if number == 0 and not at_line_start else prefix + line for number, line in enumerate(lines)
-    ]
-    return b"".join(shown), data.endswith(b"\n")
-
-
-def _feed(writer: int, at_end: Callable[[], None]) -> None:
-    with contextlib.suppress(OSError):  # the process has ended, or has closed its input
-        while data := os.read(sys.stdin.fileno(), _CHUNK_BYTES):
-            _write_all(writer, data)
-    os.close(writer)
-    # The loop may be over by now, as the container then is.
-    with contextlib.suppress(RuntimeError):
-        at_end()
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _make_fifo(directory: str, name: str) -> str:

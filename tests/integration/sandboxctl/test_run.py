@@ -88,6 +88,23 @@ def test_input_is_handed_on_to_its_end(machine: Machine) -> None:
     assert machine.run("wc", "-c", options=("-i",), input=text) == (0, f"{len(text)}\n", "")
 
 
+def test_input_that_nobody_reads_is_no_failure(machine: Machine) -> None:
+    assert machine.run("true", options=("-i",), input="") == (0, "", "")
+    assert machine.run("sh", "-c", "exit 3", options=("-i",), input="line\n" * 50_000) == (3, "", "")
+
+
+def test_all_output_reaches_a_reader_that_begins_after_the_end(machine: Machine) -> None:
+    words = ("run", "--rm", "--name", "paged", IMAGE, "--", "seq", "20000")
+    log = machine.lab.path("/var/lib/sandboxd/embedded")
+    with machine.start(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        eventually(
+            lambda: any(b"\n20000\n" in file.read_bytes() for file in log.glob("*/*.log")), "all is logged"
+        )
+        assert process.stdout.read().split() == [str(number) for number in range(1, 20001)]
+    assert process.returncode == 0
+
+
 def test_without_i_there_is_no_input(machine: Machine) -> None:
     assert machine.run("cat", input="unheard") == (0, "", "")
 
