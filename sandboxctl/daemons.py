@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from common.errors import FailedPrecondition, NotFound, PermissionDenied, Unavailable
-from sandboxers.embedded import embedded_daemons
+from sandboxers.embedded import DAEMONS, EMBEDDED_DIR, embedded_daemons
 from sandboxers.isolation import DaemonConfig, IsolationType, load_config
 from sandboxers.lock import LOCK_FILE
 
 DEFAULT_CONFIG_DIRECTORY = "/etc/sandboxd"
 CONFIG_DIRECTORY_VARIABLE = "SANDBOXD_CONFIG_DIR"
+
+
+class NoDaemon(NotFound):
+    """No daemon is configured on this node, and none runs for `sandboxctl run`."""
 
 
 class Daemon(NamedTuple):
@@ -39,6 +43,11 @@ class Daemon(NamedTuple):
             os.close(fd)
         return False
 
+    @property
+    def is_private(self) -> bool:
+        """Whether it serves the embedded engine alone."""
+        return os.path.dirname(os.path.dirname(self.config_file)) == f"{EMBEDDED_DIR}/{DAEMONS}"
+
     def require_reachable(self) -> None:
         """Raise an error that says why the daemon cannot be talked to, if it is easy to tell.
 
@@ -60,7 +69,7 @@ def config_files(arguments: argparse.Namespace) -> list[str]:
     """Return the paths of the configuration files that a command line is about; those of daemons that run for
     `sandboxctl run` alone are among them.
 
-    :raise NotFound: there are none.
+    :raise NoDaemon: there are none.
     """
     if arguments.config_files:
         return list(arguments.config_files)
@@ -72,17 +81,27 @@ def config_files(arguments: argparse.Namespace) -> list[str]:
     found = [f"{directory}/{name}" for name in names if name.endswith(".yaml")]
     found += embedded_daemons()
     if not found:
-        raise NotFound(
+        raise NoDaemon(
             f"no daemon is configured on this node: there is no {directory}/*.yaml;"
             f" give a file with --config, or a directory in ${CONFIG_DIRECTORY_VARIABLE}"
         )
     return found
 
 
+def find_daemons_if_any(arguments: argparse.Namespace) -> Sequence[Daemon]:
+    """Return the daemons that a command line is about, none where none is configured: then no pods are left either.
+    Else as `find_daemons`."""
+    try:
+        return find_daemons(arguments)
+    except NoDaemon:
+        return ()
+
+
 def find_daemons(arguments: argparse.Namespace) -> Sequence[Daemon]:
     """Return the daemons that a command line is about, in the order of their files.
 
-    :raise NotFound: none is configured, or a file does not exist.
+    :raise NoDaemon: none is configured.
+    :raise NotFound: a file does not exist.
     :raise InvalidArgument: a configuration cannot be used.
     :raise FailedPrecondition: two say that they serve the same state directory.
     """

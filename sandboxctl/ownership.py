@@ -6,13 +6,30 @@ The pods of `sandboxctl run` are our own.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from common.errors import FailedPrecondition, Unavailable
+from sandboxctl.daemons import Daemon
 from sandboxctl.pods import Container, Pod
 from sandboxers.config import EngineKind
 from sandboxers.embedded import is_embedded
 
+if TYPE_CHECKING:
+    from sandboxers.engine import EngineList
+
 _ENGINE_TIMEOUT_S = 5.0
+
+
+async def list_owned(daemon: Daemon) -> EngineList:
+    """Return what the engines know that may use a daemon.
+
+    :raise Unavailable: the one that is configured cannot be asked.
+    """
+    from sandboxers.engine import list_embedded, list_engines  # late: as below
+
+    if daemon.is_private:
+        return list_embedded()
+    return await list_engines(daemon.config.engine.asked_at, _ENGINE_TIMEOUT_S)
 
 
 async def require_unowned(things: Iterable[Pod | Container], action: str) -> None:
@@ -21,7 +38,7 @@ async def require_unowned(things: Iterable[Pod | Container], action: str) -> Non
     :param action: what is about to be done, for the error.
     :raise FailedPrecondition: an engine knows one of them, or cannot be asked.
     """
-    from sandboxers.engine import EngineList, list_engine  # late: with --force nobody is asked
+    from sandboxers.engine import list_engine  # late: with --force nobody is asked
 
     lists: dict[str, EngineList] = {}
     for thing in things:

@@ -35,8 +35,13 @@ async def list_engines(
     :raise Unavailable: the former cannot be asked.
     """
     known = await list_engine(address, timeout_s, tasks=tasks)
-    sandboxes = known.sandboxes.union(embedded_pods(embedded_dir))
-    return EngineList(sandboxes, known.tasks.union(embedded_containers(embedded_dir)))
+    embedded = list_embedded(embedded_dir)
+    return EngineList(known.sandboxes | embedded.sandboxes, known.tasks | embedded.tasks)
+
+
+def list_embedded(embedded_dir: str = EMBEDDED_DIR) -> EngineList:
+    """Return what `sandboxctl run` knows: all that there may be where a daemon serves it alone."""
+    return EngineList(frozenset(embedded_pods(embedded_dir)), frozenset(embedded_containers(embedded_dir)))
 
 
 async def list_engine(address: str, timeout_s: float, *, tasks: bool = True) -> EngineList:

@@ -14,12 +14,11 @@ import os
 from dataclasses import replace
 
 from common.errors import NotFound, SandboxdError
-from sandboxctl.client import CALL_TIMEOUT_S
 from sandboxctl.daemons import Daemon, config_files
 from sandboxctl.embedded.requirements import examine_embedded
 from sandboxctl.findings import has_errors, report_findings
+from sandboxctl.ownership import list_owned
 from sandboxers.doctor import Examination, Finding, Severity
-from sandboxers.engine import EngineList, list_engines
 from sandboxers.isolation import IsolationType, config_class_of, isolation_of, load_config
 from sandboxers.leftovers import Survey
 
@@ -82,10 +81,7 @@ async def _leaks(daemon: Daemon) -> list[Finding]:
     if not os.path.isdir(config.state_dir):
         return []
 
-    async def ask_engine() -> EngineList:
-        return await list_engines(config.engine.asked_at, CALL_TIMEOUT_S)
-
-    survey = Survey(config.state_dir, config.gc.grace_s, ask_engine, None)
+    survey = Survey(config.state_dir, config.gc.grace_s, lambda: list_owned(daemon), None)
     leftovers = await survey.find()
     findings = []
     if survey.engine_error:

@@ -19,11 +19,11 @@ from common.journal import ConnectionJournal
 from common.log import Format, Level
 from common.log import configure as configure_log
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
-from sandboxctl.client import CALL_TIMEOUT_S, controller_of
-from sandboxctl.daemons import Daemon, find_daemons
+from sandboxctl.client import controller_of
+from sandboxctl.daemons import Daemon, find_daemons_if_any
 from sandboxctl.output import print_json, print_table
+from sandboxctl.ownership import list_owned
 from sandboxers.embedded import embedded_pods
-from sandboxers.engine import EngineList, list_engines
 from sandboxers.garbage import RECORD_FILE, GarbageRecord, read_garbage_record
 from sandboxers.isolation import isolation_of
 from sandboxers.leftovers import Action, Leftover, Survey, remove_unserved
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         from sandboxctl.embedded.engine import collect_abandoned  # late: mostly there are none
 
         collect_abandoned()
-    daemons = [daemon for daemon in find_daemons(arguments) if os.path.isdir(daemon.config.state_dir)]
+    daemons = [daemon for daemon in find_daemons_if_any(arguments) if os.path.isdir(daemon.config.state_dir)]
     collections = {daemon: asyncio.run(_collect(daemon, dry_run=arguments.dry_run)) for daemon in daemons}
     results = [
         (daemon, leftover, result)
@@ -96,10 +96,7 @@ async def _collect(daemon: Daemon, *, dry_run: bool) -> Collection:
             sandboxer = isolation_of(daemon.type).sandboxer(config, Outlasting(NoStore(), journal, None))
             stack.callback(sandboxer.close)
 
-        async def ask_engine() -> EngineList:
-            return await list_engines(config.engine.asked_at, CALL_TIMEOUT_S)
-
-        survey = Survey(config.state_dir, config.gc.grace_s, ask_engine, sandboxer)
+        survey = Survey(config.state_dir, config.gc.grace_s, lambda: list_owned(daemon), sandboxer)
         leftovers = await survey.find()
         results = {leftover: leftover.action.value for leftover in leftovers}
         if not dry_run:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sandboxctl.daemons import find_daemons
+from sandboxctl.daemons import find_daemons_if_any
 from sandboxctl.output import age, print_json, print_table, printable, short
 from sandboxctl.pods import Container, Pod, list_pods
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    pods = list_pods(find_daemons(arguments))
+    pods = list_pods(find_daemons_if_any(arguments))
     containers = [container for pod in pods for container in pod.containers]
     listed: Sequence[Pod | Container] = containers if arguments.containers else pods
     if arguments.as_json:

@@ -35,7 +35,7 @@ from sandboxctl.embedded.image_store import Image, ImageStore
 from sandboxctl.embedded.interruption import Interruption
 from sandboxctl.embedded.manifest import read_manifest
 from sandboxctl.embedded.plan import HOST_NETWORK, NO_NETWORK, ContainerPlan, PodPlan
-from sandboxctl.embedded.private_daemon import ensure_daemon, is_private, release_daemon
+from sandboxctl.embedded.private_daemon import ensure_daemon, release_daemon
 from sandboxctl.embedded.quantities import parse_cpus, parse_memory, parse_port, parse_volume
 from sandboxctl.embedded.records import PodRecord, locked, sweep_data
 from sandboxctl.embedded.streams import CopiedStreams, FileStreams, Streams
@@ -178,7 +178,7 @@ def _configured_daemon(arguments: argparse.Namespace) -> Daemon | None:
         if arguments.config_files:
             raise
         return None
-    fitting = [daemon for daemon in daemons if daemon.type == arguments.type and not is_private(daemon)]
+    fitting = [daemon for daemon in daemons if daemon.type == arguments.type and not daemon.is_private]
     if arguments.config_files and not fitting:
         raise InvalidArgument(f"none of the configuration files is for the type {arguments.type}")
     return next(iter(sorted(fitting, key=lambda daemon: not daemon.is_running())), None)

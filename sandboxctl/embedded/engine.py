@@ -36,7 +36,7 @@ from sandboxctl.embedded.cni import addresses_of
 from sandboxctl.embedded.image_store import Image
 from sandboxctl.embedded.network import make_network, planned_network, remove_network
 from sandboxctl.embedded.plan import HOST_NETWORK, ContainerPlan, PodPlan
-from sandboxctl.embedded.private_daemon import ensure_daemon, is_private, release_daemon
+from sandboxctl.embedded.private_daemon import ensure_daemon, release_daemon
 from sandboxctl.embedded.records import (
     ContainerRecord,
     PodRecord,
@@ -207,7 +207,7 @@ class EmbeddedEngine:
         with locked():
             if not is_embedded(record.pod_id):
                 return
-            if is_private(self._daemon):
+            if self._daemon.is_private:
                 await ensure_daemon(record.type, None, self._watcher)
         # Without the lock: a pod may take its time to end, and its record keeps the daemon.
         try:

@@ -86,7 +86,7 @@ def release_daemon(daemon: Daemon) -> None:
     :raise DeadlineExceeded: it does not end.
     :raise FailedPrecondition: it runs without a supervisor, or something is mounted among its files.
     """
-    if not is_private(daemon) or _is_used(daemon):
+    if not daemon.is_private or _is_used(daemon):
         return
     directory = os.path.dirname(daemon.config_file)
     supervisor = _supervisor(directory)
@@ -97,11 +97,6 @@ def release_daemon(daemon: Daemon) -> None:
             f"the daemon of {daemon.config_file} has no pods and no supervisor that could end it: end it, and try again"
         )
     remove_tree(directory)
-
-
-def is_private(daemon: Daemon) -> bool:
-    """Tell whether a daemon serves the embedded engine alone."""
-    return os.path.dirname(os.path.dirname(daemon.config_file)) == f"{EMBEDDED_DIR}/{DAEMONS}"
 
 
 def _directory(kind: str) -> str:
@@ -121,6 +116,8 @@ def _settings(kind: str, directory: str, base: dict[str, Any]) -> dict[str, Any]
         "state_dir": f"{directory}/state",
         "log": {**(base.get("log") or {}), "format": "json"},
         "engine": {"address": "", "events_address": ""},
+        # Of the configured daemon, should it be started meanwhile.
+        "metrics": {"address": ""},
     }
 
 

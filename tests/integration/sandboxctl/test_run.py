@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import shutil
@@ -172,6 +173,19 @@ def test_a_detached_pod_does_not_notice_that_its_daemon_dies(machine: Machine) -
     ticks = machine.log(pod).count("tick")
     eventually(lambda: machine.log(pod).count("tick") > ticks, "the log going on")
     machine.remove(pod)
+
+
+def test_a_private_daemon_takes_no_address_of_the_one_that_gives_it_settings(machine: Machine) -> None:
+    machine.lab.path("/run/runc.yaml").write_text(
+        "socket: /run/nobody.sock\nstate_dir: /run/nobody\nmetrics: {address: 'tcp://127.0.0.1:9640'}\n"
+        "pod: {shm_size_mib: 1}\n"
+    )
+    code, pod, errors = machine.ctl("--config", "/run/runc.yaml", "run", "-d", IMAGE, "--", "sleep", "1000")
+    assert (code, errors) == (0, "")
+    config = machine.lab.path("/run/sandboxd/embedded/.daemons/runc/config.yaml")
+    settings = json.loads(config.read_text())
+    machine.remove(pod.strip())
+    assert (settings["metrics"], settings["pod"]) == ({"address": ""}, {"shm_size_mib": 1})
 
 
 def test_a_daemon_that_cannot_be_started_again_takes_nothing_of_its_pods_along(machine: Machine) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from common.errors import FailedPrecondition, InvalidArgument, NotFound
 from sandboxctl.daemons import CONFIG_DIRECTORY_VARIABLE, find_daemons
+from sandboxctl.main import main
 from sandboxers.isolation import IsolationType
 from sandboxers.lock import owning
 
@@ -45,6 +46,14 @@ def test_files_that_are_named_are_the_only_ones(directory: Path) -> None:
 def test_a_node_without_configuration_says_what_to_give(directory: Path) -> None:
     with pytest.raises(NotFound, match=f"{directory}.*--config.*{CONFIG_DIRECTORY_VARIABLE}"):
         find_daemons(arguments())
+
+
+def test_where_no_daemon_is_configured_there_are_no_pods(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (main(["ps", "-q"]), main(["gc", "--dry-run"])) == (0, 0)
+    assert capsys.readouterr() == ("nothing is left over\n", "")
+    assert main(["--config", f"{directory}/absent.yaml", "ps"]) == 1
 
 
 def test_a_file_that_cannot_be_used_is_named(directory: Path) -> None:

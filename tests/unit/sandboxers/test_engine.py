@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import Unavailable
-from sandboxers.engine import EngineList, list_engine, list_engines
+from sandboxers.engine import EngineList, list_embedded, list_engine, list_engines
 from tests.contract.fake_engine import FakeEngine
 
 
@@ -67,6 +67,8 @@ async def test_pods_of_the_embedded_engine_are_known_as_well(engine: FakeEngine,
     (tmp_path / "embedded/.daemons").mkdir()
     known = await list_engines(engine.address, 5, embedded_dir=str(tmp_path / "embedded"))
     assert known == EngineList(frozenset({"a", "pod"}), frozenset({"c", "pod-main"}))
+    alone = EngineList(frozenset({"pod"}), frozenset({"pod-main"}))
+    assert list_embedded(str(tmp_path / "embedded")) == alone
 
 
 async def test_an_engine_that_cannot_be_asked_is_not_replaced_by_the_embedded_one(tmp_path: Path) -> None:
