@@ -14,8 +14,8 @@ class GuestConfig:
 
     image: str = option(
         DEFAULT_PATH,
-        "The manifest of the guest image (kernel and root file system); `make guest` or `python -m vmm.image build`"
-        " makes one. Pods that run keep the image that they were started with.",
+        "The manifest of the guest image (kernel and root file system), which `python -m vmm.image build` makes, with"
+        " the Python of sandboxd. Pods that run keep the image that they were started with.",
         check=absolute_path,
     )
     kernel_arguments: str = option("", "What is added to the guest kernel's command line.")

@@ -428,7 +428,7 @@ class HypervisorContract:
     @pytest.mark.parametrize("part", ["kernel", "root_image"])
     async def test_a_missing_file_is_named_with_what_to_do(self, bench: Bench, part: str) -> None:
         machine = bench.machine()
-        with pytest.raises(FailedPrecondition, match=r"/nonesuch is missing: .*make guest"):
+        with pytest.raises(FailedPrecondition, match=r"/nonesuch is missing: .*vmm\.image build"):
             await bench.start(machine, **{part: "/nonesuch"})
         assert bench.left() == []
 

@@ -40,9 +40,9 @@ def image_without(part: str, directory: Path) -> Path:
         ({"qemu": {"qemu": "/no/such/qemu"}}, "", "/no/such/qemu", "apt-get install qemu-system-x86"),
         ({"qemu": {"virtiofsd": "/no/such/virtiofsd"}}, "", "/no/such/virtiofsd", "fetch-vm-helpers"),
         ({"qemu": {"vsock_daemon": "/no/such/vsock"}}, "", "/no/such/vsock", "fetch-vm-helpers"),
-        ({"guest": {"image": "/no/such/image.json"}}, "", "/no/such/image.json", "make guest"),
-        ({}, "vmlinux", "vmlinux-", "make guest"),
-        ({}, "root", "root-", "make guest"),
+        ({"guest": {"image": "/no/such/image.json"}}, "", "/no/such/image.json", "vmm.image build"),
+        ({}, "vmlinux", "vmlinux-", "vmm.image build"),
+        ({}, "root", "root-", "vmm.image build"),
     ],
     ids=("qemu", "virtiofsd", "vsock daemon", "image", "kernel", "root"),
 )

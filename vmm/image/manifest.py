@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,6 @@ DEFAULT_PATH: Final = "/var/lib/sandboxd/guest/cloud.json"
 _BLOB: Final = re.compile(r"(vmlinux|ramdisk|root)-[0-9a-f]{64}")
 ROOT_DEVICE: Final = "/dev/vda"
 """Where every hypervisor puts the root: the first disk."""
-
-BUILD_HINT: Final = "build it with `make guest`, or with `python -m vmm.image build --directory DIR`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +127,7 @@ class GuestImage:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != blob.sha256:
                 raise FailedPrecondition(
-                    f"guest image file {path} is not what its manifest says: {BUILD_HINT}"
+                    f"guest image file {path} is not what its manifest says: {build_hint(path)}"
                 )
 
     def blobs(self) -> list[Blob]:
@@ -145,11 +144,16 @@ class GuestImage:
             try:
                 size = path.stat().st_size
             except FileNotFoundError:
-                raise NotFound(f"guest image file {path} is missing: {BUILD_HINT}") from None
+                raise NotFound(f"guest image file {path} is missing: {build_hint(path)}") from None
             if size != blob.size_bytes:
                 raise FailedPrecondition(
-                    f"guest image file {path} is not what its manifest says: {BUILD_HINT}"
+                    f"guest image file {path} is not what its manifest says: {build_hint(path)}"
                 )
+
+
+def build_hint(path: str | os.PathLike[str]) -> str:
+    """Say how to build an image anew that has this file: with the Python that runs us, which a node has as well."""
+    return f"build it with `{sys.executable} -m vmm.image build --directory {os.path.dirname(path)}`"
 
 
 def load(path: str | os.PathLike[str]) -> GuestImage:
@@ -161,9 +165,9 @@ def load(path: str | os.PathLike[str]) -> GuestImage:
     try:
         manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise NotFound(f"there is no guest image {path}: {BUILD_HINT}") from None
+        raise NotFound(f"there is no guest image {path}: {build_hint(path)}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise FailedPrecondition(f"guest image {path} is not usable ({error}): {BUILD_HINT}") from None
+        raise FailedPrecondition(f"guest image {path} is not usable ({error}): {build_hint(path)}") from None
     if manifest.architecture != os.uname().machine:
         raise FailedPrecondition(
             f"guest image {path} is for {manifest.architecture}, this machine is {os.uname().machine}"

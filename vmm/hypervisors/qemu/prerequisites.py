@@ -13,6 +13,7 @@ from common.process.exits import ExitWatcher
 from common.process.spawn import CAPTURE, CLEAN_ENVIRONMENT, run
 from vmm.hypervisors.hypervisor import Prerequisite
 from vmm.hypervisors.machine import BootConfig, Device, Share, Vsock
+from vmm.image.manifest import build_hint
 
 OLDEST_QEMU = (7, 2)
 """JSON values for -device and -netdev; earlier ones were not tried."""
@@ -23,10 +24,10 @@ VHOST_NET = "/dev/vhost-net"
 TUN = "/dev/net/tun"
 
 GET_QEMU = "apt-get install qemu-system-x86"
-GET_VIRTIOFSD = "apt-get install virtiofsd (from Debian 13 on), or scripts/fetch-vm-helpers DIRECTORY"
-GET_VSOCK = "modprobe vhost_vsock; where the kernel has no such module: scripts/fetch-vm-helpers DIRECTORY"
+_FETCH = "in a checkout of sandboxd: scripts/fetch-vm-helpers DIRECTORY"
+GET_VIRTIOFSD = f"apt-get install virtiofsd (from Debian 13 on), or, {_FETCH}"
+GET_VSOCK = f"modprobe vhost_vsock, or, where the kernel has no such module, {_FETCH}"
 GET_KVM = "modprobe kvm_intel or kvm_amd; without it guests are emulated, which is several times slower"
-GET_IMAGE = "build the guest image: make guest"
 
 # Debian keeps programs in the last that nobody calls by hand.
 _SEARCH_PATH = CLEAN_ENVIRONMENT["PATH"] + ":/usr/libexec"
@@ -72,7 +73,7 @@ def check_installed(
         needed.append((programs.vsock_daemon, GET_VSOCK))
     missing = [f"{name} is not installed: {remedy}" for name, remedy in needed if not find_program(name)]
     missing += [
-        f"{path} is missing: {GET_IMAGE}"
+        f"{path} is missing: {build_hint(path)}"
         for _, path in (_files(boot) if boot else ())
         if not os.path.isfile(path)
     ]
@@ -89,7 +90,7 @@ async def check_all(programs: Programs, boot: BootConfig, watcher: ExitWatcher) 
         Prerequisite("vsock", vsock, GET_VSOCK),
         Prerequisite("tap devices", _existing(TUN), "modprobe tun"),
         *(
-            Prerequisite(f"guest {part}", _existing(path), f"{path} is missing: {GET_IMAGE}")
+            Prerequisite(f"guest {part}", _existing(path), f"{path} is missing: {build_hint(path)}")
             for part, path in _files(boot)
         ),
         Prerequisite("vhost-net", _existing(VHOST_NET), "modprobe vhost_net", optional=True),

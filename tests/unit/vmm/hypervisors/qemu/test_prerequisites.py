@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_all_that_is_missing_is_named_at_once(boot: BootConfig) -> None:
         "fetch-vm-helpers",
         "modprobe vhost_vsock",
         "/nonesuch/kernel",
-        "make guest",
+        f"{sys.executable} -m vmm.image build --directory /nonesuch",
     ):
         assert part in message
 
