@@ -101,7 +101,7 @@ class Network:
     ) -> bytes:
         kind = plugin["type"]
         config = {**plugin, "name": self._config["name"], "cniVersion": self._config["cniVersion"]}
-        if config.pop("capabilities", {}).get("portMappings"):
+        if (config.pop("capabilities", None) or {}).get("portMappings"):
             config["runtimeConfig"] = {"portMappings": [_port_mapping(port) for port in ports]}
         if result:
             config["prevResult"] = result
@@ -175,7 +175,8 @@ def parse_network(text: str, where: str) -> dict[str, Any]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    candidates = [name] if "/" in name else [name, *_named_files(name)]
+    # What is in the working directory takes no network's place.
+    candidates = [name] if "/" in name else [*_named_files(name), name]
     for path in candidates:
         try:
             with open(path, encoding="utf-8") as file:
@@ -200,12 +201,12 @@ def _named_files(name: str) -> list[str]:
     for entry in entries:
         path = f"{CONFIG_DIRECTORY}/{entry}"
         if entry.endswith((".conflist", ".conf", ".json")):
-            with open(path, encoding="utf-8", errors="replace") as file:
-                text = file.read()
             try:
+                with open(path, encoding="utf-8", errors="replace") as file:
+                    text = file.read()
                 if parse_network(text, path)["name"] == name:
                     found.append(path)
-            except InvalidArgument:
+            except (InvalidArgument, OSError):
                 continue  # somebody else's, and not the one that is asked for
     return found
 

@@ -36,11 +36,24 @@ def test_one_that_maps_no_ports_gets_a_plugin_for_them(tmp_path: Path) -> None:
 
 def test_one_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cni, "CONFIG_DIRECTORY", str(tmp_path))
+    (tmp_path / "0.conflist").symlink_to("0.conflist")
     (tmp_path / "1.conflist").write_text("damaged")
     (tmp_path / "2.conflist").write_text(json.dumps({"name": "mine", "plugins": [{"type": "bridge"}]}))
     assert load_network("mine", [])["name"] == "mine"
     with pytest.raises(NotFound, match="there is no network 'other'"):
         load_network("other", [])
+
+
+def test_a_file_in_the_working_directory_takes_no_networks_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.d").mkdir()
+    monkeypatch.setattr(cni, "CONFIG_DIRECTORY", str(tmp_path / "net.d"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text(json.dumps({"name": "intruder", "type": "ptp"}))
+    assert load_network("mine", [])["name"] == "intruder", "there is no other"
+    (tmp_path / "net.d/1.conf").write_text(json.dumps({"name": "mine", "type": "bridge"}))
+    assert load_network("mine", [])["name"] == "mine"
 
 
 @pytest.mark.parametrize(
