@@ -20,6 +20,7 @@ from typing import Any
 from common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, SandboxdError
 from common.linux.terminal import get_window_size
 from sandboxctl.daemons import find_daemons
+from sandboxctl.ids import parse_id
 from sandboxctl.pods import Container, find_container
 from sandboxctl.streams import InputFifo, Output, feed, raw_terminal
 from sandboxctl.tasks import Process, tasks_of
@@ -88,12 +89,13 @@ def _process_spec(container: Container, command: list[str], arguments: argparse.
 
 
 def _user(text: str) -> dict[str, int]:
-    uid, separator, gid = text.partition(":")
-    if not uid.isdigit() or (separator and not gid.isdigit()):
+    name, separator, group = text.partition(":")
+    uid, gid = parse_id(name), parse_id(group) if separator else 0
+    if uid is None or gid is None:
         raise InvalidArgument(
-            f"--user {text}: expected numbers, UID or UID:GID; names are the container's own"
+            f"--user {text[:60]}: expected numbers, UID or UID:GID; names are the container's own"
         )
-    return {"uid": int(uid), "gid": int(gid or 0)}
+    return {"uid": uid, "gid": gid}
 
 
 async def _execute(container: Container, spec: dict[str, Any], *, interactive: bool) -> int:

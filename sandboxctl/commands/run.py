@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from common.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, SandboxdError
+from common.identifiers import check_identifier
 from common.log import Format, Level
 from common.log import configure as configure_log
 from common.process.exits import ExitWatcher
@@ -45,6 +46,7 @@ from sandboxers.isolation import IsolationType
 
 _NOT_RUN = 125  # as docker-run(1) and podman-run(1) have it
 _CONTAINER_NAME = "main"
+_LONGEST_STOP_S = 1e9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -255,6 +257,10 @@ def _tell(record: PodRecord, *, as_json: bool) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> PodPlan:
+    if arguments.name:
+        check_identifier("pod", arguments.name)
+    if not 0 <= arguments.stop_timeout <= _LONGEST_STOP_S:
+        raise InvalidArgument(f"--stop-timeout {arguments.stop_timeout}: expected a number of seconds")
     ports = tuple(parse_port(text) for text in arguments.publish)
     network = arguments.network or ("bridge" if ports else NO_NETWORK)
     if ports and network in (HOST_NETWORK, NO_NETWORK):

@@ -15,6 +15,7 @@ from sandboxctl.daemons import find_daemons
 from sandboxctl.output import print_done
 from sandboxctl.ownership import require_unowned
 from sandboxctl.pods import Container, Pod, find_pod_or_container
+from sandboxctl.signals import signal_number
 from sandboxers.embedded import is_embedded
 
 _DEFAULT_TIMEOUT_S = 10
@@ -43,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    signum = _signal(arguments.signal)
+    signum = signal_number(arguments.signal)
+    if signum is None:
+        raise InvalidArgument(f"{arguments.signal[:40]!r} is not a signal")
     if arguments.timeout < 0:
         raise InvalidArgument(f"--timeout {arguments.timeout}: expected a number of seconds")
     daemons = find_daemons(arguments)
@@ -57,15 +60,6 @@ def run(arguments: argparse.Namespace) -> int:
             asyncio.run(end_container(thing, signum, arguments.timeout))
     print_done([thing.id for thing in things], as_json=arguments.as_json)
     return 0
-
-
-def _signal(name: str) -> int:
-    if name.isdigit() and 0 < int(name) <= signal.SIGRTMAX:
-        return int(name)
-    try:
-        return signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"]
-    except KeyError:
-        raise InvalidArgument(f"{name!r} is not a signal") from None
 
 
 def _stop_pod(pod: Pod, timeout_s: int) -> None:

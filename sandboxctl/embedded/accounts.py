@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from common.errors import InvalidArgument
 from common.linux.paths import open_in_root
+from sandboxctl.ids import parse_id
 
 _MAX_FILE_BYTES = 1 << 20
-_HIGHEST_ID = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +39,23 @@ def find_account(rootfs: str, user: str) -> Account:
         os.close(root)
     by_name = next((fields for fields in passwd if fields[0] == name), None)
     entry = by_name or next(
-        (fields for fields in passwd if _number(name) is not None and fields[2] == name), None
+        (fields for fields in passwd if parse_id(name) is not None and fields[2] == name), None
     )
-    uid = _number(entry[2]) if entry is not None else _number(name)
+    uid = parse_id(entry[2]) if entry is not None else parse_id(name)
     if uid is None:
         raise InvalidArgument(f"the image knows no user {name[:60]!r}: it is not in its /etc/passwd")
     if group:
-        gid = next((_number(fields[2]) for fields in groups if fields[0] == group), _number(group))
+        gid = next((parse_id(fields[2]) for fields in groups if fields[0] == group), parse_id(group))
         if gid is None:
             raise InvalidArgument(f"the image knows no group {group[:60]!r}: it is not in its /etc/group")
         return Account(uid, gid)
-    gid = _number(entry[3]) if entry is not None else 0
+    gid = parse_id(entry[3]) if entry is not None else 0
     further = []
     for fields in groups:
-        number = _number(fields[2])
+        number = parse_id(fields[2])
         if entry is not None and number is not None and number != gid and entry[0] in fields[3].split(","):
             further.append(number)
     return Account(uid, gid or 0, tuple(further))
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and int(text[:11]) <= _HIGHEST_ID else None
 
 
 def _read(root: int, path: str, fields: int) -> list[list[str]]:

@@ -23,6 +23,7 @@ from google.protobuf.message import Message
 from common.cgroup import Hierarchies, make_cgroup, remove_leaf
 from common.errors import FailedPrecondition, NotFound, SandboxdError
 from common.linux.pidfd import start_time
+from common.log import get_logger
 from common.oci.bundle import write_spec
 from common.process.exits import ExitWatcher
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as controller
@@ -50,9 +51,12 @@ from sandboxctl.embedded.spec import Placement, build_spec
 from sandboxctl.embedded.streams import Streams
 from sandboxctl.embedded.volumes import place_volumes, remove_volume_mounts
 from sandboxctl.pods import Pod, find_pod
+from sandboxctl.signals import signal_number
 from sandboxctl.tasks import Tasks, tasks_of
 from sandboxers.embedded import is_embedded
 from sandboxers.isolation import IsolationType, load_config
+
+log = get_logger()
 
 _MAKING_TIMEOUT_S = 120.0
 _CONTROLLER_TIMEOUT_S = 180.0
@@ -239,10 +243,12 @@ class EmbeddedEngine:
 async def remove_abandoned(watcher: ExitWatcher) -> None:
     """Remove pods whose start was begun by somebody who was killed; what cannot be is tried again another time."""
     for record in list_records():
-        if record.is_abandoned:
-            with contextlib.suppress(SandboxdError, OSError):
+        try:
+            if record.is_abandoned:
                 kind, config = load_config(record.config_file)
                 await EmbeddedEngine(Daemon(kind, record.config_file, config), watcher).remove(record)
+        except Exception as error:  # one record stops neither the others nor the pod to be started
+            log.error("pod.not_removed", pod_id=record.pod_id, error=error)
 
 
 def collect_abandoned() -> None:
@@ -279,22 +285,13 @@ async def _with_engine(daemon: Daemon, action: Callable[[EmbeddedEngine], Awaita
 async def _end(tasks: Tasks, container: ContainerRecord, limit_s: float) -> None:
     process = tasks.process(container.id)
     with contextlib.suppress(NotFound):  # it has ended already
-        await process.kill(signal_number(container.stop_signal))
+        await process.kill(signal_number(container.stop_signal) or signal.SIGTERM)
     try:
         async with asyncio.timeout(limit_s):
             await process.wait()
     except TimeoutError:
         with contextlib.suppress(NotFound):
             await process.kill(signal.SIGKILL)
-
-
-def signal_number(name: str) -> int:
-    """Return the number of "SIGTERM", "TERM" or "15", and of SIGTERM for what is none of these."""
-    if name.isascii() and name.isdigit() and 0 < int(name[:3]) <= 64:
-        return int(name[:3])
-    full = name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"
-    number = getattr(signal, full, None)
-    return int(number) if isinstance(number, signal.Signals) else int(signal.SIGTERM)
 
 
 def _container_record(container: ContainerPlan, image: Image) -> ContainerRecord:

@@ -15,6 +15,7 @@ from common.errors import InvalidArgument
 from common.identifiers import check_identifier
 from sandboxctl.embedded.plan import HOST_NETWORK, NO_NETWORK, ContainerPlan, PodPlan, Port, Volume
 from sandboxctl.embedded.quantities import check_destination, check_port, parse_cpus, parse_memory
+from sandboxctl.ids import HIGHEST_ID
 
 _SHARES_PER_CPU = 1024
 _PULL_POLICIES = ("IfNotPresent", "Never")
@@ -58,8 +59,10 @@ class _Fields:
             raise self.error("expected an object with fields")
         self._left: dict[str, Any] = dict(value)
 
-    def error(self, complaint: str, field: str = "") -> InvalidArgument:
-        where = ".".join(part for part in (self.path, field) if part)
+    def error(self, complaint: str, field: Any = "") -> InvalidArgument:
+        # YAML has keys that are no text.
+        name = field if isinstance(field, str) else _shown(field)
+        where = ".".join(part for part in (self.path, name) if part)
         return InvalidArgument(
             f"{self.source}: {where}: {complaint}" if where else f"{self.source}: {complaint}"
         )
@@ -77,7 +80,10 @@ class _Fields:
 
     def amount(self, field: str) -> str:
         """A quantity, which YAML may have taken for a number."""
-        return str(self.take(field, (str, int, float), ""))
+        value = self.take(field, (str, int, float), "")
+        if _is_huge(value):
+            raise self.error(f"is not as expected: {_shown(value)}", field)
+        return str(value)
 
     def text(self, field: str) -> str:
         value: str = self.take(field, str, "")
@@ -91,8 +97,8 @@ class _Fields:
 
     def number(self, field: str, default: int | None = None) -> int | None:
         value: int | None = self.take(field, int, default)
-        if value is not None and value < 0:
-            raise self.error("is negative", field)
+        if value is not None and not 0 <= value <= HIGHEST_ID:
+            raise self.error(f"is not between 0 and {HIGHEST_ID}", field)
         return value
 
     def texts(self, field: str) -> tuple[str, ...] | None:
@@ -139,7 +145,14 @@ class _Fields:
 
 def _shown(value: Any) -> str:
     # Of a list or an object nothing: a few aliases of YAML make a text of it that fits into no memory.
-    return type(value).__name__ if isinstance(value, (list, dict)) else repr(str(value)[:60])
+    if isinstance(value, (list, dict, tuple)):
+        return type(value).__name__
+    return "a number too large" if _is_huge(value) else repr(str(value)[:60])
+
+
+def _is_huge(value: Any) -> bool:
+    # Python makes no text of numbers with thousands of digits.
+    return isinstance(value, int) and value.bit_length() > 64
 
 
 class _Identity(NamedTuple):
@@ -345,7 +358,10 @@ def _add_port(port: _Fields, ports: list[Port]) -> None:
     port.ignore("name")
     port.end()
     if host_port:  # else it is nothing but information
-        ports.append(check_port(Port(host_port, inside, protocol.lower(), host_ip)))
+        try:
+            ports.append(check_port(Port(host_port, inside, protocol.lower(), host_ip)))
+        except InvalidArgument as error:
+            raise port.error(str(error)) from None
 
 
 def _check_seccomp(security: _Fields) -> None:
@@ -356,7 +372,7 @@ def _check_seccomp(security: _Fields) -> None:
 
 def _numbers(fields: _Fields, field: str) -> tuple[int, ...]:
     values = fields.take(field, list, [])
-    if not all(type(value) is int and value >= 0 for value in values):
+    if not all(type(value) is int and 0 <= value <= HIGHEST_ID for value in values):
         raise fields.error("is no list of numbers", field)
     return tuple(values)
 

@@ -5,6 +5,7 @@ Sources: Kubernetes API conventions, "Quantity"; the options -p and -v of docker
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import re
 from typing import Final
@@ -51,20 +52,26 @@ def parse_port(text: str) -> Port:
     """Return what "[IP:]HOSTPORT:PORT[/tcp|udp|sctp]" says, an IPv6 address in brackets. Raises InvalidArgument."""
     ports, _, protocol = text.partition("/")
     address, host_port, port = _split_from_right(ports)
+    host_ip = address.removeprefix("[").removesuffix("]")
     try:
-        host_ip = str(ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))) if address else ""
-        return check_port(Port(int(host_port), int(port), protocol or "tcp", host_ip))
+        wanted = Port(int(host_port), int(port), protocol or "tcp", host_ip)
     except ValueError:
         raise InvalidArgument(f"-p {text[:60]!r} is not [IP:]HOSTPORT:PORT[/PROTOCOL]") from None
+    return check_port(wanted)
 
 
 def check_port(port: Port) -> Port:
-    """Return a port that is one. Raises InvalidArgument."""
+    """Return a port that is one, with its address as it is usually written. Raises InvalidArgument."""
     if not (0 < port.host_port < 1 << 16 and 0 < port.container_port < 1 << 16):
         raise InvalidArgument(f"ports are between 1 and 65535, not {port.host_port}:{port.container_port}")
     if port.protocol not in ("tcp", "udp", "sctp"):
         raise InvalidArgument(f"{port.protocol[:20]!r} is no protocol of ports: tcp, udp and sctp are")
-    return port
+    if not port.host_ip:
+        return port
+    try:
+        return dataclasses.replace(port, host_ip=str(ipaddress.ip_address(port.host_ip)))
+    except ValueError:
+        raise InvalidArgument(f"{port.host_ip[:60]!r} is no IP address") from None
 
 
 def parse_volume(text: str) -> Volume:

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from common.linux.terminal import set_window_size
-from common.records import boot_id
+from common.records import boot_id, write_record
+from sandboxctl.embedded.records import PodRecord
 from tests.integration.daemon.lab import IMAGE, Daemon
 from tests.integration.sandboxctl.conftest import Machine
 
@@ -288,6 +289,33 @@ def test_what_a_killed_command_has_begun_is_removed_by_the_next_one(machine: Mac
     assert machine.run("echo", "another")[1] == "another\n"
 
 
+def test_a_record_that_makes_no_sense_stops_nobody(machine: Machine) -> None:
+    directory = machine.lab.path("/run/sandboxd/embedded/senseless")
+    directory.mkdir(parents=True)
+    record = PodRecord("senseless", "senseless", "runc", "/absent.yaml", 0, 1.0, starter=[1, 2, 3])
+    write_record(str(directory / "pod.json"), record)
+    code, output, errors = machine.run("echo", "another")
+    assert (code, output) == (0, "another\n")
+    assert "pod.not_removed" in errors
+    assert (directory / "pod.json").exists()
+    shutil.rmtree(directory)
+
+
+def test_what_is_neither_a_user_nor_a_signal_is_said_in_one_line(machine: Machine) -> None:
+    pod = machine.detach("sleep", "1000")
+    try:
+        for words in (
+            ("exec", "-u", "²", pod, "id"),
+            ("exec", "-u", "9" * 5000, pod, "id"),
+            ("stop", "-s", "²", pod),
+        ):
+            code, output, errors = machine.ctl(*words)
+            assert code != 0
+            assert (output, errors.count("\n")) == ("", 1), errors
+    finally:
+        machine.remove(pod)
+
+
 def test_a_pod_that_has_ended_stays_until_it_is_removed(machine: Machine) -> None:
     assert machine.ctl("run", "--name", "ended", IMAGE, "--", "sh", "-c", "echo bye; exit 4") == (
         4,
@@ -432,6 +460,8 @@ def test_a_configured_daemon_is_used_where_one_runs(machine: Machine) -> None:
         (("-v", "/absent:/x", IMAGE, "--", "true"), "does not exist: /absent"),
         (("-p", "80:80", "--network", "none", IMAGE, "--", "true"), "nothing reaches the pod"),
         (("--network", "absent", IMAGE, "--", "true"), "there is no network 'absent'"),
+        (("--name", "a b/c", IMAGE, "--", "true"), "pod id 'a b/c' is not allowed"),
+        (("--stop-timeout", "nan", IMAGE, "--", "true"), "--stop-timeout nan: expected"),
         (("--memory", "much", IMAGE, "--", "true"), "no amount of memory"),
         (("-d", "--rm", IMAGE, "--", "true"), "exclude each other"),
         (("-it", IMAGE, "--", "true"), "no terminal"),

@@ -38,7 +38,9 @@ def test_by_name_and_number(rootfs: Path, user: str, account: Account) -> None:
     assert find_account(str(rootfs), user) == account
 
 
-@pytest.mark.parametrize("user", ["nobody", "web:nogroup", "-1", "99999999999", "huge", "1 "])
+@pytest.mark.parametrize(
+    "user", ["nobody", "web:nogroup", "-1", "99999999999", "huge", "1 ", "0" * 11 + "9" * 20, "9" * 5000]
+)
 def test_who_is_unknown(rootfs: Path, user: str) -> None:
     with pytest.raises(InvalidArgument, match="the image knows no"):
         find_account(str(rootfs), user)

@@ -105,6 +105,24 @@ def test_a_spec_alone(tmp_path: Path) -> None:
         ),
         ("[]", "expected an object"),
         ("a: b: c", "not valid YAML"),
+        ("1: x\ncontainers: [{name: a, image: b}]", "'1': not supported"),
+        (
+            "containers: [{name: a, image: b, ports: [{containerPort: 1, hostPort: 1, hostIP: '1; x'}]}]",
+            r"containers\[0\].ports\[0\]: '1; x' is no IP address",
+        ),
+        ("kind: 0x" + "f" * 5000, "kind: a number too large is not supported"),
+        (
+            "terminationGracePeriodSeconds: 1" + "0" * 400 + "\ncontainers: [{name: a, image: b}]",
+            "terminationGrace",
+        ),
+        (
+            "containers: [{name: a, image: b, securityContext: {runAsUser: 2147483648}}]",
+            r"containers\[0\].securityContext.runAsUser: ",
+        ),
+        (
+            f"containers: [{{name: a, image: b, resources: {{limits: {{memory: 0x{'f' * 5000}}}}}}}]",
+            r"containers\[0\].resources.limits.memory: is not as expected",
+        ),
         ("containers: x", "containers: "),
     ],
 )
