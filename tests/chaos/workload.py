@@ -10,7 +10,7 @@ from typing import NamedTuple
 import grpc
 
 from proto.gen.runtime.v1 import service_pb2 as pb
-from tests.chaos.kubelet import Kubelet
+from tests.chaos.kubelet import AGAIN_S, Kubelet
 from tests.engine.cri import container_config, log_lines, pod_config
 from tests.engine.handlers import Programs
 from tests.engine.namespaces import wait_until
@@ -127,7 +127,7 @@ class Pod:
         self.wait(container)
         return self.status(container).exit_code
 
-    def wait(self, container: Container, timeout_s: float = 20) -> None:
+    def wait(self, container: Container, timeout_s: float = AGAIN_S) -> None:
         wait_until(
             lambda: self.status(container).state == EXITED,
             timeout_s=timeout_s,
@@ -157,7 +157,7 @@ def expect_lines(writer: Container, programs: Programs) -> int:
     if programs.counts_lines:
         wait_until(
             lambda: "end " in writer.log.read_text(errors="replace")[-80:],
-            timeout_s=5,
+            timeout_s=AGAIN_S,
             what=f"the end of the log of {writer.id}, which is {writer.log.stat().st_size} bytes long",
         )
     lines = [line for line in log_lines(writer.log) if not _RUNTIMES_OWN.fullmatch(line)]
