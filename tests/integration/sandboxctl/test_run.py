@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -95,16 +96,33 @@ def test_input_that_nobody_reads_is_no_failure(machine: Machine) -> None:
     assert machine.run("sh", "-c", "exit 3", options=("-i",), input="line\n" * 50_000) == (3, "", "")
 
 
+def wait_for_log(machine: Machine, ending: bytes) -> None:
+    """Wait until the log of the only pod is complete."""
+    logs = machine.lab.path("/var/lib/sandboxd/embedded")
+    eventually(lambda: any(log.read_bytes().endswith(ending) for log in logs.glob("*/*.log")), "a whole log")
+
+
 def test_all_output_reaches_a_reader_that_begins_after_the_end(machine: Machine) -> None:
-    words = ("run", "--rm", "--name", "paged", IMAGE, "--", "seq", "20000")
-    log = machine.lab.path("/var/lib/sandboxd/embedded")
+    words = ("run", "--rm", IMAGE, "--", "seq", "20000")
     with machine.start(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         assert process.stdout
-        eventually(
-            lambda: any(b"\n20000\n" in file.read_bytes() for file in log.glob("*/*.log")), "all is logged"
-        )
+        wait_for_log(machine, b"\n20000\n")
         assert process.stdout.read().split() == [str(number) for number in range(1, 20001)]
     assert process.returncode == 0
+
+
+def test_a_signal_ends_the_wait_for_a_reader_that_never_begins(machine: Machine) -> None:
+    words = ("run", "--rm", IMAGE, "--", "seq", "20000")
+    with machine.start(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        wait_for_log(machine, b"\n20000\n")
+        inner = inner_pid(process)
+
+        def has_ended_when_told() -> bool:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(inner, signal.SIGTERM)
+            return process.poll() is not None
+
+        eventually(has_ended_when_told, "the end of a command whose output nobody reads")
 
 
 def test_without_i_there_is_no_input(machine: Machine) -> None:
