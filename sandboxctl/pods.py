@@ -14,7 +14,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from common.errors import FailedPrecondition, InvalidArgument, NotFound
 from common.records import UnreadableRecord, read_record
 from sandboxctl.daemons import Daemon
-from sandboxers.records import SandboxRecord, read_sandbox
+from sandboxers.embedded import embedded_pods
+from sandboxers.records import SandboxRecord, pod_directory_name, read_sandbox
+from sandboxers.states import SandboxState
 
 UNREADABLE = "unreadable record"
 _EARLIER_BOOT = "of an earlier boot"
@@ -145,6 +147,31 @@ def list_pods(daemons: Iterable[Daemon]) -> list[Pod]:
     return sorted(pods, key=lambda pod: (pod.created_at_ns, pod.id))
 
 
+def list_unremoved(daemons: Iterable[Daemon]) -> list[Pod]:
+    """Return the pods of `sandboxctl run` that their daemons have removed, but of which something else is left."""
+    if not embedded_pods():
+        return []
+    from sandboxctl.embedded.records import list_records  # late: mostly there are none
+
+    return [
+        Pod(daemon, record.directory, _unremoved(record.pod_id, record.name, record.created_at_ns))
+        for daemon in daemons
+        for record in list_records()
+        if record.config_file == os.path.abspath(daemon.config_file)
+        and not record.is_attended
+        and not os.path.isdir(_directory_of(daemon.config.state_dir, record.pod_id))
+    ]
+
+
+def _directory_of(state_dir: str, pod_id: str) -> str:
+    return f"{state_dir}/{pod_directory_name(state_dir, pod_id)}"
+
+
+def _unremoved(pod_id: str, name: str, created_at_ns: int) -> SandboxRecord:
+    pod = {"sandbox_id": pod_id, "name": name}
+    return SandboxRecord(pod, SandboxState.REMOVAL_FAILED.value, created_at_ns)
+
+
 def find_pod(daemons: Iterable[Daemon], prefix: str) -> Pod:
     """Return the pod whose id is, or alone begins with, `prefix`, or which alone is called so.
 
@@ -154,15 +181,17 @@ def find_pod(daemons: Iterable[Daemon], prefix: str) -> Pod:
     return _one_of(list_pods(daemons), "pod", prefix)
 
 
-def find_pod_or_container(daemons: Iterable[Daemon], prefix: str) -> Pod | Container:
+def find_pod_or_container(
+    daemons: Sequence[Daemon], prefix: str, *, unremoved: bool = False
+) -> Pod | Container:
     """Return the pod or container whose id is, or alone begins with, `prefix`, or which alone is called so; raises like
-    `find_pod`."""
-    pods = list_pods(daemons)
+    `find_pod`. With `unremoved` it may be one of which only something is left."""
+    pods = list_pods(daemons) + (list_unremoved(daemons) if unremoved else [])
     things: list[Pod | Container] = [*pods, *(container for pod in pods for container in pod.containers)]
     return _one_of(things, "pod or container", prefix)
 
 
-def find_container(daemons: Iterable[Daemon], prefix: str) -> Container:
+def find_container(daemons: Sequence[Daemon], prefix: str) -> Container:
     """Return the container whose id begins with `prefix`, or the only container of such a pod; raises like
     `find_pod`."""
     found = find_pod_or_container(daemons, prefix)

@@ -23,6 +23,7 @@ from sandboxctl.client import controller_of
 from sandboxctl.daemons import Daemon, find_daemons_if_any
 from sandboxctl.output import print_json, print_table
 from sandboxctl.ownership import list_owned
+from sandboxctl.pods import list_unremoved
 from sandboxers.embedded import embedded_pods
 from sandboxers.garbage import RECORD_FILE, GarbageRecord, read_garbage_record
 from sandboxers.isolation import isolation_of
@@ -79,7 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
         _print(results, list(collections.values()))
     for error in sorted({collection.engine_error for collection in collections.values()} - {""}):
         print(f"sandboxctl: {error}; what it may have forgotten stays", file=sys.stderr)
-    return int(any(result != _REMOVED for _, _, result in results))
+    unremoved = list_unremoved(daemons)
+    for pod in unremoved:
+        print(f"sandboxctl: pod {pod.id} is {pod.state}: 'sandboxctl rm {pod.id}' tells why", file=sys.stderr)
+    return int(bool(unremoved) or any(result != _REMOVED for _, _, result in results))
 
 
 async def _collect(daemon: Daemon, *, dry_run: bool) -> Collection:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sandboxctl.daemons import find_daemons_if_any
 from sandboxctl.output import age, print_json, print_table, printable, short
-from sandboxctl.pods import Container, Pod, list_pods
+from sandboxctl.pods import Container, Pod, list_pods, list_unremoved
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    pods = list_pods(find_daemons_if_any(arguments))
+    daemons = find_daemons_if_any(arguments)
+    pods = list_pods(daemons) + list_unremoved(daemons)
     containers = [container for pod in pods for container in pod.containers]
     listed: Sequence[Pod | Container] = containers if arguments.containers else pods
     if arguments.as_json:

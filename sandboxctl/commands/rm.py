@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     daemons = find_daemons(arguments)
-    things = [find_pod_or_container(daemons, name) for name in arguments.ids]
+    things = [find_pod_or_container(daemons, name, unremoved=True) for name in arguments.ids]
     if not arguments.force:
         for thing in things:
             _require_ended(thing)

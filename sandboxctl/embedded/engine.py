@@ -22,7 +22,6 @@ from google.protobuf.message import Message
 
 from common.cgroup import Hierarchies, make_cgroup, remove_leaf
 from common.errors import FailedPrecondition, NotFound, SandboxdError
-from common.linux.pidfd import start_time
 from common.log import get_logger
 from common.oci.bundle import write_spec
 from common.process.exits import ExitWatcher
@@ -44,6 +43,7 @@ from sandboxctl.embedded.records import (
     add_record,
     containers_of,
     list_records,
+    load_record,
     locked,
     remove_record,
 )
@@ -99,7 +99,6 @@ class EmbeddedEngine:
             type=self._daemon.type.value,
             config_file=os.path.abspath(self._daemon.config_file),
             created_at_ns=time.time_ns(),
-            starter=[os.getpid(), start_time(os.getpid())],
             stop_timeout_s=plan.stop_timeout_s,
             network=network,
             ports=[dataclasses.asdict(port) for port in plan.ports] if network else [],
@@ -110,6 +109,7 @@ class EmbeddedEngine:
         )
         if plan.network != HOST_NETWORK:
             record = dataclasses.replace(record, netns=f"{record.directory}/netns")
+        record = record.attended()
         add_record(record)
         return record
 
@@ -211,6 +211,9 @@ class EmbeddedEngine:
         with locked():
             if not is_embedded(record.pod_id):
                 return
+            # So that a removal that is interrupted, or fails, is repeated. It must do without where no space is left.
+            with contextlib.suppress(SandboxdError, OSError):
+                load_record(record.pod_id).attended().save()
             if self._daemon.is_private:
                 await ensure_daemon(record.type, None, self._watcher)
         # Without the lock: a pod may take its time to end, and its record keeps the daemon.
@@ -241,7 +244,8 @@ class EmbeddedEngine:
 
 
 async def remove_abandoned(watcher: ExitWatcher) -> None:
-    """Remove pods whose start was begun by somebody who was killed; what cannot be is tried again another time."""
+    """Remove pods whose start or removal was begun by somebody who is no more; what cannot be is tried again another
+    time."""
     for record in list_records():
         try:
             if record.is_abandoned:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final
 
 from common.errors import AlreadyExists, FailedPrecondition, NotFound, SandboxdError
 from common.linux.mounts import mounts_below
-from common.linux.pidfd import is_same_process
+from common.linux.pidfd import is_same_process, start_time
 from common.records import read_record, write_record
 from sandboxers.embedded import BUNDLES, EMBEDDED_DIR, RECORD_FILE, embedded_pods
 
@@ -28,8 +28,8 @@ _DATA_RECORD_FILE: Final = ".pod.json"
 @dataclass(frozen=True, slots=True)
 class PodRecord:
     """One pod. `type` is of its isolation, `config_file` that of the daemon; `network` a CNI configuration, empty for
-    none and for the host's; `ports` and `containers` are `Port` and `ContainerRecord` as data. `starter` is who is
-    starting it, by pid and start time (ticks since boot), and empty once it has been started."""
+    none and for the host's; `ports` and `containers` are `Port` and `ContainerRecord` as data. `actor` is who is
+    starting or removing it, by pid and start time (ticks since boot), and empty while nobody is."""
 
     VERSION: ClassVar[int] = 1
 
@@ -44,12 +44,17 @@ class PodRecord:
     attachment: dict[str, Any] = field(default_factory=dict)
     ports: list[dict[str, Any]] = field(default_factory=list)
     containers: list[dict[str, Any]] = field(default_factory=list)
-    starter: list[int] = field(default_factory=list)
+    actor: list[int] = field(default_factory=list)
+
+    @property
+    def is_attended(self) -> bool:
+        """Whether another process is starting or removing it."""
+        return bool(self.actor) and self.actor[0] != os.getpid() and is_same_process(*self.actor)
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether its start was begun by somebody who is no more, so that nobody goes on with it."""
-        return bool(self.starter) and not is_same_process(*self.starter)
+        """Whether whoever has begun to start or to remove it is no more, so that nobody goes on with it."""
+        return bool(self.actor) and not is_same_process(*self.actor)
 
     @property
     def directory(self) -> str:
@@ -81,9 +86,13 @@ class PodRecord:
         """A container's bundle directory."""
         return f"{self.directory}/{BUNDLES}/{container_id}"
 
+    def attended(self) -> PodRecord:
+        """Return the record of a pod that this process starts or removes."""
+        return dataclasses.replace(self, actor=[os.getpid(), start_time(os.getpid())])
+
     def settle(self) -> None:
         """Write down that the pod has been started: from now on it does not depend on who has done so."""
-        dataclasses.replace(self, starter=[]).save()
+        dataclasses.replace(self, actor=[]).save()
 
     def save(self) -> None:
         """Write the record."""

@@ -310,7 +310,7 @@ def test_what_a_killed_command_has_begun_is_removed_by_the_next_one(machine: Mac
 def test_a_record_that_makes_no_sense_stops_nobody(machine: Machine) -> None:
     directory = machine.lab.path("/run/sandboxd/embedded/senseless")
     directory.mkdir(parents=True)
-    record = PodRecord("senseless", "senseless", "runc", "/absent.yaml", 0, 1.0, starter=[1, 2, 3])
+    record = PodRecord("senseless", "senseless", "runc", "/absent.yaml", 0, 1.0, actor=[1, 2, 3])
     write_record(str(directory / "pod.json"), record)
     code, output, errors = machine.run("echo", "another")
     assert (code, output) == (0, "another\n")
@@ -332,6 +332,22 @@ def test_what_is_neither_a_user_nor_a_signal_is_said_in_one_line(machine: Machin
             assert (output, errors.count("\n")) == ("", 1), errors
     finally:
         machine.remove(pod)
+
+
+@pytest.mark.parametrize("verb", ["rm", "gc"])
+def test_a_removal_that_has_failed_can_be_repeated(machine: Machine, verb: str) -> None:
+    pod = machine.detach("sleep", "1000", options=("--name", "stubborn"))
+    obstacle = f"/var/lib/sandboxd/embedded/{pod}/obstacle"
+    machine.lab.path(obstacle).mkdir()
+    machine.lab.run("mount", "-t", "tmpfs", "tmpfs", obstacle)
+    again = ("gc",) if verb == "gc" else ("rm", "stubborn")
+    for command in ("rm", "--force", pod), again:
+        code, _, errors = machine.ctl(*command)
+        assert (code, pod in errors) == (1, True)
+    assert machine.ctl("ps")[1].splitlines()[1].split()[0] == pod
+    machine.lab.run("umount", obstacle)
+    assert machine.ctl(*again)[::2] == (0, "")
+    assert machine.ctl("ps", "-q") == (0, "", "")
 
 
 def test_a_pod_that_has_ended_stays_until_it_is_removed(machine: Machine) -> None:
