@@ -114,7 +114,9 @@ async def test_what_is_left_running_delays_the_end_but_loses_nothing(
     monkeypatch.setattr(streams, "_REST_LIMIT_S", 0.05)
     written = b"z" * 3 * PAGE_BYTES
     os.write(ends.process, written)
-    assert await ends.look(ends.carry()) == written
+    output = ends.carry()
+    await settled()
+    assert await ends.look(output) == written
     ends.end()
 
 
