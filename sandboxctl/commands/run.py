@@ -126,7 +126,7 @@ async def _run(plan: PodPlan, arguments: argparse.Namespace) -> int:
 async def _run_pod(
     plan: PodPlan, arguments: argparse.Namespace, watcher: ExitWatcher, interruption: Interruption
 ) -> int:
-    store = ImageStore(watcher)
+    store = ImageStore(watcher, blocking=interruption.at_once)
     is_foreign = arguments.type == IsolationType.WASM
     images = {c.image: await store.get(c.image, foreign=is_foreign) for c in plan.all_containers}
     await remove_abandoned(watcher)
@@ -159,7 +159,7 @@ async def _register(
 ) -> tuple[EmbeddedEngine, PodRecord]:
     """Find or start a daemon and write the pod down; without a pod no daemon is left running for it."""
     configured = _configured_daemon(arguments)
-    with locked():
+    async with locked():
         sweep_data()
         if configured is not None and configured.is_running():
             daemon = configured

@@ -208,7 +208,7 @@ class EmbeddedEngine:
 
         :raise SandboxdError: something could not be removed; then the record stays, and this can be repeated.
         """
-        with locked():
+        async with locked():
             if not is_embedded(record.pod_id):
                 return
             # So that a removal that is interrupted, or fails, is repeated. It must do without where no space is left.
@@ -230,7 +230,7 @@ class EmbeddedEngine:
             raise FailedPrecondition(
                 f"pod {record.pod_id} has ended, but its network is not detached: {failures[0]}"
             )
-        with locked():
+        async with locked():
             remove_record(record)
             release_daemon(self._daemon)
 

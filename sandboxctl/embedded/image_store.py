@@ -7,12 +7,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import fcntl
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +26,7 @@ from sandboxctl.embedded.image_source import (
     split_reference,
     stage,
 )
+from sandboxctl.embedded.lock import locked_file
 
 IMAGES_DIR: Final = "/var/lib/sandboxd/images"
 _UNPACK_TIMEOUT_S = 600.0
@@ -51,9 +50,16 @@ class Image:
 class ImageStore:
     """The unpacked images of this machine."""
 
-    def __init__(self, watcher: ExitWatcher, directory: str = IMAGES_DIR) -> None:
+    def __init__(
+        self,
+        watcher: ExitWatcher,
+        directory: str = IMAGES_DIR,
+        blocking: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """:param blocking: entered for what takes long without the event loop."""
         self._watcher = watcher
         self._directory = directory
+        self._blocking = blocking
 
     async def get(self, reference: str, *, foreign: bool = False) -> Image:
         """Return the image that "PATH" or "PATH:NAME" stands for, unpacked if it is not yet.
@@ -70,7 +76,9 @@ class ImageStore:
                     f"{path} is a root file system and has no images in it: leave :{name} out"
                 )
             return Image(path, path, ImageConfig())
-        with open_image(path, name, foreign) as source:
+        with ExitStack() as stack:
+            with self._blocking():
+                source = stack.enter_context(open_image(path, name, foreign))
             place = f"{self._directory}/{source.digest.removeprefix('sha256:')}"
             if not os.path.exists(place):
                 await self._unpack(source, place)
@@ -78,14 +86,15 @@ class ImageStore:
 
     async def _unpack(self, source: SourceImage, place: str) -> None:
         os.makedirs(self._directory, 0o700, exist_ok=True)
-        async with _locked(f"{self._directory}/.lock"):
+        async with locked_file(f"{self._directory}/.lock"):
             if os.path.exists(place):
                 return
             unpacking = f"{self._directory}/.unpacking"
             # Of somebody who was killed: whoever has the lock is the only one at work.
             shutil.rmtree(unpacking, ignore_errors=True)
             try:
-                stage(source, f"{unpacking}/layout", self._room_bytes())
+                with self._blocking():
+                    stage(source, f"{unpacking}/layout", self._room_bytes())
                 # In a directory of its own: a layer that removes ".." takes it along (umoci 0.4.7).
                 os.makedirs(f"{unpacking}/nest/image", 0o700)
                 await self._run_umoci(source, f"{unpacking}/layout", f"{unpacking}/nest/image/rootfs")
@@ -121,14 +130,3 @@ def _complaint(output: bytes) -> str:
     """The last line of umoci's output, without its decoration."""
     lines = output.decode(errors="replace").strip().splitlines() or ["no reason was given"]
     return lines[-1].strip().lstrip("⨯•").strip()[:_LONGEST_COMPLAINT]
-
-
-@contextlib.asynccontextmanager
-async def _locked(path: str) -> AsyncIterator[None]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        # In a thread: whoever has it may be in this very process.
-        await asyncio.to_thread(fcntl.flock, fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)

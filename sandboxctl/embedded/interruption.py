@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -32,6 +33,18 @@ class Interruption:
         for signum in _SIGNALS:
             asyncio.get_running_loop().remove_signal_handler(signum)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Cancel the task there and then, where it does not let the event loop run for long."""
+        caught = [signum for signum in _SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
+        try:
+            for signum in caught:
+                signal.signal(signum, self._raise)
+            yield
+        finally:
+            for signum in caught:
+                asyncio.get_running_loop().add_signal_handler(signum, self._on_signal, signum)
+
     def postpone(self) -> None:
         """Keep signals, from now on, for whoever is told next: containers are being started."""
         self._react = self._kept.append
@@ -48,6 +61,12 @@ class Interruption:
 
     def _on_signal(self, signum: signal.Signals) -> None:
         self._react(signum)
+
+    def _raise(self, signum: int, _: object) -> None:
+        if self.signum == 0:
+            self.signum = signum
+            self.ignore()
+            raise asyncio.CancelledError
 
     def _cancel(self, signum: signal.Signals) -> None:
         self.signum = signum

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
@@ -19,6 +18,7 @@ from common.errors import AlreadyExists, FailedPrecondition, NotFound, SandboxdE
 from common.linux.mounts import mounts_below
 from common.linux.pidfd import is_same_process, start_time
 from common.records import read_record, write_record
+from sandboxctl.embedded.lock import locked_file
 from sandboxers.embedded import BUNDLES, EMBEDDED_DIR, RECORD_FILE, embedded_pods
 
 DATA_DIR: Final = "/var/lib/sandboxd/embedded"
@@ -192,16 +192,12 @@ def _require_nothing_mounted(path: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def locked() -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def locked() -> AsyncIterator[None]:
     """Be the only one who adds or removes pods or daemons of the embedded engine."""
     os.makedirs(EMBEDDED_DIR, 0o700, exist_ok=True)
-    fd = os.open(f"{EMBEDDED_DIR}/.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+    async with locked_file(f"{EMBEDDED_DIR}/.lock"):
         yield
-    finally:
-        os.close(fd)
 
 
 def sweep_data() -> None:

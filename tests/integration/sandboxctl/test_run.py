@@ -164,6 +164,28 @@ def test_a_signal_reaches_the_container(machine: Machine, signum: signal.Signals
     assert process.returncode == 9
 
 
+def test_a_signal_is_heard_while_another_adds_a_pod(machine: Machine) -> None:
+    assert machine.run("true")[0] == 0
+    lock = os.open(machine.lab.path("/run/sandboxd/embedded/.lock"), os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = machine.start("run", "--rm", IMAGE, "--", "true")
+        eventually(lambda: ".lock" in _open_files_of_child(process.pid), "it waits")
+        os.kill(inner_pid(process), signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        os.close(lock)
+
+
+def _open_files_of_child(pid: int) -> set[str]:
+    files = set()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for fd in (fd for child in children for fd in Path(f"/proc/{child}/fd").iterdir()):
+        with contextlib.suppress(FileNotFoundError):
+            files.add(os.path.basename(os.readlink(fd)))
+    return files
+
+
 def test_what_ignores_a_signal_is_killed(machine: Machine) -> None:
     command = ("run", "--rm", "--stop-timeout", "0.1", IMAGE, "--", "sh", "-c", "echo ready; exec sleep 1000")
     process = machine.start(*command, stdout=subprocess.PIPE)

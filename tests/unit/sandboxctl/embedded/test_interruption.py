@@ -38,6 +38,23 @@ async def test_at_first_they_cancel_and_what_is_cleaned_up_then_is_not_interrupt
     assert interruption.signum == signal.SIGTERM
 
 
+async def test_what_blocks_the_loop_is_ended_at_once_and_what_follows_is_not() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"x")
+    with Interruption() as interruption:
+        with pytest.raises(asyncio.CancelledError), interruption.at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.read(reading, 1)
+        assert interruption.signum == signal.SIGTERM
+        with interruption.at_once():
+            os.kill(os.getpid(), signal.SIGINT)
+        await send(signal.SIGINT)
+        assert interruption.signum == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    os.close(reading)
+    os.close(writing)
+
+
 async def test_what_comes_while_containers_start_is_told_afterwards() -> None:
     seen: list[signal.Signals] = []
     with Interruption() as interruption:
