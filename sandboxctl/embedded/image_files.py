@@ -10,7 +10,7 @@ import stat
 import tarfile
 import zlib
 from contextlib import AbstractContextManager, contextmanager
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Protocol, Self
 
 from common.errors import InvalidArgument, NotFound
 from sandboxctl.embedded.image_layout import MAX_DOCUMENT_BYTES
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _CHUNK_BYTES = 1 << 20
+_MOST_MEMBERS = 10_000
+_HEADER_TYPES = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 _UNREADABLE = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError)
 
 
@@ -54,6 +62,17 @@ class DirectoryFiles:
             yield file
 
 
+class _Member(tarfile.TarInfo):
+    """A member of an archive whose further headers, which are read whole, are not larger than the memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _HEADER_TYPES and member.size > MAX_DOCUMENT_BYTES:
+            raise tarfile.ReadError(f"it has a header of {member.size} bytes")
+        return member
+
+
 class ArchiveFiles:
     """An image in a tar archive, which may be compressed. Use as a context manager."""
 
@@ -61,16 +80,25 @@ class ArchiveFiles:
         """:raise InvalidArgument: it is no archive, or a damaged one."""
         self.name = path
         try:
-            self._tar = tarfile.open(path)  # noqa: SIM115 - closed by __exit__
+            self._tar = tarfile.open(path, tarinfo=_Member)  # noqa: SIM115 - closed by __exit__
         except _UNREADABLE:
             raise InvalidArgument(f"{path} is neither a directory nor a readable tar archive") from None
         except OSError as error:
             raise InvalidArgument(f"{path}: {error.strerror or error}") from None
         try:
-            self._members = {posixpath.normpath(member.name): member for member in self._tar}
+            self._members = self._read_members()
         except (*_UNREADABLE, OSError) as error:
             self._tar.close()
             raise InvalidArgument(f"{path} is damaged: {error}") from None
+
+    def _read_members(self) -> dict[str, tarfile.TarInfo]:
+        members = {}
+        while member := self._tar.next():
+            self._tar.members.clear()  # type: ignore[attr-defined]  # else all are kept there too
+            members[posixpath.normpath(member.name)] = member
+            if len(members) > _MOST_MEMBERS:
+                raise tarfile.ReadError(f"it has more than {_MOST_MEMBERS} members")
+        return members
 
     def __enter__(self) -> ArchiveFiles:
         return self

@@ -270,9 +270,9 @@ def sparse_layer() -> bytes:
     return entry.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
 
 
-def long_header() -> bytes:
+def long_header(size: int = 1 << 21) -> bytes:
     entry = tarfile.TarInfo("././@LongLink")
-    entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 1 << 21
+    entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, size
     return entry.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 22)
 
 
@@ -300,3 +300,13 @@ def test_what_a_layer_unpacks_to_is_checked_before(tmp_path: Path, layer: bytes,
 def test_a_layer_that_is_too_large_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="does not fit: of the room for images 0 MiB are left"):
         staged(saved(tmp_path / "saved.tar"), tmp_path / "staged", limit_bytes=len(LAYER) - 1)
+
+
+def test_an_archive_that_is_more_than_a_list_of_files(tmp_path: Path) -> None:
+    first = pack(tmp_path / "first.tar", {"a": b""}).read_bytes()[:512]
+    (tmp_path / "long.tar").write_bytes(first + long_header(1 << 32))
+    with pytest.raises(InvalidArgument, match="is damaged: it has a header of 4294967296 bytes"):
+        staged(tmp_path / "long.tar", tmp_path / "staged")
+    many = pack(tmp_path / "many.tar", {str(number): b"" for number in range(10_001)})
+    with pytest.raises(InvalidArgument, match="is damaged: it has more than 10000 members"):
+        staged(many, tmp_path / "staged")
