@@ -95,6 +95,15 @@ def kill_at_random(trial: Trial, name: str, *, kills: int, pods: int, longest_pa
                 shutil.copy(path, kept / "-".join(path.relative_to(trial.state()).parts))
             raise
     trial.engine.wait_for_daemon()
-    record(name, seed=SEED, refusals=len(trial.told), strays=len(strays), **tally.counts)
+    forgotten = trial.forgotten_exec_codes
+    record(
+        name,
+        seed=SEED,
+        refusals=len(trial.told),
+        strays=len(strays),
+        forgotten_exec_codes=forgotten,
+        **tally.counts,
+    )
+    assert forgotten <= max(1, kills // 50)
     assert trial.lost_connections() == []
     trial.expect_nothing_more_than(before, timeout_s=20)

@@ -26,6 +26,9 @@ class Kubelet(ABC):
         self.directory = directory
         self.handler = handler
         self.told: list[str] = []
+        self.may_forget_exec_codes = False
+        """Whether an exec that is over before its start is may have an unknown exit code (ADR 0005)."""
+        self.forgotten_exec_codes = 0
 
     @property
     @abstractmethod

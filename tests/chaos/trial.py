@@ -51,6 +51,7 @@ class Trial(Kubelet):
     ) -> None:
         """Start what keeps the descriptors (`KEEPERS`), which starts the daemon from the code in a directory."""
         self.without = (env or {}).get("SANDBOXD_WITHOUT", "")
+        self.may_forget_exec_codes = keeper == MANAGER
         settings = {
             "PYTHONPATH": f"{HOOK}:{code}",
             "CHAOS_DIRECTORY": str(self.directory),
