@@ -203,7 +203,7 @@ class _StartedPod(NamedTuple):
         )
 
     async def run_init_containers(self, make_streams: MakeStreams, interruption: Interruption) -> None:
-        """Run them one after the other. Raises FailedPrecondition for one that fails."""
+        """Run them one after the other. Raises FailedPrecondition for one that fails, or that a signal has ended."""
         for container in self.plan.init_containers:
             interruption.postpone()
             running = [await self.start(container, make_streams)]
@@ -212,6 +212,10 @@ class _StartedPod(NamedTuple):
                 raise FailedPrecondition(
                     f"the init container {container.name} has failed with exit code {code}, so the pod was not"
                     " started"
+                )
+            if interruption.was_asked:
+                raise FailedPrecondition(
+                    f"interrupted while the init container {container.name} ran, so the pod was not started"
                 )
 
 

@@ -17,6 +17,8 @@ class Interruption:
     def __init__(self) -> None:
         self.signum = 0
         """The signal that has cancelled the task, or 0."""
+        self.was_asked = False
+        """Whether any of these signals has come, whatever was done about it."""
         self._react: Callable[[signal.Signals], None] = self._cancel
         self._kept: list[signal.Signals] = []
         self._task: asyncio.Task[object] | None = None
@@ -60,6 +62,7 @@ class Interruption:
         self._react = lambda _: None
 
     def _on_signal(self, signum: signal.Signals) -> None:
+        self.was_asked = True
         self._react(signum)
 
     def _raise(self, signum: int, _: object) -> None:

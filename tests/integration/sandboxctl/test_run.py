@@ -490,6 +490,20 @@ def test_a_failed_init_container_ends_the_pod(machine: Machine) -> None:
     )
 
 
+def test_a_signal_to_an_init_container_starts_nothing_more(machine: Machine) -> None:
+    script = "trap 'exit 0' INT; echo ready; while :; do sleep 0.01; done"
+    machine.lab.path("/run/pod.yaml").write_text(POD.replace("echo prepared > /data/file", script))
+    process = machine.start(
+        "run", "--rm", "-f", "/run/pod.yaml", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "first | ready\n"
+    os.kill(inner_pid(process), signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (125, "")
+    assert "interrupted while the init container first ran" in errors
+
+
 def test_a_configured_daemon_is_used_where_one_runs(machine: Machine) -> None:
     daemon = Daemon(machine.lab, "configured")
     try:
