@@ -143,7 +143,7 @@ def remove_pod(engine: Engine, narrator: Narrator, pod: str) -> None:
 
 
 def process_tree(proc: Path) -> list[str]:
-    """The processes of a procfs, children below their parents, as `<pid> <command line>`."""
+    """The processes of a procfs, children below their parents, as `<pid> <command line>`, or `[name]`."""
     commands: dict[int, str] = {}
     children: dict[int, list[int]] = {}
     for entry in proc.iterdir():
@@ -151,11 +151,11 @@ def process_tree(proc: Path) -> list[str]:
             continue
         try:
             command = entry.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            parent = int(entry.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            name, _, fields = entry.joinpath("stat").read_text().partition("(")[2].rpartition(")")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        commands[int(entry.name)] = command.strip()
-        children.setdefault(parent, []).append(int(entry.name))
+        commands[int(entry.name)] = command.strip() or f"[{name}]"
+        children.setdefault(int(fields.split()[1]), []).append(int(entry.name))
 
     def lines(pid: int, depth: int) -> Iterator[str]:
         for child in sorted(children.get(pid, [])):
