@@ -48,7 +48,7 @@ ACCOUNTS = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bi
 # The daemons themselves, which tests start and stop: by the names of their processes.
 DAEMONS = ("python", Path(sys.executable).resolve().name[:15], Path(sys.executable).name[:15])
 
-_SETTLE_S = 5.0
+_SETTLE_S = 20.0
 _UNSTABLE = re.compile(r"anon_inode:\[(eventfd|eventpoll)\]")
 
 
