@@ -19,7 +19,7 @@ from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
 from tests.engine.qemu import add_container, information, start_vm_container
 from tests.engine.streaming import Stream, exec_piped
-from tests.engine.test_pods import ended, remains, shell
+from tests.engine.test_pods import ended, expect_nothing_more_than, remains, shell
 from tests.guest_image import guest_image
 
 RUNNING = pb.ContainerState.CONTAINER_RUNNING
@@ -343,4 +343,4 @@ def test_a_pod_leaves_nothing_behind(engine: Engine, cri: Cri, tmp_path: Path) -
     run_one()
     before = remains(engine)
     run_one()
-    assert remains(engine) - before == set()
+    expect_nothing_more_than(before, engine)

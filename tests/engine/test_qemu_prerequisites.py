@@ -12,7 +12,7 @@ from tests.engine.cri import pod_config
 from tests.engine.engine import OURS_IN_QEMU, PYTHON, Engine
 from tests.engine.images import CHECKOUT
 from tests.engine.qemu import write_config
-from tests.engine.test_pods import remains
+from tests.engine.test_pods import expect_nothing_more_than, remains
 from tests.guest_image import guest_image
 from vmm.image.manifest import load
 
@@ -65,7 +65,7 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(
         command = [str(PYTHON), "-m", "sandboxctl", "--config", str(config), "doctor"]
         environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
         report = engine.namespaces.run(command, check=False, env=environment).stdout
-        assert remains(engine) - before == set()
+        expect_nothing_more_than(before, engine)
     finally:
         engine.stop_sandboxer()
     for words in (missing, remedy):

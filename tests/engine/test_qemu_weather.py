@@ -11,7 +11,7 @@ from tests.engine.cri import container_config, matching, pod_config
 from tests.engine.engine import OURS_IN_QEMU, Engine
 from tests.engine.namespaces import wait_until
 from tests.engine.qemu import information, machine_directory, start_vm_container
-from tests.engine.test_pods import ended, remains, shell
+from tests.engine.test_pods import ended, expect_nothing_more_than, remains, shell
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +59,7 @@ def test_the_end_of_a_process_of_the_machine_ends_the_pod_and_is_named(
     expect_end(engine, pod_id, container, reason)
     engine.cri.stop_pod(pod_id)
     engine.cri.remove_pod(pod_id)
-    assert remains(engine) - before == set()
+    expect_nothing_more_than(before, engine)
     assert shell(engine.cri, neighbour[1], "echo alive") == "alive"
 
 
@@ -96,7 +96,7 @@ def test_a_frozen_guest_delays_nobody_and_can_be_stopped(engine: Engine, neighbo
     # The engine first waits for the end of the container that it kills: a guest that does not answer is ended then.
     cri.stop_pod(pod_id)
     cri.remove_pod(pod_id)
-    assert remains(engine) - before == set()
+    expect_nothing_more_than(before, engine)
 
 
 def test_a_guest_that_floods_its_streams_is_slowed_down_alone(
@@ -132,4 +132,4 @@ def test_eight_pods_start_at_once(engine: Engine, neighbour: tuple[str, str]) ->
     for pod_id in pods:
         cri.stop_pod(pod_id)
         cri.remove_pod(pod_id)
-    assert remains(engine) - before == set()
+    expect_nothing_more_than(before, engine)

@@ -20,7 +20,7 @@ from tests.engine.images import BUSYBOX
 from tests.engine.module_pods import ModulePod, cgroup_value, process_of, status_of
 from tests.engine.namespaces import wait_until
 from tests.engine.streaming import attach_stream, exec_piped, exec_stream
-from tests.engine.test_pods import remains
+from tests.engine.test_pods import expect_nothing_more_than, remains
 
 HANDLER = WASM
 RUNNING = pb.ContainerState.CONTAINER_RUNNING
@@ -49,7 +49,7 @@ def test_a_pod_of_modules_runs_without_a_shim_and_leaves_nothing_behind(
     live(ModulePod(cri, tmp_path, pod_config(host_network=False)))
     before = remains(engine)
     live(ModulePod(cri, tmp_path, pod_config(host_network=False)))
-    assert remains(engine) - before == set()
+    expect_nothing_more_than(before, engine)
 
 
 def test_containers_of_a_pod_run_different_modules_side_by_side(pod: ModulePod) -> None:
