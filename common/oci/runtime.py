@@ -20,6 +20,7 @@ from common.errors import (
     NotFound,
     SandboxdError,
 )
+from common.oci.sealed_binary import SealedBinary
 from common.process.exits import ExitWatcher
 from common.process.orphans import outlive
 from common.process.spawn import CAPTURE, CLEAN_ENVIRONMENT, run
@@ -49,15 +50,19 @@ class OciRuntime:
     `delete` or `list` can reach our containers.
     """
 
-    __slots__ = ("_watcher", "binary", "invocations", "root", "timeout_s")
+    __slots__ = ("_program", "_watcher", "invocations", "root", "timeout_s")
 
     def __init__(self, binary: str, root: str, watcher: ExitWatcher, timeout_s: float) -> None:
         # Looked up once: each exec would try every directory of PATH again.
-        self.binary = shutil.which(binary, path=CLEAN_ENVIRONMENT["PATH"]) or binary
+        self._program = SealedBinary(shutil.which(binary, path=CLEAN_ENVIRONMENT["PATH"]) or binary)
         self.root = root
         self.timeout_s = timeout_s
         self.invocations = 0
         self._watcher = watcher
+
+    def close(self) -> None:
+        """Give up what calls have in common; commands that run go on."""
+        self._program.close()
 
     def knows(self, container_id: str) -> bool:
         """Tell whether there is a container of this id, of whatever pod."""
@@ -166,7 +171,7 @@ class OciRuntime:
     ) -> bytes:
         self.invocations += 1
         argv = [
-            self.binary,
+            self._program.path,
             "--root",
             self.root,
             "--log",
@@ -182,6 +187,7 @@ class OciRuntime:
         completed = await run(
             argv,
             watcher=self._watcher,
+            executable=self._program.executable(),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -190,7 +196,7 @@ class OciRuntime:
             to_its_end=True,
         )
         if completed.status.code != 0:
-            what = f"{os.path.basename(self.binary)} {command} of container {arguments[-1]}"
+            what = f"{os.path.basename(self._program.path)} {command} of container {arguments[-1]}"
             raise _failure(what, completed.status.code, _last_error(log, log_start))
         return completed.stdout
 

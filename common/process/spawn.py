@@ -153,16 +153,19 @@ def spawn(
     pass_fds: Sequence[int] = (),
     env: Mapping[str, str] | None = None,
     cwd: str = "/",
+    executable: str | None = None,
 ) -> Child:
     """Start a program in a session of its own.
 
     Descriptors stay the caller's; None stands for /dev/null. All other descriptors but `pass_fds` (which keep
-    their numbers) are closed in the child. `env` replaces the clean environment. Raises NotFound when the
-    program or `cwd` does not exist, PermissionDenied when it may not be executed, else OSError.
+    their numbers) are closed in the child. `env` replaces the clean environment. `executable` is the file to execute
+    where it is not the one that `argv` names. Raises NotFound when the program or `cwd` does not exist,
+    PermissionDenied when it may not be executed, else OSError.
     """
     try:
         process = subprocess.Popen(
             argv,
+            executable=executable,
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.DEVNULL if stdout is None else stdout,
             stderr=subprocess.DEVNULL if stderr is None else stderr,
@@ -195,6 +198,7 @@ async def run(
     pass_fds: Sequence[int] = (),
     env: Mapping[str, str] | None = None,
     cwd: str = "/",
+    executable: str | None = None,
     started: Callable[[Child], None] | None = None,
     to_its_end: bool = False,
 ) -> Completed:
@@ -227,6 +231,7 @@ async def run(
             pass_fds=pass_fds,
             env=env,
             cwd=cwd,
+            executable=executable,
         )
         for capture in captures:
             if capture is not None:

@@ -62,3 +62,4 @@ class RuncSandboxer:
     def close(self) -> None:
         """Stop watching; what runs goes on."""
         self._pods.close()
+        self._runtime.close()

@@ -245,6 +245,6 @@ async def test_a_runtime_that_a_signal_ended_is_an_error(fake: Fake) -> None:
 
 
 async def test_a_runtime_that_is_not_installed_is_named(fake: Fake) -> None:
-    fake.runtime.binary = "nonesuch-runtime"
-    with pytest.raises(NotFound, match="nonesuch-runtime"):
+    fake.program.unlink()
+    with pytest.raises(NotFound, match="fakerun"):
         await fake.runtime.start("c1", str(fake.bundle))
