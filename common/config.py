@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from common.errors import InvalidArgument, NotFound
+from common.identifiers import UNIX_PATH_MAX_BYTES
 
 ConfigT = TypeVar("ConfigT")
 
@@ -51,6 +52,17 @@ def absolute_path(value: str) -> str:
     if value.startswith("/") and ".." not in value.split("/"):
         return ""
     return "must be an absolute path without '..'"
+
+
+def socket_path(value: str) -> str:
+    """Check for `option`: the value is an absolute path, short enough for a unix socket (unix(7))."""
+    return absolute_path(value) or at_most_bytes(value, UNIX_PATH_MAX_BYTES)
+
+
+def at_most_bytes(value: str, limit: int) -> str:
+    """Return what is wrong with a text that is longer, or ''."""
+    length = len(value.encode(errors="replace"))
+    return f"must be at most {limit} bytes long, which are {length}" if length > limit else ""
 
 
 def load(config_class: type[ConfigT], path: str) -> ConfigT:

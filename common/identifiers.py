@@ -8,6 +8,8 @@ _LONGEST = 76
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _CHARACTERS = _LETTERS | frozenset("_.-")
 
+_HASH_DIGITS = 32
+
 UNIX_PATH_MAX_BYTES = 106
 """Longest socket path that every peer accepts: sun_path less its NUL, and a byte for those that count it (unix(7))."""
 
@@ -31,4 +33,9 @@ def directory_name(parent: str, identifier: str, longest_member: str) -> str:
         return identifier
     import hashlib  # late: it loads a library, and short names need none
 
-    return hashlib.sha256(identifier.encode()).hexdigest()[:32]
+    return hashlib.sha256(identifier.encode()).hexdigest()[:_HASH_DIGITS]
+
+
+def longest_parent_bytes(longest_member: str) -> int:
+    """Return how long the path of a directory may be in which every id can have a directory, with such a member."""
+    return UNIX_PATH_MAX_BYTES - len(f"/{'f' * _HASH_DIGITS}/{longest_member}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-from common.config import absolute_path, option
+from common.config import absolute_path, at_most_bytes, option, socket_path
 from common.log import Format, Level
 from sandboxers.metrics.address import check_address
+from sandboxers.records import STATE_DIR_MAX_BYTES
 
 
 def path_or_empty(value: str) -> str:
@@ -21,9 +22,38 @@ def program(value: str) -> str:
     return "" if value and "/" not in value else absolute_path(value)
 
 
-def only_type(name: str) -> Callable[[str], str]:
-    """Return a check that the file configures the type of this name."""
-    return lambda value: "" if value == name else f"this file configures the type {name!r}"
+def state_directory(value: str) -> str:
+    """Check that a text is an absolute path below which sockets can be; return what is wrong with it, or ""."""
+    if too_long := at_most_bytes(value, STATE_DIR_MAX_BYTES):
+        return f"{too_long}: sockets are made below it, whose paths the kernel limits (unix(7))"
+    return absolute_path(value)
+
+
+def type_option(name: str) -> Any:
+    """Declare the key that says of which type a file is."""
+    return option(
+        name,
+        "The isolation type that this file configures.",
+        check=lambda value: "" if value == name else f"this file configures the type {name!r}",
+    )
+
+
+def socket_option(name: str) -> Any:
+    """Declare the key for the daemon's socket."""
+    return option(
+        f"/run/sandboxd/{name}.sock",
+        "Where the Sandbox API is served: the address of containerd's proxy plugin.",
+        check=socket_path,
+    )
+
+
+def state_dir_option(name: str) -> Any:
+    """Declare the key for the daemon's state."""
+    return option(
+        f"/run/sandboxd/{name}",
+        "Where live state is kept: on a tmpfs, since it describes processes, which end with the boot.",
+        check=state_directory,
+    )
 
 
 @dataclass(frozen=True, slots=True)

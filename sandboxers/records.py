@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from common.identifiers import directory_name
+from common.identifiers import directory_name, longest_parent_bytes
 from common.records import read_record
 
 RECORD_FILE = "sandbox.json"
 REMOVED_PREFIX = ".removing-"
 _LONGEST_SOCKET = "machine/vsock.backend"
 """The longest path of a socket in a pod's directory: of no type is it longer."""
+STATE_DIR_MAX_BYTES = longest_parent_bytes(_LONGEST_SOCKET)
+"""How long the path of a state directory may be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 
-from common.config import absolute_path
+from common.config import socket_path
 
 
 def parse_address(address: str) -> str | tuple[str, int]:
     """Return a path, or a host (a number, IPv4 or [IPv6]) and a port; raise ValueError, which says what is wrong."""
     scheme, separator, rest = address.partition("://")
     if scheme == "unix" and separator:
-        if wrong := absolute_path(rest):
+        if wrong := socket_path(rest):
             raise ValueError(f"{rest!r} {wrong}")
         return rest
     if scheme != "tcp" or not separator:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.config import absolute_path, option
+from common.config import option
 from sandboxers.config import (
     EngineConfig,
     GarbageConfig,
     LogConfig,
     MetricsConfig,
     PodConfig,
-    only_type,
     program,
+    socket_option,
+    state_dir_option,
+    type_option,
 )
 from sandboxers.vm.config import GuestConfig, SizeConfig
 from vmm.hypervisors.hypervisor import Accelerator
@@ -41,17 +43,9 @@ class QemuConfig:
     """Configuration of the QEMU sandboxer. Every key is shown with its default; a key that is left out has
     that value, and an unknown one is an error."""
 
-    type: str = option("qemu", "The isolation type that this file configures.", check=only_type("qemu"))
-    socket: str = option(
-        "/run/sandboxd/qemu.sock",
-        "Where the Sandbox API is served: the address of containerd's proxy plugin.",
-        check=absolute_path,
-    )
-    state_dir: str = option(
-        "/run/sandboxd/qemu",
-        "Where live state is kept: on a tmpfs, since it describes processes, which end with the boot.",
-        check=absolute_path,
-    )
+    type: str = type_option("qemu")
+    socket: str = socket_option("qemu")
+    state_dir: str = state_dir_option("qemu")
     log: LogConfig = LogConfig()
     engine: EngineConfig = EngineConfig()
     qemu: ProgramConfig = ProgramConfig()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.config import absolute_path, option
+from common.config import option
 from sandboxers.config import (
     EngineConfig,
     GarbageConfig,
     LogConfig,
     MetricsConfig,
     PodConfig,
-    only_type,
     path_or_empty,
     program,
+    socket_option,
+    state_dir_option,
+    type_option,
 )
 
 
@@ -44,17 +46,9 @@ class RuncConfig:
     """Configuration of the runc sandboxer. Every key is shown with its default; a key that is left out has
     that value, and an unknown one is an error."""
 
-    type: str = option("runc", "The isolation type that this file configures.", check=only_type("runc"))
-    socket: str = option(
-        "/run/sandboxd/runc.sock",
-        "Where the Sandbox API is served: the address of containerd's proxy plugin.",
-        check=absolute_path,
-    )
-    state_dir: str = option(
-        "/run/sandboxd/runc",
-        "Where live state is kept: on a tmpfs, since it describes processes, which end with the boot.",
-        check=absolute_path,
-    )
+    type: str = type_option("runc")
+    socket: str = socket_option("runc")
+    state_dir: str = state_dir_option("runc")
     log: LogConfig = LogConfig()
     engine: EngineConfig = EngineConfig()
     runtime: RuntimeConfig = RuntimeConfig()

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.config import absolute_path, option
-from sandboxers.config import EngineConfig, GarbageConfig, LogConfig, MetricsConfig, PodConfig, only_type
+from sandboxers.config import (
+    EngineConfig,
+    GarbageConfig,
+    LogConfig,
+    MetricsConfig,
+    PodConfig,
+    socket_option,
+    state_dir_option,
+    type_option,
+)
 from sandboxers.wasm.engines import EngineName
 
 
@@ -43,17 +52,9 @@ class WasmConfig:
     """Configuration of the wasm sandboxer. Every key is shown with its default; a key that is left out has
     that value, and an unknown one is an error."""
 
-    type: str = option("wasm", "The isolation type that this file configures.", check=only_type("wasm"))
-    socket: str = option(
-        "/run/sandboxd/wasm.sock",
-        "Where the Sandbox API is served: the address of containerd's proxy plugin.",
-        check=absolute_path,
-    )
-    state_dir: str = option(
-        "/run/sandboxd/wasm",
-        "Where live state is kept: on a tmpfs, since it describes processes, which end with the boot.",
-        check=absolute_path,
-    )
+    type: str = type_option("wasm")
+    socket: str = socket_option("wasm")
+    state_dir: str = state_dir_option("wasm")
     log: LogConfig = LogConfig()
     engine: EngineConfig = EngineConfig()
     modules: ModulesConfig = ModulesConfig()

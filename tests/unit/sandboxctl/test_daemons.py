@@ -69,11 +69,11 @@ def test_two_files_must_not_be_about_the_same_pods(directory: Path) -> None:
         find_daemons(arguments())
 
 
-def test_a_daemon_runs_while_somebody_owns_its_state_directory(directory: Path) -> None:
-    write(directory, "runc.yaml", f"state_dir: {directory}/state")
+def test_a_daemon_runs_while_somebody_owns_its_state_directory(directory: Path, short_path: Path) -> None:
+    write(directory, "runc.yaml", f"state_dir: {short_path}/state")
     (daemon,) = find_daemons(arguments())
     assert not daemon.is_running()
-    (directory / "state").mkdir()
-    with owning(f"{directory}/state"):
+    (short_path / "state").mkdir()
+    with owning(f"{short_path}/state"):
         assert daemon.is_running()
     assert not daemon.is_running()

@@ -75,9 +75,9 @@ def test_files_before_and_after_the_verb_do_not_forget_the_flag_before_it(tmp_pa
     assert (parsed.as_json, parsed.config_files) == (True, ["a"])
 
 
-def test_a_reader_that_has_seen_enough_causes_no_noise(tmp_path: Path) -> None:
-    config = tmp_path / "c.yaml"
-    config.write_text(f"state_dir: {tmp_path}/state\n")
+def test_a_reader_that_has_seen_enough_causes_no_noise(short_path: Path) -> None:
+    config = short_path / "c.yaml"
+    config.write_text(f"state_dir: {short_path}/state\n")
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "sandboxctl", "--config", str(config), "ps"]

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import InvalidArgument, SandboxdError
-from sandboxers.isolation import IsolationType, load_isolation
+from common.identifiers import UNIX_PATH_MAX_BYTES
+from sandboxers.isolation import IsolationType, load_config, load_isolation
+from sandboxers.records import STATE_DIR_MAX_BYTES, pod_directory_name
+from sandboxers.registry import TASK_SOCKET
 from sandboxers.runc.config import RuncConfig
 from sandboxers.runc.sandboxer import RuncSandboxer
 
@@ -42,6 +45,24 @@ def test_a_malformed_file_is_refused_naming_it(tmp_path: Path, text: str) -> Non
     with pytest.raises(SandboxdError) as raised:
         load_isolation(path)
     assert path in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", list(IsolationType))
+def test_a_state_directory_below_which_no_socket_has_room_is_refused(
+    tmp_path: Path, kind: IsolationType
+) -> None:
+    longest = "/" + "d" * (STATE_DIR_MAX_BYTES - 1)
+    path = config(tmp_path, f"type: {kind.value}\nstate_dir: {longest}\n")
+    _, loaded = load_config(path)
+    for name in ("machine/vsock.backend", "tty1234567.sock", TASK_SOCKET):
+        directory = f"{loaded.state_dir}/{pod_directory_name(loaded.state_dir, 'p' * 76)}"
+        assert len(f"{directory}/{name}") <= UNIX_PATH_MAX_BYTES
+    path = config(tmp_path, f"type: {kind.value}\nstate_dir: {longest}d\n")
+    with pytest.raises(InvalidArgument, match=f"state_dir: must be at most {len(longest)} bytes"):
+        load_config(path)
+    path = config(tmp_path, f"type: {kind.value}\nsocket: /{'s' * UNIX_PATH_MAX_BYTES}\n")
+    with pytest.raises(InvalidArgument, match=f"socket: must be at most {UNIX_PATH_MAX_BYTES} bytes"):
+        load_config(path)
 
 
 @pytest.mark.parametrize("kind", list(IsolationType))

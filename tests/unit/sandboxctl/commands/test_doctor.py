@@ -28,11 +28,11 @@ def test_without_configuration_all_types_are_examined(
 
 
 def test_a_file_that_cannot_be_used_hides_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "a.yaml").write_text("typ: runc\n")
-    (tmp_path / "b.yaml").write_text(
-        f"type: runc\nstate_dir: {tmp_path}/state\nsocket: {tmp_path}/api.sock\n"
+    (short_path / "a.yaml").write_text("typ: runc\n")
+    (short_path / "b.yaml").write_text(
+        f"type: runc\nstate_dir: {short_path}/state\nsocket: {short_path}/api.sock\n"
     )
-    found = findings(tmp_path, monkeypatch, capsys)
+    found = findings(short_path, monkeypatch, capsys)
     assert (found["configuration"], found["runc: daemon"]) == ("error", "warning")

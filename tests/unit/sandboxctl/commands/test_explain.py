@@ -53,8 +53,8 @@ class Node:
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
-    node = Node(tmp_path)
+def node(short_path: Path) -> Node:
+    node = Node(short_path)
     node.start("abc1", "sandbox.create", 0, 600, ["sandbox.recorded", 500], pod="default/web")
     node.start(
         "abc1", "sandbox.start", 130_600, 22_000, ["sandbox.starting", 300], ["sandbox.shm_made", 2300]

@@ -27,6 +27,7 @@ def test_what_is_understood(address: str, parsed: object) -> None:
         ("/run/m.sock", "neither unix"),
         ("unix://m.sock", "absolute path"),
         ("unix:///run/../m.sock", "without '..'"),
+        (f"unix:///{'s' * 106}", "at most 106 bytes"),
         ("http://127.0.0.1:80", "neither"),
         ("tcp://localhost:80", "is no address"),
         ("tcp://127.0.0.1", "is no port"),
