@@ -103,6 +103,12 @@ class Pod:
 
     def end_writer(self, writer: Container) -> int:
         """Stop a writer, which must end as it should with a complete log; returns how many lines it has written."""
+        wait_until(
+            lambda: "line 0" in writer.log.read_text(errors="replace"),
+            timeout_s=AGAIN_S,
+            what=f"the first line of {writer.id}",
+            interval_s=0.05,
+        )
         code = self.stop(writer)
         assert code == self.programs.stopped_code
         return expect_lines(writer, self.programs)
@@ -156,7 +162,8 @@ class Pod:
 def expect_lines(writer: Container, programs: Programs) -> int:
     """Fail unless the log of a writer that has ended is complete: every line once and in order.
 
-    Returns how many lines there are. Without a count at their end, none may be missing before the last one.
+    Returns how many lines there are. Without a count at their end, there must be some, of which none may be missing
+    before the last one.
     """
     if programs.counts_lines:
         wait_until(
@@ -169,6 +176,8 @@ def expect_lines(writer: Container, programs: Programs) -> int:
     if programs.counts_lines:
         end = lines.pop()
         assert end == f"end {len(lines)}"
+    else:
+        assert lines, f"the log of {writer.id} is empty"
     assert lines == [f"line {number}" for number in range(len(lines))], _difference(lines)
     return len(lines)
 
