@@ -13,18 +13,25 @@ import errno
 import functools
 import json
 import os
-from typing import Any, ClassVar, Protocol, TypeVar, get_origin, get_type_hints
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from common.errors import FailedPrecondition, SandboxdError
 
 
-class Record(Protocol):
-    """A dataclass that can be written to disk."""
+class Dataclass(Protocol):
+    """Any dataclass."""
 
-    VERSION: ClassVar[int]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
+class Record(Dataclass, Protocol):
+    """A dataclass that can be written to disk."""
+
+    VERSION: ClassVar[int]
+
+
+DataT = TypeVar("DataT", bound=Dataclass)
 RecordT = TypeVar("RecordT", bound=Record)
 
 
@@ -77,18 +84,42 @@ def read_record(path: str, record_type: type[RecordT]) -> tuple[RecordT, bool]:
                 f"record {path} has version {version}, this sandboxd knows {record_type.VERSION}: "
                 "start the version that wrote it, its pods are untouched"
             )
-        shapes = _shapes(record_type)
-        fields = {name: value for name, value in envelope["record"].items() if name in shapes}
-        for name, value in fields.items():
-            if not isinstance(value, shapes[name]):
-                raise TypeError(f"{name} is a {type(value).__name__}, not a {shapes[name].__name__}")
-        record = record_type(**fields)
+        known = _hints(record_type)
+        record = from_data(record_type, {k: v for k, v in envelope["record"].items() if k in known})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableRecord(f"record {path} is damaged: {error}") from error
     return record, written_in == boot_id()
 
 
+def from_data(dataclass: type[DataT], fields: Mapping[str, Any]) -> DataT:
+    """Return a dataclass of its fields as JSON has them.
+
+    :raise TypeError: a field is missing, unknown, or not of its type.
+    :raise ValueError: the dataclass itself refuses them.
+    """
+    hints = _hints(dataclass)
+    for name, value in fields.items():
+        if name in hints and not _fits(value, hints[name]):
+            expected = str(hints[name]) if get_args(hints[name]) else hints[name].__name__
+            raise TypeError(f"{name} is no {expected.replace('typing.', '')}")
+    return dataclass(**fields)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether a value of JSON is of a type: `Any`, what JSON has, or lists and dictionaries of such."""
+    if hint is Any:
+        return True
+    if hint is int:
+        return type(value) is int and value.bit_length() < 64
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    return isinstance(value, hint)
+
+
 @functools.cache
-def _shapes(record_type: type[Record]) -> dict[str, type]:
-    hints = get_type_hints(record_type)
-    return {f.name: get_origin(hints[f.name]) or hints[f.name] for f in dataclasses.fields(record_type)}
+def _hints(dataclass: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(dataclass)
+    return {field.name: hints[field.name] for field in dataclasses.fields(dataclass)}

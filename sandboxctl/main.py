@@ -96,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line, and return the exit code."""
     # asyncio loads it, which takes longer than many a verb, for what is not done here: all sockets are the node's own.
     sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
+    # What others have written may be no text.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     parser, _ = make_parser()
     parsed = parser.parse_args(arguments)
     command = load_command(parsed.verb)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from common.errors import FailedPrecondition, InvalidArgument, NotFound
+from common.errors import FailedPrecondition, InvalidArgument, NotFound, SandboxdError
+from common.identifiers import check_identifier
 from common.records import UnreadableRecord, read_record
 from sandboxctl.daemons import Daemon
 from sandboxers.embedded import embedded_pods
@@ -80,7 +81,8 @@ class Container:
 
     def annotation(self, key: str) -> str:
         """Return what a CRI plugin says of the container, or "" """
-        return str(self.spec.get("annotations", {}).get(_CRI + key, ""))
+        annotations = self.spec.get("annotations")
+        return str(annotations.get(_CRI + key, "")) if isinstance(annotations, dict) else ""
 
     @cached_property
     def spec(self) -> dict[str, Any]:
@@ -254,6 +256,8 @@ def _containers_of(pod: Pod) -> Iterator[Container]:
             continue
         for name in sorted(names):
             try:
-                yield Container(pod, read_record(f"{pod.directory}/{record.format(name)}", ContainerFacts)[0])
-            except (FileNotFoundError, NotADirectoryError, FailedPrecondition, UnreadableRecord):
+                facts, _ = read_record(f"{pod.directory}/{record.format(name)}", ContainerFacts)
+                check_identifier("container", facts.container_id)
+            except (FileNotFoundError, NotADirectoryError, SandboxdError):
                 continue  # `gc` tells of those that cannot be understood
+            yield Container(pod, facts)

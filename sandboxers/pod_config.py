@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -187,8 +186,3 @@ def sysctls_of(pod: PodConfig, *, ports: bool, ping: bool) -> dict[str, str]:
         if ping and not pod.has_user_namespace:
             defaults["net.ipv4.ping_group_range"] = "0 2147483647"
     return {**defaults, **pod.sysctls}
-
-
-def pod_config_from_record(fields: dict[str, Any]) -> PodConfig:
-    """Return the pod of a record; raises TypeError where it has other fields than a pod."""
-    return PodConfig(**fields)

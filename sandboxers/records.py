@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from common.identifiers import directory_name, longest_parent_bytes
-from common.records import read_record
+from common.errors import InvalidArgument
+from common.identifiers import check_identifier, directory_name, longest_parent_bytes
+from common.records import UnreadableRecord, read_record
+from sandboxers.states import SandboxState
 
 RECORD_FILE = "sandbox.json"
 REMOVED_PREFIX = ".removing-"
@@ -47,7 +49,14 @@ def read_sandbox(directory: str) -> tuple[SandboxRecord, bool] | None:
 
     :raise FailedPrecondition, UnreadableRecord: it is newer than this version, or damaged.
     """
+    path = f"{directory}/{RECORD_FILE}"
     try:
-        return read_record(f"{directory}/{RECORD_FILE}", SandboxRecord)
+        record, of_this_boot = read_record(path, SandboxRecord)
     except FileNotFoundError:
         return None
+    try:
+        SandboxState(record.state)
+        check_identifier("sandbox", record.pod.get("sandbox_id", ""))
+    except (ValueError, TypeError, InvalidArgument) as error:
+        raise UnreadableRecord(f"record {path} is damaged: {error}") from error
+    return record, of_this_boot

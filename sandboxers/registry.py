@@ -21,9 +21,9 @@ from common.errors import AlreadyExists, FailedPrecondition, Internal, NotFound,
 from common.failpoints import Failpoint, failpoint
 from common.linux.mounts import mounts_below
 from common.log import bound, get_logger
-from common.records import UnreadableRecord, write_record
+from common.records import UnreadableRecord, from_data, write_record
 from common.states import advance
-from sandboxers.pod_config import PodConfig, pod_config_from_record
+from sandboxers.pod_config import PodConfig
 from sandboxers.records import (
     RECORD_FILE,
     REMOVED_PREFIX,
@@ -307,9 +307,10 @@ class SandboxRegistry:
             return
         record, of_this_boot = found
         try:
-            pod, state = pod_config_from_record(record.pod), SandboxState(record.state)
-        except (TypeError, ValueError) as error:
+            pod = from_data(PodConfig, record.pod)
+        except TypeError as error:
             raise UnreadableRecord(f"record {directory}/{RECORD_FILE} is damaged: {error}") from error
+        state = SandboxState(record.state)
         group = record.descriptors or self._store.new_name(POD_GROUP)
         sandbox = self._sandboxer.sandbox(pod, directory, group)
         entry = SandboxEntry(pod, sandbox, directory, group, record.created_at_ns)

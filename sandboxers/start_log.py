@@ -13,10 +13,12 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 from common.log import get_logger
 from common.operations import Action, Operation
+from common.records import from_data
 
 FILE: Final = ".starts"
 SIZE_BYTES: Final = 512 << 10
@@ -25,6 +27,26 @@ _STARTS: Final = frozenset(
 )
 
 log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """The fields of `Operation.as_data`."""
+
+    action: str
+    sandbox_id: str
+    container_id: str
+    exec_id: str
+    pod: str
+    began_at_ns: int
+    age_us: int
+    steps: list[list[Any]]
+    error: str
+
+    def __post_init__(self) -> None:
+        for name, at_us in self.steps:
+            if not isinstance(name, str) or type(at_us) is not int:
+                raise ValueError("a step is a name with a time")
 
 
 class StartLog:
@@ -70,14 +92,15 @@ class StartLog:
 
 
 def read_starts(state_dir: str) -> Iterator[dict[str, Any]]:
-    """Yield what is on record of starts, oldest first, as `Operation.as_data` returns it; torn lines are left out."""
+    """Yield what is on record of starts, oldest first, as `Operation.as_data` returns it; torn and odd lines are left
+    out."""
     for name in (f"{FILE}.1", FILE):
         with (
             contextlib.suppress(FileNotFoundError),
             open(f"{state_dir}/{name}", encoding="utf-8", errors="replace") as file,
         ):
             for line in file:
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
                     start = json.loads(line)
-                    if isinstance(start, dict):
-                        yield start
+                    from_data(_Line, start)
+                    yield start

@@ -7,8 +7,8 @@ import dataclasses
 from common.linux.netns import make_netns, remove_netns
 from common.process.exits import ExitWatcher
 from sandboxctl.embedded.cni import Network, load_network
-from sandboxctl.embedded.plan import HOST_NETWORK, NO_NETWORK, PodPlan, Port
-from sandboxctl.embedded.records import PodRecord
+from sandboxctl.embedded.plan import HOST_NETWORK, NO_NETWORK, PodPlan
+from sandboxctl.embedded.records import PodRecord, ports_of
 
 
 def planned_network(plan: PodPlan) -> dict[str, object]:
@@ -46,8 +46,3 @@ async def remove_network(record: PodRecord, watcher: ExitWatcher) -> list[str]:
     if record.netns:
         remove_netns(record.netns)
     return failures
-
-
-def ports_of(record: PodRecord) -> list[Port]:
-    """Return the ports of a pod."""
-    return [Port(**entry) for entry in record.ports]

@@ -17,8 +17,9 @@ from typing import Any, ClassVar, Final
 from common.errors import AlreadyExists, FailedPrecondition, NotFound, SandboxdError
 from common.linux.mounts import mounts_below
 from common.linux.pidfd import is_same_process, start_time
-from common.records import read_record, write_record
+from common.records import from_data, read_record, write_record
 from sandboxctl.embedded.lock import locked_file
+from sandboxctl.embedded.plan import Port
 from sandboxers.embedded import BUNDLES, EMBEDDED_DIR, RECORD_FILE, embedded_pods
 
 DATA_DIR: Final = "/var/lib/sandboxd/embedded"
@@ -45,6 +46,16 @@ class PodRecord:
     ports: list[dict[str, Any]] = field(default_factory=list)
     containers: list[dict[str, Any]] = field(default_factory=list)
     actor: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse what could be read, and not be used.
+
+        :raise TypeError, ValueError: a part of it is not what it should be.
+        """
+        if len(self.actor) not in (0, 2):
+            raise ValueError("actor is no pid with a start time")
+        containers_of(self)
+        ports_of(self)
 
     @property
     def is_attended(self) -> bool:
@@ -121,7 +132,12 @@ class DataRecord:
 
 def containers_of(record: PodRecord) -> list[ContainerRecord]:
     """Return a pod's containers, in the order in which they were started."""
-    return [ContainerRecord(**entry) for entry in record.containers]
+    return [from_data(ContainerRecord, entry) for entry in record.containers]
+
+
+def ports_of(record: PodRecord) -> list[Port]:
+    """Return what leads to ports of the pod."""
+    return [from_data(Port, entry) for entry in record.ports]
 
 
 def list_records() -> list[PodRecord]:

@@ -138,6 +138,10 @@ def test_a_missing_record_is_just_missing(tmp_path: Path) -> None:
         envelope(record={"name": "x", "labels": []}),
         envelope(record={"name": "x", "ids": {}}),
         envelope(record={"name": "x", "done": "yes"}),
+        envelope(record={"name": "x", "ids": [1, "2"]}),
+        envelope(record={"name": "x", "labels": {"a": 1}}),
+        envelope(record={"name": "x", "pid": True}),
+        envelope(record={"name": "x", "pid": 1 << 64}),
     ],
 )
 def test_a_damaged_record_is_unreadable_with_the_reason(tmp_path: Path, content: object) -> None:

@@ -56,6 +56,41 @@ def test_a_damaged_record_hides_no_other_pod(tmp_path: Path) -> None:
     assert f"one/b/{RECORD_FILE}" in pods["b"].problem
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": "asleep"},
+        {"created_at_ns": "1"},
+        {"created_at_ns": 1 << 70},
+        {"address": None},
+        {"pod": []},
+        {"pod": {}},
+        {"pod": {"sandbox_id": 1}},
+        {"pod": {"sandbox_id": "\x1b[2J"}},
+    ],
+)
+def test_an_odd_record_is_told_of_in_one_line(tmp_path: Path, changes: dict[str, object]) -> None:
+    one = daemon(tmp_path / "one")
+    record(one, "a")
+    path = tmp_path / "one/a" / RECORD_FILE
+    envelope = json.loads(path.read_text())
+    envelope["record"] |= changes
+    path.write_text(json.dumps(envelope))
+    (pod,) = list_pods([one])
+    assert pod.state == UNREADABLE
+    assert pod.problem.startswith(f"record {path} is damaged: ")
+    assert "\n" not in pod.problem
+
+
+@pytest.mark.parametrize("annotations", [None, [], {"io.kubernetes.cri.container-name": 7}])
+def test_a_specification_that_is_none_gives_no_name(tmp_path: Path, annotations: object) -> None:
+    one = daemon(tmp_path / "one")
+    record(one, "pod")
+    contain(one, "pod", "tasks", "box")
+    (tmp_path / "one/pod/tasks/box/config.json").write_text(json.dumps({"annotations": annotations}))
+    assert find_container([one], "box").name in ("", "7")
+
+
 def test_the_beginning_of_an_id_is_enough_if_it_is_unique_on_the_node(tmp_path: Path) -> None:
     one, other = daemon(tmp_path / "one"), daemon(tmp_path / "other")
     record(one, "abc")

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InvalidArgument
+from common.records import from_data
 from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
 from proto.gen.runtime.v1 import api_pb2 as cri
 from sandboxers.pod_config import (
@@ -18,7 +19,6 @@ from sandboxers.pod_config import (
     NamespaceMode,
     PodConfig,
     parse_create_request,
-    pod_config_from_record,
 )
 
 
@@ -76,7 +76,7 @@ def test_a_pod_survives_its_record() -> None:
     config = user_namespace(cri.POD, [mapping()], [mapping(host=7)])
     config.linux.sysctls["a"] = "b"
     pod = parse_create_request(request(config))
-    assert pod_config_from_record(json.loads(json.dumps(dataclasses.asdict(pod)))) == pod
+    assert from_data(PodConfig, json.loads(json.dumps(dataclasses.asdict(pod)))) == pod
 
 
 @pytest.mark.parametrize(

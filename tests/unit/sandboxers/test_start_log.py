@@ -54,11 +54,11 @@ def test_a_new_daemon_goes_on_with_the_file(tmp_path: Path) -> None:
     assert ids(tmp_path) == ["a", "b"]
 
 
-def test_torn_lines_are_left_out(tmp_path: Path) -> None:
+def test_torn_and_odd_lines_are_left_out(tmp_path: Path) -> None:
     start_log = StartLog(str(tmp_path))
     start(start_log, "a")
     with (tmp_path / FILE).open("ab") as file:
-        file.write(b'{"sandbox_id":"torn\n[1]\n\xff\n')
+        file.write(b'{"sandbox_id":"torn\n[1]\n\xff\n{"sandbox_id": "p"}\n')
     start(start_log, "b")
     assert ids(tmp_path) == ["a", "b"]
 

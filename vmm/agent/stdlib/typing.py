@@ -52,7 +52,7 @@ def get_origin(hint):
     raise NotImplementedError("hints are not kept in the guest")
 
 
-get_type_hints = get_origin
+get_args = get_type_hints = get_origin
 
 
 class _NamedTupleMeta(type):
