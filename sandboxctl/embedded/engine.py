@@ -42,7 +42,6 @@ from sandboxctl.embedded.records import (
     PodRecord,
     add_record,
     containers_of,
-    list_records,
     load_record,
     locked,
     remove_record,
@@ -53,7 +52,7 @@ from sandboxctl.embedded.volumes import place_volumes, remove_volume_mounts
 from sandboxctl.pods import Pod, find_pod
 from sandboxctl.signals import signal_number
 from sandboxctl.tasks import Tasks, tasks_of
-from sandboxers.embedded import is_embedded
+from sandboxers.embedded import embedded_pods, is_embedded
 from sandboxers.isolation import IsolationType, load_config
 
 log = get_logger()
@@ -246,13 +245,15 @@ class EmbeddedEngine:
 async def remove_abandoned(watcher: ExitWatcher) -> None:
     """Remove pods whose start or removal was begun by somebody who is no more; what cannot be is tried again another
     time."""
-    for record in list_records():
+    for pod_id in embedded_pods():
         try:
+            record = load_record(pod_id)
             if record.is_abandoned:
                 kind, config = load_config(record.config_file)
                 await EmbeddedEngine(Daemon(kind, record.config_file, config), watcher).remove(record)
         except Exception as error:  # one record stops neither the others nor the pod to be started
-            log.error("pod.not_removed", pod_id=record.pod_id, error=error)
+            if is_embedded(pod_id):  # else somebody else has removed it meanwhile
+                log.error("pod.not_removed", pod_id=pod_id, error=error)
 
 
 def collect_abandoned() -> None:
