@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from google.protobuf.message import DecodeError, Message
 
+from common.accepting import Acceptor
 from common.ttrpc._calls import (
     Call,
     CallContext,
@@ -35,8 +36,6 @@ StatusOf = Callable[[Exception], tuple[int, str]]
 Authorize = Callable[[PeerCredentials], bool]
 
 QUEUE_LIMIT: Final = 16 << 20
-ACCEPTS_PER_WAKEUP: Final = 16
-ACCEPT_PAUSE_S: Final = 0.2
 MESSAGE_LIMIT: Final = 16 << 10  # characters of an error text: its frame stays small enough to be atomic
 
 _CREDENTIALS = struct.Struct("iII")
@@ -377,46 +376,6 @@ class ServerConnection(FrameSocket):
         return [call.task for call in (self._calls or {}).values() if call.task is not None]
 
 
-class _Listener:
-    """A listening socket in the event loop."""
-
-    __slots__ = ("_loop", "_server", "_sock", "_timer")
-
-    def __init__(self, server: Server, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self._server = server
-        self._sock = sock
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._loop.add_reader(sock, self._on_readable)
-
-    def _on_readable(self) -> None:
-        for _ in range(ACCEPTS_PER_WAKEUP):
-            try:
-                sock, _address = self._sock.accept()
-            except BlockingIOError:
-                return
-            except ConnectionError:  # that client is gone already
-                continue
-            except OSError:
-                # Out of descriptors or memory: the client stays in the backlog, and the loop must not spin on
-                # it.
-                self._loop.remove_reader(self._sock)
-                self._timer = self._loop.call_later(ACCEPT_PAUSE_S, self._resume)
-                return
-            self._server.accept(sock)
-
-    def _resume(self) -> None:
-        self._timer = None
-        self._loop.add_reader(self._sock, self._on_readable)
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._loop.remove_reader(self._sock)
-        self._sock.close()
-
-
 class Server:
     """Serves method tables on any number of listening sockets. Small when idle: one may exist per pod.
 
@@ -435,10 +394,10 @@ class Server:
 
     __slots__ = (
         "__weakref__",
+        "_acceptors",
         "_authorize",
         "_connections",
         "_lingering",
-        "_listeners",
         "_status_of",
         "drops_repeats",
         "journal",
@@ -467,7 +426,7 @@ class Server:
         self.queue_limit = queue_limit
         self._status_of = status_of or default_status_of
         self._authorize = authorize
-        self._listeners: tuple[_Listener, ...] = ()
+        self._acceptors: tuple[Acceptor, ...] = ()
         self._connections: dict[int, ServerConnection] = {}
         self._lingering: dict[int, ServerConnection] = {}  # lost, but a cancelled handler has not ended yet
 
@@ -477,7 +436,7 @@ class Server:
 
     def listen(self, sock: socket.socket) -> None:
         """Accept connections on a bound, listening unix stream socket, which the server owns from now on."""
-        self._listeners += (_Listener(self, sock),)
+        self._acceptors += (Acceptor(sock, self._accept),)
 
     def adopt(self, sock: socket.socket, replay: Replay | None = None) -> None:
         """Serve a connected unix stream socket, which the server owns from now on, without asking
@@ -502,9 +461,9 @@ class Server:
         """Close listeners and connections and cancel the handlers bound to them. Idempotent; listen again at
         will.
         """
-        listeners, self._listeners = self._listeners, ()
-        for listener in listeners:
-            listener.close()
+        acceptors, self._acceptors = self._acceptors, ()
+        for acceptor in acceptors:
+            acceptor.close()
         for connection in list(self._connections.values()):
             connection.close()
 
@@ -513,9 +472,9 @@ class Server:
         while self._lingering:
             await asyncio.wait([task for lost in self._lingering.values() for task in lost.tasks()])
 
-    # ── called by listeners and connections ────────────────────────────────────────────────────
+    # ── called by acceptors and connections ─────────────────────────────────────────────────────
 
-    def accept(self, sock: socket.socket) -> None:
+    def _accept(self, sock: socket.socket) -> None:
         try:
             allowed = self._authorize is None or self._is_authorized(peer_credentials(sock))
         except BaseException:

@@ -14,8 +14,10 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
+from common.accepting import Acceptor
 from common.errors import SandboxdError
 from common.linux import nftables
 from common.linux.netns import Netlink, in_netns
@@ -41,12 +43,12 @@ log = get_logger()
 class PortForward:
     """The listeners in one pod's namespace, and the connections that they have accepted."""
 
-    __slots__ = ("_guest", "_listeners", "_netns_path", "_pumps", "_tasks")
+    __slots__ = ("_acceptors", "_guest", "_netns_path", "_pumps", "_tasks")
 
     def __init__(self, netns_path: str, guest: GuestClient) -> None:
         self._netns_path = netns_path
         self._guest = guest
-        self._listeners: list[socket.socket] = []
+        self._acceptors: list[Acceptor] = []
         self._pumps: set[_Pump] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -57,18 +59,14 @@ class PortForward:
         except OSError as error:
             log.warning("port_forward.unavailable", netns=self._netns_path, error=error)
             return
-        loop = asyncio.get_running_loop()
         for listener, level in found:
-            self._listeners.append(listener)
-            loop.add_reader(listener, self._accept, listener, level)
+            self._acceptors.append(Acceptor(listener, partial(self._accept, level)))
 
     def close(self) -> None:
         """Stop listening and end all connections. Idempotent."""
-        loop = asyncio.get_running_loop()
-        for listener in self._listeners:
-            loop.remove_reader(listener)
-            listener.close()
-        self._listeners.clear()
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors.clear()
         for task in self._tasks:
             task.cancel()
         for pump in list(self._pumps):
@@ -77,18 +75,13 @@ class PortForward:
             with contextlib.suppress(OSError):
                 in_netns(self._netns_path, _forget)
 
-    def _accept(self, listener: socket.socket, level: int) -> None:
-        try:
-            sock, _ = listener.accept()
-        except OSError:
-            return
+    def _accept(self, level: int, sock: socket.socket) -> None:
         task = asyncio.get_running_loop().create_task(self._connect(sock, level))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, sock: socket.socket, level: int) -> None:
         try:
-            sock.setblocking(False)
             address = sock.getsockopt(level, _SO_ORIGINAL_DST, 28)
             (port,) = struct.unpack_from(">H", address, 2)
             other = await self._guest.open_port(port, _OPEN_TIMEOUT_S)

@@ -13,6 +13,7 @@ import os
 import socket
 from collections.abc import Callable
 
+from common.accepting import Acceptor
 from common.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted, SandboxdError
 from common.log import get_logger
 from common.readiness import has_input, wait_writable
@@ -34,12 +35,12 @@ log = get_logger()
 class Streams:
     """All streams of a guest by id: opened by the host, claimed by a process, ended by a count."""
 
-    __slots__ = ("_inputs", "_lengths", "_listener", "_loop", "_on_end", "_opening", "_unclaimed")
+    __slots__ = ("_acceptor", "_inputs", "_lengths", "_loop", "_on_end", "_opening", "_unclaimed")
 
     def __init__(self, on_end: Ended) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_end = on_end
-        self._listener: socket.socket | None = None
+        self._acceptor: Acceptor | None = None
         self._opening: set[asyncio.Task[None]] = set()
         self._unclaimed: dict[str, socket.socket] = {}
         self._inputs: dict[str, InputStream] = {}
@@ -47,8 +48,7 @@ class Streams:
 
     def listen(self, listener: socket.socket) -> None:
         """Take connections from a listening socket, which this owns from now on."""
-        self._listener = listener
-        self._loop.add_reader(listener, self._accept)
+        self._acceptor = Acceptor(listener, self._accept)
 
     def claim_input(self, stream_id: str) -> tuple[int, InputStream]:
         """Return the read end of a pipe into which a stream flows.
@@ -88,10 +88,8 @@ class Streams:
 
     def close(self) -> None:
         """Close the listener and what nobody has claimed."""
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
-            self._listener = None
+        if self._acceptor is not None:
+            self._acceptor.close()
         for task in self._opening:
             task.cancel()
         for sock in self._unclaimed.values():
@@ -104,13 +102,7 @@ class Streams:
         except KeyError:
             raise NotFound(f"the host has opened no stream {stream_id}") from None
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:
-            return
-        sock.setblocking(False)
+    def _accept(self, sock: socket.socket) -> None:
         task = self._loop.create_task(self._open(sock))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)

@@ -7,12 +7,14 @@ import errno
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
+from common.accepting import Acceptor
 from common.completion import Completion
 from common.errors import (
     DeadlineExceeded,
@@ -70,7 +72,7 @@ class Reception:
     After a restart of the daemon a guest that is connected anew announces itself again; nobody need wait for it.
     """
 
-    __slots__ = ("_announced", "_busy", "_listener", "_on_event", "_server", "_transport")
+    __slots__ = ("_acceptor", "_announced", "_busy", "_listener", "_on_event", "_server", "_transport")
 
     def __init__(
         self,
@@ -101,7 +103,7 @@ class Reception:
         )
         self._listener = listener or _listen(transport, port)
         _receptions.add(self)
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        self._acceptor = Acceptor(self._listener, partial(hand_over, first=self))
 
     @property
     def server(self) -> Server:
@@ -132,9 +134,7 @@ class Reception:
 
     def close(self) -> None:
         """Stop listening and drop the guest's connections. Idempotent."""
-        if self._listener.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(self._listener)
-            self._listener.close()
+        self._acceptor.close()
         _receptions.discard(self)
         self._server.close()
 
@@ -143,13 +143,6 @@ class Reception:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:
-            return
-        hand_over(sock, self)
 
     def take(self, sock: socket.socket) -> bool:
         """Take a connection if it comes from this guest; one too many is closed."""

@@ -107,7 +107,8 @@ class EventLoop:
     def call_exception_handler(self, context):
         """Report what nobody has caught."""
         error = context.get("exception")
-        sys.stderr.write(f"{context.get('message')}: {type(error).__name__}: {error}\n")
+        told = "" if error is None else f": {type(error).__name__}: {error}"
+        sys.stderr.write(f"{context.get('message')}{told}\n")
         if error is not None:
             sys.excepthook(type(error), error, error.__traceback__)
 
