@@ -68,8 +68,7 @@ class Guest:
 
     @classmethod
     async def accept(cls, listener: socket.socket) -> Guest:
-        async with asyncio.timeout(BOOT_LIMIT_S):
-            sock, _ = await asyncio.get_running_loop().sock_accept(listener)
+        sock, _ = await asyncio.get_running_loop().sock_accept(listener)
         return cls(*await asyncio.open_connection(sock=sock))
 
     async def ask(self, do: str, **arguments: Any) -> Any:
@@ -159,8 +158,18 @@ class Bench:
             self._closing.callback(self._listeners[address].close)
         return self._listeners[address]
 
-    async def accept(self, listener: socket.socket) -> Guest:
-        guest = await Guest.accept(listener)
+    async def accept(self, machine: VirtualMachine, listener: socket.socket) -> Guest:
+        """Return the guest when it has connected; if it does not, or its machine ends, tell what is known of it."""
+        connecting = asyncio.ensure_future(Guest.accept(listener))
+        ending = asyncio.ensure_future(machine.wait())
+        either = asyncio.FIRST_COMPLETED
+        done, pending = await asyncio.wait([connecting, ending], timeout=BOOT_LIMIT_S, return_when=either)
+        for task in pending:
+            task.cancel()
+        if connecting not in done:
+            console = Path(machine.console_path).read_text(errors="replace")
+            pytest.fail(f"the guest does not connect: {machine.exit or machine.pids()}\n{console[-2000:]}")
+        guest = connecting.result()
         self._closing.push_async_callback(guest.close)
         return guest
 
@@ -169,7 +178,7 @@ class Bench:
         machine = self.machine()
         listener = self.listen(machine)
         await self.start(machine, Vsock(), *devices, **boot)
-        return machine, await self.accept(listener)
+        return machine, await self.accept(machine, listener)
 
     def processes(self) -> list[str]:
         """The command lines that name something of the bench, whoever started them."""
@@ -266,7 +275,7 @@ class HypervisorContract:
         # Into a kernel that runs, as into one that was restored from a template.
         await _until(lambda: "guest: running" in Path(machine.console_path).read_text(), BOOT_LIMIT_S)
         await machine.attach(Vsock())
-        guest = await bench.accept(listener)
+        guest = await bench.accept(machine, listener)
         assert (await guest.ask("see"))["disks"] == []
 
     async def test_a_mount_below_a_share_appears_in_the_guest(self, bench: Bench) -> None:
@@ -483,7 +492,7 @@ class HypervisorContract:
         machine = bench.machine()
         assert await machine.recover(bench.ends.append)
         listener = bench.listen(machine)
-        guest = await bench.accept(listener)
+        guest = await bench.accept(machine, listener)
         assert machine.devices() == {"vsock", "files"}
         await machine.attach(Disk("vol1", str(bench.disk("disk"))))
         await guest.until("see", lambda seen: seen["disks"] == ["vol1"])
@@ -623,7 +632,7 @@ class HypervisorContract:
             machine = bench.machine(name)
             listener = bench.listen(machine)
             await bench.start(machine, Vsock())
-            guest = await bench.accept(listener)
+            guest = await bench.accept(machine, listener)
             arguments.append((await guest.ask("see"))["arguments"])
             await machine.stop(0)
         assert arguments[0] == arguments[1]

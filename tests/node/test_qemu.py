@@ -33,4 +33,4 @@ def test_machines_run_under_kvm_with_vsock_by_the_kernel(node_with_engine: None,
 
 
 def test_pods_start_under_kvm(node_with_engine: None, inside: Inside) -> None:
-    assert inside(PODS, "-k", ABOUT_MACHINES, in_root_cgroup=True) >= 9
+    assert inside(PODS, "-k", ABOUT_MACHINES, in_root_cgroup=True) >= 8
