@@ -18,7 +18,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.descriptors.store import DescriptorStore
-from common.errors import FailedPrecondition, NotFound, SandboxdError
+from common.errors import DeadlineExceeded, FailedPrecondition, NotFound, SandboxdError
 from common.failpoints import Failpoint, failpoint
 from common.log import get_logger
 from common.process.exits import ExitStatus
@@ -60,6 +60,7 @@ class GuestPod:
         "_on_frozen",
         "_probe",
         "_store",
+        "_unmeasured_since_s",
         "containers",
         "directory",
         "ended",
@@ -85,7 +86,7 @@ class GuestPod:
         stats_as_v1: bool = False,
     ) -> None:
         """:param directory: where each container gets a directory for its records.
-        :param on_frozen: told, with a reason, when a guest answers nothing in which something must be killed.
+        :param on_frozen: told, with a reason, when a guest answers nothing, or does not do as it is told.
         :param stats_as_v1: whether the engine knows the figures of cgroup v1 alone.
         """
         self.sandbox_id = sandbox_id
@@ -102,6 +103,7 @@ class GuestPod:
         self._on_frozen = on_frozen
         self.stats_as_v1 = stats_as_v1
         self._probe: asyncio.Task[None] | None = None
+        self._unmeasured_since_s = 0.0
 
     def container(self, container_id: str) -> GuestContainer:
         """Return a container.
@@ -159,7 +161,11 @@ class GuestPod:
     async def open_streams(self, process: GuestProcess, names: StreamNames) -> None:
         if process.streams is None:
             streams = Streams(names, self._guest, self._store)
-            await streams.open(process.stdio)
+            try:
+                await streams.open(process.stdio)
+            except DeadlineExceeded:
+                self.doubt()
+                raise
             process.streams = streams
         if process.lost_streams is not None:
             process.lost_streams.forget()
@@ -176,23 +182,44 @@ class GuestPod:
         self.forget(container)
         failpoint(Failpoint.CONTAINER_DELETED)
 
+    # -- a guest that does not answer ------------------------------------------------------------------
+
     def expect_end(self, process: GuestProcess) -> None:
         """A process is killed now and must end soon: else its guest is not there, or does not do as it is told."""
-        asyncio.get_running_loop().call_later(_KILL_PATIENCE_S, self._doubt, process)
+        asyncio.get_running_loop().call_later(_KILL_PATIENCE_S, self._miss_end, process)
 
-    def _doubt(self, process: GuestProcess) -> None:
+    def _miss_end(self, process: GuestProcess) -> None:
         if self._is_over(process):
             return
-        loop = asyncio.get_running_loop()
-        loop.call_later(_LAST_PATIENCE_S, self._give_up, process)
-        if self._probe is None:
-            self._probe = loop.create_task(self._ask())
+        asyncio.get_running_loop().call_later(_LAST_PATIENCE_S, self._give_up, process)
+        self.doubt(_PROBE_TIMEOUT_S)
 
-    async def _ask(self) -> None:
+    def expect_figures(self) -> None:
+        """The engine asks for figures, as it does every few seconds: if earlier questions have no answer there may be
+        nobody to give one, though QEMU and all its helpers run.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if not self._unmeasured_since_s:
+            self._unmeasured_since_s = now_s
+        elif now_s - self._unmeasured_since_s > _LAST_PATIENCE_S:
+            self.doubt()
+
+    def note_figures(self) -> None:
+        """The guest has given figures."""
+        self._unmeasured_since_s = 0.0
+
+    def doubt(self, timeout_s: float = _LAST_PATIENCE_S) -> None:
+        """Something was not answered in time: find out whether the guest answers anything."""
+        if self._probe is None and not self.ended:
+            self._probe = asyncio.get_running_loop().create_task(self._ask(timeout_s))
+
+    async def _ask(self, timeout_s: float) -> None:
         try:
-            await self._guest.stats(_PROBE_TIMEOUT_S)
+            await self._guest.stats(timeout_s)
         except SandboxdError as error:
             self._on_frozen(f"it does not answer ({error})")
+        else:
+            self.note_figures()
         finally:
             self._probe = None
 

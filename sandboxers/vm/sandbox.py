@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 
 from common.cgroup import Hierarchies, read_metrics
 from common.descriptors.store import DescriptorStore
-from common.errors import SandboxdError, Unavailable, status_of
+from common.errors import DeadlineExceeded, SandboxdError, Unavailable, status_of
 from common.failpoints import Failpoint, failpoint
 from common.journal import ConnectionJournal
 from common.linux.namespaces import check_netns
@@ -453,7 +453,11 @@ class VmSandbox:
         self._server.listen(listener)
 
     async def _connect(self) -> socket.socket:
-        return await self._guest.open_tasks(_CONNECT_TIMEOUT_S)
+        try:
+            return await self._guest.open_tasks(_CONNECT_TIMEOUT_S)
+        except DeadlineExceeded:
+            self._tasks.doubt()
+            raise
 
     def _close_server(self) -> None:
         if self._server is not None:

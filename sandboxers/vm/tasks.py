@@ -340,8 +340,14 @@ class GuestTasks(GuestPod):
         """All have ended with the machine."""
         raise NotFound(f"{self.process(request)} has already finished")
 
+    def measurable(self, request: api.StatsRequest) -> None:
+        """Refuse to measure what is not of this pod."""
+        self.process(request)
+        self.expect_figures()
+
     def stats(self, request: api.StatsRequest, payload: bytes) -> api.StatsResponse:
         """Pass figures on, if they are of a kind that engines know."""
+        self.note_figures()
         answer = api.StatsResponse.FromString(payload)
         if answer.stats.type_url not in _STATS_TYPES:
             raise ValueError("the figures are of no known kind")
@@ -372,7 +378,7 @@ _HANDED_ON = {
     "Pause": RelayedMethod(api.PauseRequest, _T.known, _T.empty, _T.without_guest),
     "Resume": RelayedMethod(api.ResumeRequest, _T.known, _T.empty, _T.without_guest),
     "Update": RelayedMethod(api.UpdateTaskRequest, _T.known, _T.empty, _T.without_guest),
-    "Stats": RelayedMethod(api.StatsRequest, _T.known, _T.stats, _T.stats_without_guest),
+    "Stats": RelayedMethod(api.StatsRequest, _T.measurable, _T.stats, _T.stats_without_guest),
 }
 
 GUEST_TASK_METHODS: Mapping[str, Method | RelayedMethod] = MappingProxyType(

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 
+import grpc
 import pytest
 
 from proto.gen.runtime.v1 import service_pb2 as pb
@@ -28,6 +29,7 @@ def engine(vm_engine: Engine) -> Engine:
 def neighbour(engine: Engine) -> Iterator[tuple[str, str]]:
     """A pod that must not notice anything."""
     pod_id, container = start_vm_container(engine.cri)
+    assert shell(engine.cri, container, "echo alive") == "alive"
     yield pod_id, container
     assert engine.cri.pod(pod_id).state == READY
     assert shell(engine.cri, container, "echo alive") == "alive"
@@ -61,6 +63,23 @@ def test_the_end_of_a_process_of_the_machine_ends_the_pod_and_is_named(
     engine.cri.remove_pod(pod_id)
     expect_nothing_more_than(before, engine)
     assert shell(engine.cri, neighbour[1], "echo alive") == "alive"
+
+
+def test_a_vsock_daemon_that_does_nothing_any_more_ends_its_pod(
+    engine: Engine, neighbour: tuple[str, str]
+) -> None:
+    cri = engine.cri
+    before = remains(engine)
+    pod_id, container = start_vm_container(cri)
+    kill(engine, pod_id, "vsock", signal.SIGSTOP)
+    with pytest.raises(grpc.RpcError, match="does not answer"):
+        cri.exec(container, ["true"])
+    assert cri.pod(pod_id).state == READY, "it is asked once more, and may take its time"
+    wait_until(lambda: cri.pod(pod_id).state != READY, timeout_s=60, what="the end of the pod")
+    expect_end(engine, pod_id, container, "does not answer")
+    cri.stop_pod(pod_id)
+    cri.remove_pod(pod_id)
+    expect_nothing_more_than(before, engine)
 
 
 def test_a_guest_that_panics_ends_its_pod_and_its_words_are_kept(

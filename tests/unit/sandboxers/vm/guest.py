@@ -6,7 +6,7 @@ import socket
 
 from google.protobuf.message import Message
 
-from common.errors import Unavailable
+from common.errors import DeadlineExceeded, Unavailable
 
 
 class Guest:
@@ -17,10 +17,13 @@ class Guest:
         self.ended: dict[str, int] = {}
         self.calls: list[tuple[str, Message]] = []
         self.refuses = False
+        self.silent = False
 
     async def open_stream(self, stream_id: str, timeout_s: float) -> socket.socket:
         if self.refuses:
             raise Unavailable("no")
+        if self.silent:
+            raise DeadlineExceeded("silence")
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         if stream_id in self.streams:
@@ -42,6 +45,8 @@ class Guest:
     async def stats(self, timeout_s: float) -> None:
         if self.refuses:
             raise Unavailable("no")
+        if self.silent:
+            raise DeadlineExceeded("silence")
 
     def close(self) -> None:
         """Close the guest's ends."""

@@ -346,6 +346,39 @@ async def test_a_frozen_guest_is_found_out_when_something_must_be_killed(
     assert len(pod.frozen) == 1
 
 
+async def test_a_guest_that_opens_no_stream_is_asked_whether_it_is_there(pod: Pod, engine: Client) -> None:
+    pod.guest.silent = True
+    with pytest.raises(StatusError) as raised:
+        await create(pod, engine)
+    assert raised.value.code == StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: bool(pod.frozen))
+    assert pod.frozen == ["it does not answer (silence)"]
+
+
+async def test_a_guest_that_gives_no_figures_is_asked_whether_it_is_there(
+    pod: Pod, engine: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sandboxers.vm.guest_pod._LAST_PATIENCE_S", 0.05)
+    await create(pod, engine)
+    pod.agent.silent_on = "Stats"
+    asked = [asyncio.create_task(call(engine, "Stats", api.StatsRequest(id="one"), api.StatsResponse))]
+    await asyncio.sleep(0.1)
+    # It was busy, and is believed.
+    asked.append(asyncio.create_task(call(engine, "Stats", api.StatsRequest(id="one"), api.StatsResponse)))
+    await asyncio.sleep(0.1)
+    assert pod.frozen == []
+    pod.guest.silent = True
+    while not pod.frozen:
+        asked.append(
+            asyncio.create_task(call(engine, "Stats", api.StatsRequest(id="one"), api.StatsResponse))
+        )
+        await asyncio.sleep(0.02)
+    assert pod.frozen == ["it does not answer (silence)"]
+    pod.end()
+    ends = await asyncio.gather(*asked, return_exceptions=True)
+    assert {end.code for end in ends if isinstance(end, StatusError)} == {StatusCode.NOT_FOUND}
+
+
 async def test_a_guest_that_does_not_end_what_is_killed_is_ended(
     pod: Pod, engine: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
