@@ -14,7 +14,9 @@ import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from tests.node.channel import Ended
 from tests.node.machine import DEVICES, Machine, version
 from tests.node.package import (
     CHECKOUT,
@@ -166,7 +168,7 @@ class Node:
 
     def run(self, *argv: str, given: bytes = b"", timeout_s: float = 60.0) -> str:
         """Run a command to its end and return its output; RuntimeError if it fails."""
-        ended = self.channel.run(argv, given=given, timeout_s=timeout_s)
+        ended = self._ended(argv, given=given, timeout_s=timeout_s)
         if ended.status != 0:
             raise RuntimeError(f"{' '.join(argv)} ended with {ended.status}:\n{ended.output}")
         return ended.output
@@ -181,10 +183,10 @@ class Node:
     ) -> int:
         """Run the interpreter in the copy of the checkout and print what it writes; return its exit status.
 
-        :param timeout_s: how long it may be silent; TimeoutError says that it was.
+        :param timeout_s: how long it may be silent; RuntimeError with the node's console says that it was.
         """
         wrapper = ["sh", "-c", IN_ROOT_CGROUP, "sh"] if in_root_cgroup else []
-        ended = self.channel.run(
+        ended = self._ended(
             [*wrapper, PYTHON, *arguments],
             cwd=COPY,
             env={"SANDBOXD_NODE": "1", "TMPDIR": "/var/tmp", **(env or {})},
@@ -192,6 +194,12 @@ class Node:
             on_output=lambda text: print(text, end="", flush=True),
         )
         return ended.status
+
+    def _ended(self, argv: Sequence[str], **options: Any) -> Ended:
+        try:
+            return self.channel.run(argv, **options)
+        except OSError as error:
+            raise RuntimeError(f"{' '.join(argv)}: {error!r}\n{self.machine.evidence()}") from None
 
     def close(self) -> None:
         """End it; nothing is left of it. Idempotent."""
