@@ -12,7 +12,9 @@ DEVNULL = -3
 class Popen:
     """A started program; `pid` is known, its end is awaited by somebody else."""
 
-    def __init__(self, args, *, stdin, stdout, stderr, close_fds, pass_fds, env, cwd, start_new_session):
+    def __init__(
+        self, args, *, executable, stdin, stdout, stderr, close_fds, pass_fds, env, cwd, start_new_session
+    ):
         self.args = args
         self.returncode = None
         null = -1
@@ -24,15 +26,15 @@ class Popen:
                         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
                     target = null
                 targets.append(target)
-            self._start(args, targets, pass_fds, env, cwd, start_new_session)
+            self._start(args, executable or args[0], targets, pass_fds, env, cwd, start_new_session)
         finally:
             if null >= 0:
                 os.close(null)
 
-    def _start(self, args, targets, pass_fds, env, cwd, new_session):
+    def _start(self, args, executable, targets, pass_fds, env, cwd, new_session):
         command = [os.fsencode(arg) for arg in args]
         environment = [os.fsencode(f"{name}={value}") for name, value in env.items()]
-        program = os.fsencode(args[0])
+        program = os.fsencode(executable)
         if b"/" in program:
             executables = (program,)
         else:
@@ -76,7 +78,7 @@ class Popen:
             os.waitpid(self.pid, 0)
             _, number, reason = failure.split(b":", 2)
             code = int(number, 16)
-            filename = cwd if reason.startswith(b"noexec") else args[0]
+            filename = cwd if reason.startswith(b"noexec") else executable
             raise OSError(code, os.strerror(code), filename)
 
 

@@ -162,7 +162,7 @@ import os, subprocess
 def start(*args, **options):
     r, w = os.pipe()
     common = dict(stdin=subprocess.DEVNULL, stdout=w, stderr=subprocess.DEVNULL, close_fds=True, pass_fds=(),
-                  env={"A": "b"}, cwd="/", start_new_session=True)
+                  env={"A": "b"}, cwd="/", start_new_session=True, executable=None)
     try:
         process = subprocess.Popen(args, **{**common, **options})
     finally:
@@ -174,10 +174,12 @@ def start(*args, **options):
     process.returncode = 0
     return out.decode(), status
 seen += [start("/bin/sh", "-c", "echo $A; pwd; exit 3"), start("/bin/ls", "/proc/self/fd")[1]]
+seen.append(start("called", "-c", "echo $0", executable="/bin/sh"))
 r, w = os.pipe()
 seen.append(start("/bin/sh", "-c", f"echo through >&{w}", pass_fds=(w,))[1])
 seen.append(os.read(r, 100).decode())
-for bad in (lambda: start("/no/such"), lambda: start("/bin/true", cwd="/no/such"), lambda: start("/etc/passwd")):
+for bad in (lambda: start("/no/such"), lambda: start("/bin/true", cwd="/no/such"), lambda: start("/etc/passwd"),
+            lambda: start("/bin/true", executable="/no/such")):
     try: bad()
     except OSError as error: seen.append([type(error).__name__, error.filename])
 """,
