@@ -60,6 +60,10 @@ class OciRuntime:
         self.invocations = 0
         self._watcher = watcher
 
+    def load(self) -> None:
+        """Make what calls have in common, so that the first one need not."""
+        self._program.executable()
+
     def close(self) -> None:
         """Give up what calls have in common; commands that run go on."""
         self._program.close()

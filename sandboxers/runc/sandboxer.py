@@ -29,6 +29,7 @@ class RuncSandboxer:
         runtime_root = config.runtime.root or f"{config.state_dir}/.oci"
         os.makedirs(runtime_root, 0o700, exist_ok=True)
         self._runtime = OciRuntime(config.runtime.binary, runtime_root, exits, config.runtime.timeout_s)
+        self._runtime.load()
         self._state_dir = config.state_dir
         self._pods = HostPods(config, outlasting, exits, Hierarchies.read(), OciBackend(self._runtime))
 
