@@ -24,8 +24,9 @@ Layers, each importing only those before it:
     _marks                              what the kernel keeps of a connection for a successor
     _socket                             frames over one socket: peek, consume, write
     _calls, _stream                     what handlers and callers hold
-    _server, _client                    the two roles
-    _relay                              a server that hands calls on
+    _server_connection                  one connection of a server, and its calls
+    _server, _client, _link             the roles
+    relay                               a server that hands calls on: imported by its own name, by whoever needs it
 
 The protocol is specified by PROTOCOL.md of github.com/containerd/ttrpc; where that is silent this package
 does what the Go implementation (v1.2.7) does. Everything belongs to the event loop in which it was made, and
@@ -56,7 +57,6 @@ from common.ttrpc._events import DataReceived, Event, RequestReceived, ResponseR
 from common.ttrpc._frames import MAX_DATA_SIZE, Frame, FrameBuffer, OversizedFrame, encode_frame
 from common.ttrpc._journal import Journal, NullJournal, Replay, ReplayedRequest
 from common.ttrpc._marks import SpilledFrame
-from common.ttrpc._relay import LinkJournal, RelayContext, RelayServer
 from common.ttrpc._server import Server
 from common.ttrpc._state import StreamState
 from common.ttrpc._stream import MessageStream, ServerStream
@@ -74,7 +74,6 @@ __all__ = [
     "Frame",
     "FrameBuffer",
     "Journal",
-    "LinkJournal",
     "LocalProtocolError",
     "MessageStream",
     "Method",
@@ -82,8 +81,6 @@ __all__ = [
     "OversizedFrame",
     "PeerCredentials",
     "ProtocolError",
-    "RelayContext",
-    "RelayServer",
     "RelayedMethod",
     "RemoteProtocolError",
     "Replay",

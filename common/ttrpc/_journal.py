@@ -116,3 +116,6 @@ class NullJournal:
 
     def closed(self, connection_id: int) -> None:
         pass
+
+
+NULL_JOURNAL = NullJournal()

@@ -49,7 +49,7 @@ class Figures:
         """Count from now on; there is one per process."""
         observe_operations(self.note_operation)
         observe_events(self.note_event)
-        Server.observer = self.note_call
+        Server.observe(self.note_call)
 
     def note_operation(self, ended: Operation) -> None:
         """Count an operation and its steps."""

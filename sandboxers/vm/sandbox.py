@@ -31,7 +31,8 @@ from common.task.backend import EventSink
 from common.task.service import TASK_SERVICE_NAMES
 from common.transport import transport_of
 from common.transport.streams import listen_unix
-from common.ttrpc import RelayServer, Service, only_root
+from common.ttrpc import Service, only_root
+from common.ttrpc.relay import RelayServer
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as agent
 from sandboxers.pod_config import NamespaceMode, PodConfig, sysctls_of
 from sandboxers.pod_files import pod_file_texts

@@ -37,7 +37,8 @@ from common.operations import Action
 from common.process.exits import ExitStatus
 from common.task.calls import as_operation
 from common.task.stdio import StdioSpec
-from common.ttrpc import CallContext, ConnectionLost, Method, RelayContext, RelayedMethod
+from common.ttrpc import CallContext, ConnectionLost, Method, RelayedMethod
+from common.ttrpc.relay import RelayContext
 from proto.gen.containerd.events import task_pb2 as task_events
 from proto.gen.containerd.task.v3 import shim_pb2 as api
 from proto.gen.containerd.types import task_pb2 as types

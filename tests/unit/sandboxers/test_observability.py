@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def _unobserved() -> Iterator[None]:
     yield
     observe_events(None)
-    Server.observer = None
+    Server.observe(None)
 
 
 def test_nothing_is_loaded_for_what_is_off(state_dir: Path) -> None:

@@ -16,7 +16,8 @@ from google.protobuf.wrappers_pb2 import BytesValue
 
 from common.failpoints import arm
 from common.journal import ConnectionJournal
-from common.ttrpc import CallContext, Method, RelayContext, RelayedMethod, RelayServer, Service
+from common.ttrpc import CallContext, Method, RelayedMethod, Service
+from common.ttrpc.relay import RelayContext, RelayServer
 from tests.unit.common.ttrpc.mortal import LISTENER, NAME, StoreOfTest
 
 

@@ -17,9 +17,9 @@ Told = list[tuple[str, str, int, float]]
 @pytest.fixture
 def told() -> Iterator[Told]:
     calls: Told = []
-    Server.observer = lambda *call: calls.append(call)
+    Server.observe(lambda *call: calls.append(call))
     yield calls
-    Server.observer = None
+    Server.observe(None)
 
 
 async def test_with_method_code_and_duration(place: Place, told: Told) -> None:

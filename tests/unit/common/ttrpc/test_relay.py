@@ -7,7 +7,7 @@ import collections
 import itertools
 import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,9 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from common.descriptors.store import NoStore
 from common.failpoints import Failpoint
 from common.journal import ConnectionJournal
-from common.ttrpc import Client, ConnectionLost, RelayServer, Server, Service, StatusCode, StatusError
+from common.ttrpc import Client, ConnectionLost, Server, Service, StatusCode, StatusError
 from common.ttrpc import encode_frame as frame_of
+from common.ttrpc.relay import RelayServer
 from proto.gen.ttrpc.request_pb2 import Response
 from tests.unit.common.ttrpc import mortal, mortal_relay
 from tests.unit.common.ttrpc.keeper import Keeper
@@ -103,11 +104,18 @@ async def test_calls_come_back_from_where_they_were_handed_on_to(pair: Pair) -> 
     assert pair.lost == []
 
 
-async def test_calls_that_are_handed_on_are_observed_with_their_outcome(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def told() -> Iterator[list[tuple[str, int]]]:
+    """The calls that were answered: their methods and codes."""
     told: list[tuple[str, int]] = []
-    monkeypatch.setattr(Server, "observer", lambda _, method, code, __: told.append((method, code)))
+    Server.observe(lambda _, method, code, __: told.append((method, code)))
+    yield told
+    Server.observe(None)
+
+
+async def test_calls_that_are_handed_on_are_observed_with_their_outcome(
+    pair: Pair, told: list[tuple[str, int]]
+) -> None:
     async with await Client.connect(pair.path, timeout_s=1) as client:
         with pytest.raises(StatusError):
             await call(client, "LookLater", b"nobody is there")
@@ -131,7 +139,7 @@ async def test_a_far_end_that_cannot_be_reached_is_tried_again(pair: Pair) -> No
 async def test_a_far_end_that_answers_nothing_is_not_asked_without_end(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.ttrpc._relay.PENDING_LIMIT", 5)
+    monkeypatch.setattr("common.ttrpc.relay.PENDING_LIMIT", 5)
     pair.serve_far()
     async with await Client.connect(pair.path, timeout_s=1) as client:
         parked = [asyncio.create_task(call(client, "Wait", b"end")) for _ in range(7)]

@@ -29,7 +29,7 @@ def figures() -> Iterator[Figures]:
     yield figures
     ignore_operations(figures.note_operation)
     observe_events(None)
-    Server.observer = None
+    Server.observe(None)
 
 
 def samples(figures: Figures, daemon: Daemon, state_dir: Path) -> dict[str, float]:

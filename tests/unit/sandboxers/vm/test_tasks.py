@@ -21,7 +21,8 @@ from common.descriptors.store import NoStore
 from common.errors import status_of
 from common.journal import ConnectionJournal
 from common.task.service import TASK_SERVICE_NAMES
-from common.ttrpc import CallContext, Client, Method, RelayServer, Server, Service, StatusCode, StatusError
+from common.ttrpc import CallContext, Client, Method, Server, Service, StatusCode, StatusError
+from common.ttrpc.relay import RelayServer
 from proto.gen.cgroups.v1 import metrics_pb2 as v1
 from proto.gen.cgroups.v2 import metrics_pb2 as v2
 from proto.gen.containerd.events import task_pb2 as events
