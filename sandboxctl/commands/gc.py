@@ -1,7 +1,9 @@
 """Compare records, host and engine; show what is left over, and remove what is provably nobody's.
 
-Where no daemon runs it is removed here, else by the daemon. Exit code 0: nothing is left over; 1: something is that
-was not, or must not be, removed.
+Where no daemon runs it is removed here, else by the daemon. Images that `sandboxctl run` has unpacked and no pod uses
+are shown, and removed with --images alone: the next pod may be made of them.
+
+Exit code 0: nothing is left over but images; 1: something is that was not, or must not be, removed.
 """
 
 from __future__ import annotations
@@ -37,6 +39,16 @@ _JOURNAL_FILE = ".gc-journal"
 _REMOVED = "removed"
 
 
+class Row(NamedTuple):
+    """A line of the table; `type` is that of the daemon, None where it is of none."""
+
+    type: str | None
+    kind: str
+    what: str
+    why: str
+    action: str
+
+
 class Collection(NamedTuple):
     """What was found for a daemon: each leftover with what became of it, why the engine did not tell ("" if it did),
     and what the daemon itself has removed."""
@@ -48,6 +60,7 @@ class Collection(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only show it")
+    parser.add_argument("--images", action="store_true", help="remove images that no pod uses as well")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,32 +71,40 @@ def run(arguments: argparse.Namespace) -> int:
         collect_abandoned()
     daemons = [daemon for daemon in find_daemons_if_any(arguments) if os.path.isdir(daemon.config.state_dir)]
     collections = {daemon: asyncio.run(_collect(daemon, dry_run=arguments.dry_run)) for daemon in daemons}
-    results = [
-        (daemon, leftover, result)
+    rows = [
+        Row(daemon.type.value, left.kind.value, left.what, left.why, result)
         for daemon, collection in collections.items()
-        for leftover, result in collection.results.items()
+        for left, result in collection.results.items()
     ]
+    images, images_error = _collect_images(remove=arguments.images, dry_run=arguments.dry_run)
     if arguments.as_json:
-        print_json(
-            [
-                {
-                    "type": daemon.type.value,
-                    "kind": left.kind.value,
-                    "what": left.what,
-                    "why": left.why,
-                    "action": result,
-                }
-                for daemon, left, result in results
-            ]
-        )
+        print_json([row._asdict() for row in rows + images])
     else:
-        _print(results, list(collections.values()))
+        _print(rows + images, list(collections.values()))
     for error in sorted({collection.engine_error for collection in collections.values()} - {""}):
         print(f"sandboxctl: {error}; what it may have forgotten stays", file=sys.stderr)
+    if images_error:
+        print(f"sandboxctl: {images_error}; all images stay", file=sys.stderr)
     unremoved = list_unremoved(daemons)
     for pod in unremoved:
         print(f"sandboxctl: pod {pod.id} is {pod.state}: 'sandboxctl rm {pod.id}' tells why", file=sys.stderr)
-    return int(bool(unremoved) or any(result != _REMOVED for _, _, result in results))
+    failed = bool(unremoved) or (arguments.images and bool(images_error))
+    return int(failed or any(row.action != _REMOVED for row in rows))
+
+
+def _collect_images(*, remove: bool, dry_run: bool) -> tuple[list[Row], str]:
+    """Return what became of the images, or why nothing did."""
+    from sandboxctl.embedded import unused_images  # late: only `run` has any
+
+    try:
+        if remove and not dry_run:
+            directories, action = asyncio.run(unused_images.remove_unused_images()), _REMOVED
+        else:
+            directories = unused_images.find_unused_images()
+            action = (Action.REMOVE if remove else Action.KEEP).value
+    except (SandboxdError, OSError) as error:
+        return [], str(error)
+    return [Row(None, "image", directory, "no pod uses it", action) for directory in directories], ""
 
 
 async def _collect(daemon: Daemon, *, dry_run: bool) -> Collection:
@@ -129,10 +150,9 @@ def _ask_daemon(daemon: Daemon, leftovers: list[Leftover]) -> dict[Leftover, str
     return failures
 
 
-def _print(results: list[tuple[Daemon, Leftover, str]], collections: list[Collection]) -> None:
-    if results:
-        rows = [(left.kind.value, left.what, left.why, result) for _, left, result in results]
-        print_table(("KIND", "WHAT", "WHY", "ACTION"), rows)
+def _print(rows: list[Row], collections: list[Collection]) -> None:
+    if rows:
+        print_table(("KIND", "WHAT", "WHY", "ACTION"), [row[1:] for row in rows])
     else:
         print("nothing is left over")
     if collections:

@@ -89,7 +89,11 @@ class EmbeddedEngine:
 
         :raise AlreadyExists: its name is taken.
         :raise NotFound, InvalidArgument: it asks for what cannot be had.
+        :raise FailedPrecondition: an image was removed only just now (`unused_images`).
         """
+        for image in images.values():
+            if not os.path.isdir(image.rootfs):
+                raise FailedPrecondition(f"image {image.name} was removed meanwhile: try again")
         network = planned_network(plan)
         pod_id = secrets.token_hex(6)
         record = PodRecord(

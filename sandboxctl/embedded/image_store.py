@@ -47,6 +47,11 @@ class Image:
     digest: str = ""
 
 
+def image_directory(digest: str, directory: str = IMAGES_DIR) -> str:
+    """Return where the image of a digest is, if it is unpacked."""
+    return f"{directory}/{digest.removeprefix('sha256:')}"
+
+
 class ImageStore:
     """The unpacked images of this machine."""
 
@@ -79,7 +84,7 @@ class ImageStore:
         with ExitStack() as stack:
             with self._blocking():
                 source = stack.enter_context(open_image(path, name, foreign))
-            place = f"{self._directory}/{source.digest.removeprefix('sha256:')}"
+            place = image_directory(source.digest, self._directory)
             if not os.path.exists(place):
                 await self._unpack(source, place)
         return Image(source.name, f"{place}/rootfs", source.config, source.digest)

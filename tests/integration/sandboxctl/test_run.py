@@ -13,13 +13,14 @@ import subprocess
 import termios
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from common.linux.terminal import set_window_size
 from common.records import boot_id, write_record
-from sandboxctl.embedded.records import PodRecord
+from sandboxctl.embedded.records import ContainerRecord, PodRecord
 from tests.integration.daemon.lab import IMAGE, Daemon
 from tests.integration.sandboxctl.conftest import Machine
 
@@ -340,6 +341,36 @@ def test_a_record_that_makes_no_sense_stops_nobody(machine: Machine) -> None:
     assert "pod.not_removed" in errors and "actor is no pid" in errors
     assert path.exists()
     shutil.rmtree(directory)
+
+
+def test_images_that_no_pod_uses_are_shown_and_removed_when_that_is_asked_for(machine: Machine) -> None:
+    images, pod = machine.lab.path("/var/lib/sandboxd/images"), machine.lab.path("/run/sandboxd/embedded/pod")
+    used, unused, foreign = "a" * 64, "b" * 64, "not-an-image"
+    for name in used, unused, foreign:
+        (images / name / "rootfs").mkdir(parents=True)
+    pod.mkdir(parents=True)
+    container = asdict(ContainerRecord("c", "main", "web", f"sha256:{used}", "SIGTERM"))
+    write_record(
+        str(pod / "pod.json"), PodRecord("pod", "pod", "runc", "/absent.yaml", 0, 1.0, containers=[container])
+    )
+
+    def collect(*options: str) -> tuple[int, str]:
+        code, output, _ = machine.ctl("gc", "--json", *options)
+        (row,) = json.loads(output)
+        assert (row["kind"], row["what"]) == ("image", f"/var/lib/sandboxd/images/{unused}")
+        return code, row["action"]
+
+    assert collect() == (0, "keep")
+    assert collect("--images", "--dry-run") == (0, "remove")
+    record = (pod / "pod.json").read_text()
+    (pod / "pod.json").write_text("{")
+    code, output, errors = machine.ctl("gc", "--images")
+    assert (code, output, "all images stay" in errors) == (1, "nothing is left over\n", True)
+    (pod / "pod.json").write_text(record)
+    assert collect("--images") == (0, "removed")
+    assert {path.name for path in images.iterdir()} == {used, foreign}
+    shutil.rmtree(images)
+    shutil.rmtree(pod)
 
 
 def test_what_is_neither_a_user_nor_a_signal_is_said_in_one_line(machine: Machine) -> None:
