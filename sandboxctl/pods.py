@@ -38,6 +38,7 @@ class ContainerFacts:
     terminal: bool
     stdout: str = ""
     pid: int = 0
+    start_time: int = 0
     started: bool = False
     paused: bool = False
     exit_code: int = -1

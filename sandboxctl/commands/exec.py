@@ -18,12 +18,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, SandboxdError
+from common.linux.pidfd import is_same_process
 from common.linux.terminal import get_window_size
+from sandboxctl.accounts import Account, find_account
 from sandboxctl.daemons import find_daemons
 from sandboxctl.ids import parse_id
-from sandboxctl.pods import Container, find_container
+from sandboxctl.pods import Container, ContainerFacts, find_container
 from sandboxctl.streams import InputFifo, Output, feed, raw_terminal
 from sandboxctl.tasks import Process, tasks_of
+from sandboxers.isolation import IsolationType
 
 FAILURE_STATUS = 125
 
@@ -35,7 +38,12 @@ _END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--interactive", action="store_true", help="pass the input on")
     parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
-    parser.add_argument("-u", "--user", metavar="UID[:GID]", help="run it as another user, by numbers")
+    parser.add_argument(
+        "-u",
+        "--user",
+        metavar="USER[:GROUP]",
+        help="run it as another user: by number or, in containers of the type runc, by a name of the container's own",
+    )
     parser.add_argument("-w", "--workdir", metavar="DIR", help="run it in this directory of the container")
     parser.add_argument(
         "-e",
@@ -84,18 +92,36 @@ def _process_spec(container: Container, command: list[str], arguments: argparse.
     if arguments.workdir:
         process["cwd"] = arguments.workdir
     if arguments.user:
-        process["user"] = _user(arguments.user)
+        account = _find_account(container, arguments.user)
+        process["user"] = {"uid": account.uid, "gid": account.gid, "additionalGids": list(account.groups)}
     return process
 
 
-def _user(text: str) -> dict[str, int]:
-    name, separator, group = text.partition(":")
+def _find_account(container: Container, user: str) -> Account:
+    if container.pod.daemon.type is IsolationType.RUNC:
+        return _find_in_root(container.record, user)
+    # Of others the root file system is out of reach: in a guest, or not that of any process.
+    name, separator, group = user.partition(":")
     uid, gid = parse_id(name), parse_id(group) if separator else 0
     if uid is None or gid is None:
         raise InvalidArgument(
-            f"--user {text[:60]}: expected numbers, UID or UID:GID; names are the container's own"
+            f"--user {user[:60]}: expected UID or UID:GID, since names are known in containers of the type runc alone"
         )
-    return {"uid": uid, "gid": gid}
+    return Account(uid, gid)
+
+
+def _find_in_root(record: ContainerFacts, user: str) -> Account:
+    try:
+        root = os.open(f"/proc/{record.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise FailedPrecondition(f"container {record.container_id} has ended") from None
+    try:
+        # Now that the pid cannot become somebody else's any more.
+        if not is_same_process(record.pid, record.start_time):
+            raise FailedPrecondition(f"container {record.container_id} has ended")
+        return find_account(f"/proc/self/fd/{root}", user)
+    finally:
+        os.close(root)
 
 
 async def _execute(container: Container, spec: dict[str, Any], *, interactive: bool) -> int:

@@ -29,9 +29,9 @@ from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as controller
 from proto.gen.containerd.task.v3 import shim_pb2 as task
 from proto.gen.containerd.types.mount_pb2 import Mount
 from proto.gen.runtime.v1 import api_pb2 as cri
+from sandboxctl.accounts import find_account
 from sandboxctl.client import controller_of
 from sandboxctl.daemons import Daemon
-from sandboxctl.embedded.accounts import find_account
 from sandboxctl.embedded.cni import addresses_of
 from sandboxctl.embedded.image_store import Image
 from sandboxctl.embedded.network import make_network, planned_network, remove_network

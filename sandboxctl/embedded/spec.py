@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from common.errors import InvalidArgument
-from sandboxctl.embedded.accounts import Account
+from sandboxctl.accounts import Account
 from sandboxctl.embedded.image_layout import ImageConfig
 from sandboxctl.embedded.plan import HOST_NETWORK, ContainerPlan, PodPlan
 from sandboxctl.embedded.seccomp import default_profile

@@ -388,6 +388,20 @@ def test_what_is_neither_a_user_nor_a_signal_is_said_in_one_line(machine: Machin
         machine.remove(pod)
 
 
+def test_a_command_runs_as_whom_the_container_knows(machine: Machine) -> None:
+    pod = machine.detach(
+        "sh", "-c", "echo web:x:33:34::/: >> /etc/passwd; echo logs:x:40:web >> /etc/group; sleep 1000"
+    )
+    try:
+        eventually(lambda: machine.ctl("exec", pod, "grep", "web", "/etc/group")[0] == 0, "the accounts")
+        words = ("exec", "-u", "web", pod, "sh", "-c", "id -u; id -g; id -G")
+        assert machine.ctl(*words) == (0, "33\n34\n34 40\n", "")
+        code, output, errors = machine.ctl("exec", "-u", "stranger", pod, "id")
+        assert (code, output, "knows no user 'stranger'" in errors) == (125, "", True)
+    finally:
+        machine.remove(pod)
+
+
 @pytest.mark.parametrize("verb", ["rm", "gc"])
 def test_a_removal_that_has_failed_can_be_repeated(machine: Machine, verb: str) -> None:
     pod = machine.detach("sleep", "1000", options=("--name", "stubborn"))

@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import InvalidArgument
 from common.oci.spec import PodView, join_pod, parse_spec
-from sandboxctl.embedded.accounts import Account
+from sandboxctl.accounts import Account
 from sandboxctl.embedded.image_layout import ImageConfig
 from sandboxctl.embedded.plan import ContainerPlan, PodPlan
 from sandboxctl.embedded.seccomp import default_profile

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import InvalidArgument
-from sandboxctl.embedded.accounts import Account, find_account
+from sandboxctl.accounts import Account, find_account
 
 PASSWD = "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/:/bin/sh\nbroken\n# comment:x:1:1::/:\nhuge:x:99999999999:1::/:\n"
 GROUP = "root:x:0:\nweb:x:34:\nlogs:x:40:other,web\nbad:x:-1:web\n"
@@ -42,7 +42,7 @@ def test_by_name_and_number(rootfs: Path, user: str, account: Account) -> None:
     "user", ["nobody", "web:nogroup", "-1", "99999999999", "huge", "1 ", "0" * 11 + "9" * 20, "9" * 5000]
 )
 def test_who_is_unknown(rootfs: Path, user: str) -> None:
-    with pytest.raises(InvalidArgument, match="the image knows no"):
+    with pytest.raises(InvalidArgument, match="the container knows no"):
         find_account(str(rootfs), user)
 
 

@@ -1,7 +1,7 @@
-"""Users and groups as an image names them, looked up in its own /etc/passwd and /etc/group.
+"""Users and groups as a container names them, looked up in its own /etc/passwd and /etc/group.
 
-Source: OCI image-spec config.md, "User"; passwd(5), group(5). The files are the image's, hence hostile: links do not
-leave it, and only so much of a file is read.
+Source: OCI image-spec config.md, "User"; passwd(5), group(5). The files are the image's, or what containers have
+made of them, hence hostile: links do not leave the root file system, and only so much of a file is read.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Account:
 
 
 def find_account(rootfs: str, user: str) -> Account:
-    """Return who "user", "uid", "user:group" or "uid:gid" is in an image; "" is root.
+    """Return who "user", "uid", "user:group" or "uid:gid" is in a root file system; "" is root.
 
-    :raise InvalidArgument: the image does not know this name.
+    :raise InvalidArgument: it does not know this name.
     """
     name, _, group = (user or "0").partition(":")
     root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -43,11 +43,11 @@ def find_account(rootfs: str, user: str) -> Account:
     )
     uid = parse_id(entry[2]) if entry is not None else parse_id(name)
     if uid is None:
-        raise InvalidArgument(f"the image knows no user {name[:60]!r}: it is not in its /etc/passwd")
+        raise InvalidArgument(f"the container knows no user {name[:60]!r}: it is not in its /etc/passwd")
     if group:
         gid = next((parse_id(fields[2]) for fields in groups if fields[0] == group), parse_id(group))
         if gid is None:
-            raise InvalidArgument(f"the image knows no group {group[:60]!r}: it is not in its /etc/group")
+            raise InvalidArgument(f"the container knows no group {group[:60]!r}: it is not in its /etc/group")
         return Account(uid, gid)
     gid = parse_id(entry[3]) if entry is not None else 0
     further = []
