@@ -1,7 +1,8 @@
 """Tell what happens to pods and containers from now on, a line per event, until interrupted.
 
-It is seen in the records that the daemons keep, for all isolation types, and goes on when a daemon is restarted. With
---json each line is a document.
+It is seen in the records that the daemons keep, for all isolation types, and goes on when a daemon is restarted. Of
+commands that are run in containers (exec) nothing is told: probes run one every few seconds. With --json each line is
+a document.
 """
 
 from __future__ import annotations
