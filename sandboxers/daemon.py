@@ -22,11 +22,12 @@ from common.log import get_logger
 from sandboxers.controller import Controller, serve
 from sandboxers.garbage import Garbage
 from sandboxers.health import Health
-from sandboxers.isolation import DaemonConfig, Isolation, load_isolation
+from sandboxers.isolation import DaemonConfig, load_config, sandboxer_of
 from sandboxers.lock import owning
 from sandboxers.observability import Observability
 from sandboxers.outlasting import Outlasting, open_outlasting
 from sandboxers.registry import SandboxRegistry
+from sandboxers.sandbox import Daemonised
 from sandboxers.untouched import serve_untouched
 
 _OPEN_FILES = 65536
@@ -80,7 +81,8 @@ async def run(config_path: str) -> None:
 
     :raise SandboxdError, OSError: the configuration, the state directory or the socket cannot be used.
     """
-    isolation, config = load_isolation(config_path)
+    kind, config = load_config(config_path)
+    sandboxer_class = sandboxer_of(kind)
     configure_log(config.log.level, config.log.format)
     armed = arm()
     if armed:
@@ -96,7 +98,7 @@ async def run(config_path: str) -> None:
         set_child_subreaper()
         outlasting = open_outlasting(config.state_dir)
         try:
-            await _serve(isolation, config, outlasting, stopping)
+            await _serve(sandboxer_class(config, outlasting), config, outlasting, stopping)
         finally:
             # Task calls are served to the last instant, which is like any other death to them.
             if await barrier(_BARRIER_TIMEOUT_S):
@@ -104,10 +106,9 @@ async def run(config_path: str) -> None:
 
 
 async def _serve(
-    isolation: Isolation, config: DaemonConfig, outlasting: Outlasting, stopping: asyncio.Event
+    sandboxer: Daemonised, config: DaemonConfig, outlasting: Outlasting, stopping: asyncio.Event
 ) -> None:
     """Recover, listen, and serve until `stopping` is set."""
-    sandboxer = isolation.sandboxer(config, outlasting)
     observability = Observability(config, sandboxer.name)
     await sandboxer.settle()
     registry = SandboxRegistry(sandboxer, config.state_dir, config.pod.stop_timeout_s, outlasting.store)

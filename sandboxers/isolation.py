@@ -7,7 +7,7 @@ the configuration. A type's modules are imported only by the daemon that serves 
 from __future__ import annotations
 
 import enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from common import config
 from common.errors import InvalidArgument
@@ -41,13 +41,6 @@ class DaemonConfig(Protocol):
     def metrics(self) -> MetricsConfig: ...
 
 
-class Isolation(NamedTuple):
-    """The sandboxer that is made of a type's configuration, and what doctor asks of the node for it."""
-
-    sandboxer: Any
-    examine: Any
-
-
 def load_config(path: str) -> tuple[IsolationType, DaemonConfig]:
     """Return the type that a configuration file selects, and the checked configuration; nothing else is loaded.
 
@@ -61,13 +54,6 @@ def load_config(path: str) -> tuple[IsolationType, DaemonConfig]:
         known = ", ".join(kind.value for kind in IsolationType)
         raise InvalidArgument(f"{path}: type: {name!r} is not an isolation type (known: {known})") from None
     return kind, config.load(config_class_of(kind), path)
-
-
-def load_isolation(path: str) -> tuple[Isolation, DaemonConfig]:
-    """Return the modules of the type that a configuration file selects, and the configuration; raises like
-    `load_config`."""
-    kind, loaded = load_config(path)
-    return isolation_of(kind), loaded
 
 
 def config_class_of(kind: IsolationType) -> type[Any]:
@@ -87,21 +73,35 @@ def config_class_of(kind: IsolationType) -> type[Any]:
             return WasmConfig
 
 
-def isolation_of(kind: IsolationType) -> Isolation:
-    """Return a type's classes, loading its modules."""
+def sandboxer_of(kind: IsolationType) -> Any:
+    """Return a type's sandboxer class, loading its modules."""
+    match kind:
+        case IsolationType.RUNC:
+            from sandboxers.runc.sandboxer import RuncSandboxer
+
+            return RuncSandboxer
+        case IsolationType.QEMU:
+            from sandboxers.qemu.sandboxer import QemuSandboxer
+
+            return QemuSandboxer
+        case IsolationType.WASM:
+            from sandboxers.wasm.sandboxer import WasmSandboxer
+
+            return WasmSandboxer
+
+
+def examine_of(kind: IsolationType) -> Any:
+    """Return what asks the node for a type: a coroutine function of its configuration and an `Examination`."""
     match kind:
         case IsolationType.RUNC:
             from sandboxers.runc.doctor import examine
-            from sandboxers.runc.sandboxer import RuncSandboxer
 
-            return Isolation(RuncSandboxer, examine)
+            return examine
         case IsolationType.QEMU:
             from sandboxers.qemu.doctor import examine as examine_qemu
-            from sandboxers.qemu.sandboxer import QemuSandboxer
 
-            return Isolation(QemuSandboxer, examine_qemu)
+            return examine_qemu
         case IsolationType.WASM:
             from sandboxers.wasm.doctor import examine as examine_wasm
-            from sandboxers.wasm.sandboxer import WasmSandboxer
 
-            return Isolation(WasmSandboxer, examine_wasm)
+            return examine_wasm

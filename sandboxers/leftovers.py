@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from common.errors import FailedPrecondition, SandboxdError, Unavailable
 from common.linux.mounts import mounts_below, umount
@@ -26,14 +26,15 @@ from common.linux.pidfd import is_same_process
 from common.records import UnreadableRecord, read_record
 from common.task.records import RECORD_FILE as CONTAINER_FILE
 from common.task.records import ContainerRecord
-from sandboxers.engine import EngineList
 from sandboxers.records import RECORD_FILE, REMOVED_PREFIX, SandboxRecord, pod_directory_name, read_sandbox
-from sandboxers.registry import SandboxRegistry, remove_files
-from sandboxers.sandbox import Daemonised
+
+if TYPE_CHECKING:
+    from sandboxers.engine import EngineList
+    from sandboxers.sandbox import Daemonised
 
 _TASKS: Final = "tasks"
 
-AskEngine = Callable[[], Awaitable[EngineList]]
+AskEngine = Callable[[], Awaitable["EngineList"]]
 """Returns what the engine knows; raises Unavailable."""
 
 
@@ -239,6 +240,8 @@ async def remove_unserved(
     leftovers: list[Leftover], sandboxer: Daemonised, state_dir: str, stop_timeout_s: float
 ) -> dict[Leftover, str]:
     """Remove what is to be removed, while we own the state directory; return why something could not be."""
+    from sandboxers.registry import SandboxRegistry, remove_files  # late: mostly one only looks
+
     failures: dict[Leftover, str] = {}
     doomed = [leftover for leftover in leftovers if leftover.action is Action.REMOVE]
     registry = SandboxRegistry(sandboxer, state_dir, stop_timeout_s)

@@ -22,7 +22,7 @@ from sandboxctl.drop_ins import drop_in, runtime_class
 from sandboxctl.findings import has_errors, report_findings
 from sandboxctl.output import print_json
 from sandboxers.doctor import Examination, Severity
-from sandboxers.isolation import IsolationType, config_class_of, isolation_of
+from sandboxers.isolation import IsolationType, config_class_of, examine_of
 
 _DIRECTORY = "/etc/containerd/conf.d"
 
@@ -96,7 +96,7 @@ async def _runnable(daemons: list[Daemon]) -> list[Daemon]:
     runnable = []
     async with Examination() as examination:
         for daemon in daemons:
-            findings = await isolation_of(daemon.type).examine(daemon.config, examination)
+            findings = await examine_of(daemon.type)(daemon.config, examination)
             missing = [finding.subject for finding in findings if finding.severity is Severity.ERROR]
             if missing:
                 what = ", ".join(missing)

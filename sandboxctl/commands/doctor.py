@@ -19,7 +19,7 @@ from sandboxctl.embedded.requirements import examine_embedded
 from sandboxctl.findings import has_errors, report_findings
 from sandboxctl.ownership import list_owned
 from sandboxers.doctor import Examination, Finding, Severity
-from sandboxers.isolation import IsolationType, config_class_of, isolation_of, load_config
+from sandboxers.isolation import IsolationType, config_class_of, examine_of, load_config
 from sandboxers.leftovers import Survey
 
 
@@ -44,7 +44,7 @@ async def _examine(arguments: argparse.Namespace) -> list[Finding]:
             )
             for kind in IsolationType:
                 config = config_class_of(kind)()
-                findings += _named(kind, await isolation_of(kind).examine(config, examination))
+                findings += _named(kind, await examine_of(kind)(config, examination))
             return findings
         for path in paths:
             try:
@@ -55,7 +55,7 @@ async def _examine(arguments: argparse.Namespace) -> list[Finding]:
                 )
                 continue
             daemon = Daemon(kind, path, config)
-            of_its_type = await isolation_of(kind).examine(config, examination)
+            of_its_type = await examine_of(kind)(config, examination)
             findings += _named(kind, [*of_its_type, _daemon_finding(daemon), *await _leaks(daemon)])
     return findings
 

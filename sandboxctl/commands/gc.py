@@ -20,15 +20,13 @@ from common.errors import FailedPrecondition, SandboxdError
 from common.journal import ConnectionJournal
 from common.log import Format, Level
 from common.log import configure as configure_log
-from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
-from sandboxctl.client import controller_of
 from sandboxctl.daemons import Daemon, find_daemons_if_any
 from sandboxctl.output import print_json, print_table
 from sandboxctl.ownership import list_owned
 from sandboxctl.pods import list_unremoved
 from sandboxers.embedded import embedded_pods
 from sandboxers.garbage import RECORD_FILE, GarbageRecord, read_garbage_record
-from sandboxers.isolation import isolation_of
+from sandboxers.isolation import sandboxer_of
 from sandboxers.leftovers import Action, Leftover, Survey, remove_unserved
 from sandboxers.lock import owning
 from sandboxers.outlasting import Outlasting
@@ -118,7 +116,7 @@ async def _collect(daemon: Daemon, *, dry_run: bool) -> Collection:
         else:
             # Without a store, and with a journal of its own: what a supervisor keeps is for the next daemon.
             journal = ConnectionJournal(f"{config.state_dir}/{_JOURNAL_FILE}", NoStore())
-            sandboxer = isolation_of(daemon.type).sandboxer(config, Outlasting(NoStore(), journal, None))
+            sandboxer = sandboxer_of(daemon.type)(config, Outlasting(NoStore(), journal, None))
             stack.callback(sandboxer.close)
 
         survey = Survey(config.state_dir, config.gc.grace_s, lambda: list_owned(daemon), sandboxer)
@@ -138,15 +136,20 @@ async def _collect(daemon: Daemon, *, dry_run: bool) -> Collection:
 
 
 def _ask_daemon(daemon: Daemon, leftovers: list[Leftover]) -> dict[Leftover, str]:
+    asked = [leftover for leftover in leftovers if leftover.action is Action.ASK]
+    if not asked:
+        return {}
+    from proto.gen.containerd.services.sandbox.v1 import sandbox_pb2 as api
+    from sandboxctl.client import controller_of
+
     failures = {}
-    for leftover in leftovers:
-        if leftover.action is Action.ASK:
-            try:
-                with controller_of(daemon) as controller:
-                    request = api.ControllerShutdownRequest(sandbox_id=leftover.what)
-                    controller.Shutdown(request, timeout=_REMOVAL_TIMEOUT_S)
-            except SandboxdError as error:
-                failures[leftover] = str(error)
+    for leftover in asked:
+        try:
+            with controller_of(daemon) as controller:
+                request = api.ControllerShutdownRequest(sandbox_id=leftover.what)
+                controller.Shutdown(request, timeout=_REMOVAL_TIMEOUT_S)
+        except SandboxdError as error:
+            failures[leftover] = str(error)
     return failures
 
 

@@ -12,36 +12,17 @@ that has interrupted the start.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import sys
-from contextlib import ExitStack
-from typing import NamedTuple
 
-from common.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, SandboxdError
+from common.errors import InvalidArgument, NotFound, PermissionDenied, SandboxdError
 from common.identifiers import check_identifier
 from common.log import Format, Level
 from common.log import configure as configure_log
-from common.process.exits import ExitWatcher
 from sandboxctl.daemons import Daemon, find_daemons
-from sandboxctl.embedded.cni import addresses_of
-from sandboxctl.embedded.engine import (
-    EmbeddedEngine,
-    MakeStreams,
-    RunningContainer,
-    remove_abandoned,
-)
-from sandboxctl.embedded.foreground import attend, check_terminal, make_foreground_streams
-from sandboxctl.embedded.image_store import Image, ImageStore
-from sandboxctl.embedded.interruption import Interruption
 from sandboxctl.embedded.manifest import read_manifest
 from sandboxctl.embedded.plan import HOST_NETWORK, NO_NETWORK, ContainerPlan, PodPlan
-from sandboxctl.embedded.private_daemon import ensure_daemon, release_daemon
 from sandboxctl.embedded.quantities import parse_cpus, parse_memory, parse_port, parse_volume
-from sandboxctl.embedded.records import PodRecord, locked, sweep_data
-from sandboxctl.embedded.streams import CopiedStreams, FileStreams, Streams
-from sandboxctl.output import print_json
-from sandboxctl.tasks import Tasks, tasks_of
 from sandboxers.isolation import IsolationType
 
 _NOT_RUN = 125  # as docker-run(1) and podman-run(1) have it
@@ -102,75 +83,26 @@ def run(arguments: argparse.Namespace) -> int:
         plan = _plan(arguments)
         if os.geteuid() != 0:
             raise PermissionDenied("'sandboxctl run' makes mounts, cgroups and networks: run it as root")
+        # Late: whoever only wants to know the options need not wait for it.
+        from sandboxctl.embedded.foreground import check_terminal
+        from sandboxctl.embedded.pod_run import PodRun
+
         if arguments.detach:
             _check_detached(plan, arguments.rm)
         else:
             check_terminal(plan.all_containers)
-        return asyncio.run(_run(plan, arguments))
+        asked = PodRun(
+            plan,
+            IsolationType(arguments.type),
+            _configured_daemon(arguments),
+            is_detached=arguments.detach,
+            is_removed=arguments.rm,
+            as_json=arguments.as_json,
+        )
+        return asked.run()
     except (SandboxdError, OSError) as error:
         print(f"sandboxctl: {error}", file=sys.stderr)
         return _NOT_RUN
-
-
-async def _run(plan: PodPlan, arguments: argparse.Namespace) -> int:
-    watcher = ExitWatcher()
-    with Interruption() as interruption:
-        try:
-            return await _run_pod(plan, arguments, watcher, interruption)
-        except asyncio.CancelledError:
-            return 128 + interruption.signum
-        finally:
-            watcher.close()
-
-
-async def _run_pod(
-    plan: PodPlan, arguments: argparse.Namespace, watcher: ExitWatcher, interruption: Interruption
-) -> int:
-    store = ImageStore(watcher, blocking=interruption.at_once)
-    is_foreign = arguments.type == IsolationType.WASM
-    images = {c.image: await store.get(c.image, foreign=is_foreign) for c in plan.all_containers}
-    await remove_abandoned(watcher)
-    engine, record = await _register(plan, images, arguments, watcher)
-    try:
-        record = await engine.start_pod(plan, record)
-        async with tasks_of(engine.pod(record)) as tasks:
-            pod = _StartedPod(plan, record, images, engine, tasks)
-            if arguments.detach:
-                await _start_detached(pod, arguments, watcher, interruption)
-                _tell(record, as_json=arguments.as_json)
-                return 0
-            code = await _run_in_foreground(pod, interruption)
-        if not arguments.rm:
-            await engine.stop(record)
-    except BaseException as error:
-        interruption.ignore()
-        try:
-            await engine.remove(record)
-        except (SandboxdError, OSError) as failure:
-            raise FailedPrecondition(f"{error}; what is left of it cannot be removed: {failure}") from error
-        raise
-    if arguments.rm:
-        await engine.remove(record)
-    return code
-
-
-async def _register(
-    plan: PodPlan, images: dict[str, Image], arguments: argparse.Namespace, watcher: ExitWatcher
-) -> tuple[EmbeddedEngine, PodRecord]:
-    """Find or start a daemon and write the pod down; without a pod no daemon is left running for it."""
-    configured = _configured_daemon(arguments)
-    async with locked():
-        sweep_data()
-        if configured is not None and configured.is_running():
-            daemon = configured
-        else:
-            daemon = await ensure_daemon(arguments.type, configured, watcher)
-        engine = EmbeddedEngine(daemon, watcher)
-        try:
-            return engine, engine.register(plan, images)
-        except BaseException:
-            release_daemon(daemon)
-            raise
 
 
 def _configured_daemon(arguments: argparse.Namespace) -> Daemon | None:
@@ -184,80 +116,6 @@ def _configured_daemon(arguments: argparse.Namespace) -> Daemon | None:
     if arguments.config_files and not fitting:
         raise InvalidArgument(f"none of the configuration files is for the type {arguments.type}")
     return next(iter(sorted(fitting, key=lambda daemon: not daemon.is_running())), None)
-
-
-class _StartedPod(NamedTuple):
-    """A pod whose containers are to be started."""
-
-    plan: PodPlan
-    record: PodRecord
-    images: dict[str, Image]
-    engine: EmbeddedEngine
-    tasks: Tasks
-
-    async def start(self, container: ContainerPlan, make_streams: MakeStreams) -> RunningContainer:
-        """Start one of its containers."""
-        image = self.images[container.image]
-        return await self.engine.start_container(
-            self.tasks, self.plan, container, self.record, image, make_streams
-        )
-
-    async def run_init_containers(self, make_streams: MakeStreams, interruption: Interruption) -> None:
-        """Run them one after the other. Raises FailedPrecondition for one that fails, or that a signal has ended."""
-        for container in self.plan.init_containers:
-            interruption.postpone()
-            running = [await self.start(container, make_streams)]
-            code = await attend(self.tasks, running, self.plan.stop_timeout_s, interruption)
-            if code:
-                raise FailedPrecondition(
-                    f"the init container {container.name} has failed with exit code {code}, so the pod was not"
-                    " started"
-                )
-            if interruption.was_asked:
-                raise FailedPrecondition(
-                    f"interrupted while the init container {container.name} ran, so the pod was not started"
-                )
-
-
-async def _run_in_foreground(pod: _StartedPod, interruption: Interruption) -> int:
-    is_labelled = len(pod.plan.all_containers) > 1
-
-    def make_streams(record: PodRecord, container: ContainerPlan, directory: str) -> Streams:
-        return make_foreground_streams(record, container, directory, container.name if is_labelled else "")
-
-    await pod.run_init_containers(make_streams, interruption)
-    interruption.postpone()
-    with ExitStack() as undo:
-        running = []
-        for container in pod.plan.containers:
-            running.append(await pod.start(container, make_streams))
-            undo.callback(running[-1].streams.close)
-        pod.record.settle()
-        return await attend(pod.tasks, running, pod.plan.stop_timeout_s, interruption)
-
-
-async def _start_detached(
-    pod: _StartedPod, arguments: argparse.Namespace, watcher: ExitWatcher, interruption: Interruption
-) -> None:
-    def make_streams(record: PodRecord, container: ContainerPlan, directory: str) -> Streams:
-        log_file = record.log_file(container.name)
-        # What runs in a guest cannot write to a file of this machine.
-        if arguments.type == IsolationType.QEMU:
-            return CopiedStreams(directory, log_file, watcher)
-        return FileStreams(log_file)
-
-    await pod.run_init_containers(make_streams, interruption)
-    for container in pod.plan.containers:
-        (await pod.start(container, make_streams)).streams.close()
-    pod.record.settle()
-
-
-def _tell(record: PodRecord, *, as_json: bool) -> None:
-    if as_json:
-        addresses = list(addresses_of(record.attachment).addresses)
-        print_json({"id": record.pod_id, "name": record.name, "type": record.type, "addresses": addresses})
-    else:
-        print(record.pod_id)
 
 
 def _plan(arguments: argparse.Namespace) -> PodPlan:

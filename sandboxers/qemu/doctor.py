@@ -6,7 +6,7 @@ from contextlib import closing
 
 from sandboxers.doctor import Examination, Finding
 from sandboxers.qemu.config import QemuConfig
-from sandboxers.qemu.sandboxer import driver_of
+from sandboxers.qemu.driver import driver_of
 from sandboxers.vm.doctor import examine_machines
 from vmm.hypervisors.qemu.prerequisites import find_program
 

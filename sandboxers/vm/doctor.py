@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common.errors import SandboxdError
 from sandboxers.doctor import Finding, Severity
-from sandboxers.vm.sandbox import image_boot
+from sandboxers.vm.boot import image_boot
 from vmm.hypervisors.hypervisor import Hypervisor
 from vmm.hypervisors.machine import BootConfig
 from vmm.image.manifest import load

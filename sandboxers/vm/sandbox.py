@@ -14,7 +14,7 @@ import dataclasses
 import os
 import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple
 
@@ -39,6 +39,7 @@ from sandboxers.pod_files import pod_file_texts
 from sandboxers.refusals import logged_status_of
 from sandboxers.registry import TASK_SOCKET
 from sandboxers.sandbox import Endpoint, SandboxExit
+from sandboxers.vm.boot import image_boot
 from sandboxers.vm.config import GuestConfig, SizeConfig
 from sandboxers.vm.containers import PidSource
 from sandboxers.vm.late_network import LateNetwork
@@ -53,8 +54,8 @@ from sandboxers.vm.tasks import GUEST_TASK_METHODS, GuestTasks
 from vmm.guest.client import GuestClient
 from vmm.guest.reception import Reception
 from vmm.hypervisors.hypervisor import ExitReason, GuestExit, Hypervisor, VirtualMachine
-from vmm.hypervisors.machine import BootConfig, Device, Place, Share, Vsock
-from vmm.image.manifest import GuestImage, load
+from vmm.hypervisors.machine import Device, Place, Share, Vsock
+from vmm.image.manifest import load
 from vmm.protocol import HOST_PORT, HOST_PORT_PARAMETER
 
 _CONFIGURE_TIMEOUT_S: Final = 30.0
@@ -481,16 +482,6 @@ class VmSandbox:
             fds = self._settings.store.take(name)
             kept.append(socket.socket(fileno=fds[0]) if fds else None)
         return kept[0], kept[1]
-
-
-def image_boot(image: GuestImage, arguments: Sequence[str] = ()) -> BootConfig:
-    """Return what boots an image, with additions to the kernel's command line."""
-    return BootConfig(
-        kernel=str(image.kernel),
-        root_image=str(image.root),
-        kernel_arguments=image.command_line(arguments),
-        initrd=str(image.ramdisk or ""),
-    )
 
 
 def _remove_files(directory: str) -> None:

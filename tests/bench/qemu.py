@@ -24,7 +24,7 @@ from common.process.exits import ExitWatcher
 from common.transport import transport_of
 from proto.gen.runtime.v1 import api_pb2 as api
 from proto.gen.runtime.v1 import service_pb2 as pb
-from sandboxers.vm.sandbox import image_boot
+from sandboxers.vm.boot import image_boot
 from sandboxers.vm.share import SHARE_TAG
 from tests.bench import census, load
 from tests.bench.interpreter import copy_interpreter

@@ -14,7 +14,7 @@ from typing import IO, Self
 import grpc
 
 from proto.gen.runtime.v1 import service_pb2 as pb
-from sandboxers.isolation import load_isolation
+from sandboxers.isolation import load_config
 from tests.engine.cri import Cri
 from tests.engine.daemons import daemon_below, listener_of
 from tests.engine.handlers import QEMU, RUNC, Handler
@@ -221,7 +221,7 @@ class Engine:
         self._supervised = supervise or bool(manager)
         supervisor = ["--supervise"] if supervise else []
         config = config or self.ours.config
-        self._sandboxer_socket = Path(load_isolation(str(config))[1].socket.removeprefix("/"))
+        self._sandboxer_socket = Path(load_config(str(config))[1].socket.removeprefix("/"))
         self._sandboxer_command = [
             *manager,
             str(python),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandboxctl.commands import SUMMARIES
+from sandboxctl.daemons import CONFIG_DIRECTORY_VARIABLE
 from sandboxctl.main import main, make_parser
 
 
@@ -48,6 +49,21 @@ def test_a_verb_loads_no_other_one_and_help_loads_none(tmp_path: Path) -> None:
             [sys.executable, "-c", script, *words], capture_output=True, text=True, check=True
         )
         assert done.stdout.splitlines()[-2:] == [" ".join(["LOADED", *loaded]), "GRPC False"]
+
+
+@pytest.mark.parametrize(
+    ("words", "spared"),
+    [
+        (["completion", "bash"], {"grpc", "sandboxctl.embedded.engine", "sandboxctl.embedded.pod_run"}),
+        (["doctor"], {"grpc", "sandboxers.vm.sandbox", "sandboxers.host.sandbox", "sandboxers.wasm.backend"}),
+    ],
+)
+def test_what_is_not_needed_is_not_waited_for(words: list[str], spared: set[str], tmp_path: Path) -> None:
+    script = "import sys; from sandboxctl.main import main; main(sys.argv[1:]); print(*sys.modules)"
+    environment = {**os.environ, CONFIG_DIRECTORY_VARIABLE: str(tmp_path)}
+    command = [sys.executable, "-c", script, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert not spared & set(done.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize("words", [[], ["nosuch"], ["ps", "--nosuch"], ["inspect"]])

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
 
 from common.errors import InvalidArgument, SandboxdError
 from common.identifiers import UNIX_PATH_MAX_BYTES
-from sandboxers.isolation import IsolationType, load_config, load_isolation
+from sandboxers.isolation import IsolationType, load_config, sandboxer_of
 from sandboxers.records import STATE_DIR_MAX_BYTES, pod_directory_name
 from sandboxers.registry import TASK_SOCKET
 from sandboxers.runc.config import RuncConfig
-from sandboxers.runc.sandboxer import RuncSandboxer
 
 
 def config(tmp_path: Path, text: str) -> str:
@@ -24,8 +22,8 @@ def config(tmp_path: Path, text: str) -> str:
 
 @pytest.mark.parametrize("text", ["type: runc\n", "state_dir: /run/x\n"])
 def test_a_file_selects_its_type_and_runc_if_it_says_nothing(tmp_path: Path, text: str) -> None:
-    isolation, loaded = load_isolation(config(tmp_path, text))
-    assert isolation.sandboxer is RuncSandboxer
+    kind, loaded = load_config(config(tmp_path, text))
+    assert kind is IsolationType.RUNC
     assert isinstance(loaded, RuncConfig)
 
 
@@ -33,7 +31,7 @@ def test_a_file_selects_its_type_and_runc_if_it_says_nothing(tmp_path: Path, tex
 def test_an_unknown_type_is_refused_with_the_known_ones(tmp_path: Path, name: str) -> None:
     path = config(tmp_path, f"type: {name}\n")
     with pytest.raises(InvalidArgument, match=r"type: .*runc") as raised:
-        load_isolation(path)
+        load_config(path)
     assert path in str(raised.value)
 
 
@@ -43,7 +41,7 @@ def test_an_unknown_type_is_refused_with_the_known_ones(tmp_path: Path, name: st
 def test_a_malformed_file_is_refused_naming_it(tmp_path: Path, text: str) -> None:
     path = config(tmp_path, text)
     with pytest.raises(SandboxdError) as raised:
-        load_isolation(path)
+        load_config(path)
     assert path in str(raised.value)
 
 
@@ -67,6 +65,6 @@ def test_a_state_directory_below_which_no_socket_has_room_is_refused(
 
 @pytest.mark.parametrize("kind", list(IsolationType))
 def test_the_name_of_a_type_is_that_of_its_package_and_sandboxer(kind: IsolationType) -> None:
-    module = importlib.import_module(f"sandboxers.{kind.value}.sandboxer")
-    names = {getattr(thing, "name", None) for thing in vars(module).values() if isinstance(thing, type)}
-    assert kind.value in names
+    sandboxer = sandboxer_of(kind)
+    assert sandboxer.name == kind.value
+    assert sandboxer.__module__ == f"sandboxers.{kind.value}.sandboxer"

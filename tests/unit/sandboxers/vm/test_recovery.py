@@ -18,7 +18,7 @@ from common.records import UnreadableRecord, write_record
 from common.task.events import NullSink
 from sandboxers.pod_config import PodConfig
 from sandboxers.qemu.config import QemuConfig
-from sandboxers.qemu.sandboxer import driver_of
+from sandboxers.qemu.driver import driver_of
 from sandboxers.vm.containers import ContainerRecord, PidSource
 from sandboxers.vm.sandbox import VmSandbox, VmSettings
 from tests.descriptor_store import KeptInMemory
