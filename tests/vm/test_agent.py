@@ -18,6 +18,7 @@ from common.errors import Unavailable
 from common.process.exits import ExitWatcher
 from common.transport import transport_of
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
+from tests.bench.census import cpu_ns
 from tests.contract.agent import TAG, TIMEOUT_S, AgentContract, Guest, configuration, shell
 from tests.guest_image import guest_image
 from tests.vm.qemu import new_hypervisor
@@ -45,6 +46,14 @@ class MachineGuest(Guest):
     machine: VirtualMachine
     announcement: Announcement
     directory: Path
+
+
+async def _idle(pid: int) -> None:
+    """Wait until a process has done nothing for half a second."""
+    before_ns = -1
+    while (now_ns := cpu_ns(pid)) != before_ns:
+        before_ns = now_ns
+        await asyncio.sleep(0.5)
 
 
 @asynccontextmanager
@@ -112,7 +121,7 @@ class TestMachine:
     async def test_a_clock_that_has_stood_still_is_set(self, guest: MachineGuest) -> None:
         await guest.client.set_clock(TIMEOUT_S)
         # The vsock daemon does not survive data that is on its way when the machine stops (`QemuMachine.pause`).
-        await asyncio.sleep(0.5)
+        await _idle(guest.machine.pids()["vsock"])
         await guest.machine.pause()
         await asyncio.sleep(1)
         await guest.machine.resume()
