@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from common.errors import DeadlineExceeded
 from common.process.exits import ExitWatcher
 from common.transport import transport_of
 from proto.gen.runtime.v1 import api_pb2 as api
@@ -38,6 +39,7 @@ from tests.engine.parts import prepare
 from tests.engine.qemu import ACCELERATOR, information, start_vm_container, write_config
 from tests.engine.test_pods import shell
 from tests.guest_image import guest_image
+from tests.node import BOOTS
 from tests.vm.qemu import PROGRAMS
 from vmm.guest.reception import Announcement, GuestEvent, Reception
 from vmm.hypervisors.hypervisor import GuestExit
@@ -48,7 +50,7 @@ from vmm.image.manifest import load as load_image
 from vmm.protocol import share_path
 
 MEMORY_MIB = 512  # as the configuration's default
-ANNOUNCEMENT_LIMIT_S = 300.0
+ANNOUNCEMENT_LIMIT_S = 150.0
 TYPED_LIMIT_S = 120.0
 MIB = 1 << 20
 
@@ -202,19 +204,32 @@ class Bench:
 
     async def _boot_alone(self, engine: Engine) -> tuple[float, Announcement]:
         """Boot the image with nothing but a vsock; return the seconds until its announcement, and that."""
+        for left in reversed(range(BOOTS)):
+            try:
+                booted = await self._boot_once(engine)
+                break
+            except DeadlineExceeded as error:
+                if not left:
+                    raise
+                print(f"booted again: {error}", file=sys.stderr, flush=True)
+        return booted
+
+    async def _boot_once(self, engine: Engine) -> tuple[float, Announcement]:
         watcher = ExitWatcher()
         with tempfile.TemporaryDirectory(prefix="bench-") as directory:
             settings = QemuSettings(directory, ACCELERATOR, PROGRAMS)
             # Beside those of pods, so that both get the same share of a busy machine.
             cgroups = tuple(map(str, engine.namespaces.process_cgroups))
             virtual = Qemu(settings, watcher).machine(Place(directory, cgroups=cgroups))
-            with Reception(transport_of(virtual.vsock), _ignore) as reception:
-                began = time.monotonic()
-                await virtual.start(image_boot(self.image), [Vsock()], _forget)
-                announcement = await reception.announcement(ANNOUNCEMENT_LIMIT_S)
-                took_s = time.monotonic() - began
-            await virtual.stop(0)
-        watcher.close()
+            try:
+                with Reception(transport_of(virtual.vsock), _ignore) as reception:
+                    began = time.monotonic()
+                    await virtual.start(image_boot(self.image), [Vsock()], _forget)
+                    announcement = await reception.announcement(ANNOUNCEMENT_LIMIT_S)
+                    took_s = time.monotonic() - began
+            finally:
+                await virtual.stop(0)
+                watcher.close()
         return took_s, announcement
 
     def _add(self, figure: str, value: float, unit: str, reach: float | None = None) -> None:

@@ -36,6 +36,7 @@ from common.log_files import LIMIT_BYTES
 from common.process.exits import ExitWatcher
 from common.process.spawn import CAPTURE, run
 from common.transport import transport_of
+from tests.node import BOOTS
 from vmm.hypervisors.hypervisor import ExitReason, GuestExit, Hypervisor, VirtualMachine
 from vmm.hypervisors.machine import BootConfig, Device, Disk, NetworkInterface, Place, Share, Vsock
 
@@ -175,10 +176,21 @@ class Bench:
 
     async def booted(self, *devices: Device, **boot: Any) -> tuple[VirtualMachine, Guest]:
         """Start a machine with vsock and these devices, and wait until its guest answers."""
-        machine = self.machine()
-        listener = self.listen(machine)
-        await self.start(machine, Vsock(), *devices, **boot)
-        return machine, await self.accept(machine, listener)
+        for left in reversed(range(BOOTS)):
+            machine = self.machine()
+            listener = self.listen(machine)
+            await self.start(machine, Vsock(), *devices, **boot)
+            try:
+                guest = await self.accept(machine, listener)
+                break
+            except pytest.fail.Exception as failure:
+                if not left:
+                    raise
+                print(f"booted again: {failure}")
+                await machine.stop(0)
+                shutil.rmtree(self.root / "m")
+                self.ends.clear()
+        return machine, guest
 
     def processes(self) -> list[str]:
         """The command lines that name something of the bench, whoever started them."""

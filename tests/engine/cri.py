@@ -15,7 +15,7 @@ from proto.gen.runtime.v1 import api_pb2 as api
 from proto.gen.runtime.v1 import service_pb2 as pb
 from proto.gen.runtime.v1 import service_pb2_grpc as stubs
 from tests.engine.images import BUSYBOX
-from tests.node import SLOWER
+from tests.node import BOOTS, SLOWER
 
 TIMEOUT_S = 60.0 * SLOWER
 NODE = api.NamespaceMode.NODE
@@ -42,8 +42,16 @@ class Cri:
         self.images = stubs.ImageServiceStub(self._channel)
 
     def run_pod(self, config: api.PodSandboxConfig, handler: str) -> str:
+        """Start a pod; as a kubelet does, once more where the guest of a machine may not come up (`BOOTS`)."""
         request = pb.RunPodSandboxRequest(config=config, runtime_handler=handler)
-        answer: pb.RunPodSandboxResponse = self.runtime.RunPodSandbox(request, timeout=TIMEOUT_S)
+        for left in reversed(range(BOOTS)):
+            try:
+                answer: pb.RunPodSandboxResponse = self.runtime.RunPodSandbox(request, timeout=TIMEOUT_S)
+                break
+            except grpc.RpcError as error:
+                if not left or "has not announced itself" not in str(error):
+                    raise
+                print(f"booted again: {error}")
         return answer.pod_sandbox_id
 
     def create(self, pod: str, config: pb.ContainerConfig, pod_config: api.PodSandboxConfig) -> str:

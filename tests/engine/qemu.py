@@ -12,7 +12,7 @@ from tests.engine.cri import TIMEOUT_S, Cri, container_config, pod_config
 from tests.engine.engine import OURS_IN_QEMU, Engine
 from tests.engine.images import CHECKOUT
 from tests.guest_image import guest_image
-from tests.node import ON_NODE
+from tests.node import BOOTS, ON_NODE
 from vmm.hypervisors.hypervisor import Accelerator
 
 HELPERS = CHECKOUT / ".cache/vm"
@@ -32,7 +32,7 @@ def write_config(directory: Path, changes: Mapping[str, Mapping[str, object]] | 
             "virtiofsd": str(HELPERS / "virtiofsd"),
             "vsock_daemon": str(HELPERS / "vhost-device-vsock"),
         },
-        "guest": {"image": str(guest_image()), "start_timeout_s": TIMEOUT_S},
+        "guest": {"image": str(guest_image()), "start_timeout_s": TIMEOUT_S / BOOTS},
     }
     for section, values in (changes or {}).items():
         before = settings.get(section)
