@@ -20,6 +20,7 @@ ABOUT_MACHINES = (
     "kernel or network_is or exec_returns or large_output or input_arrives or container_out_of_memory or volumes"
     " or leaves_nothing"
 )
+OF_STREAMS = "killed or stay_whole"
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +35,7 @@ def test_machines_run_under_kvm_with_vsock_by_the_kernel(node_with_engine: None,
 
 def test_pods_start_under_kvm(node_with_engine: None, inside: Inside) -> None:
     assert inside(PODS, "-k", ABOUT_MACHINES, in_root_cgroup=True) >= 8
+
+
+def test_streams_of_the_kernels_vsock_outlive_the_daemon(node_with_engine: None, inside: Inside) -> None:
+    assert inside("tests/chaos/test_qemu.py", "-k", OF_STREAMS, in_root_cgroup=True) == 2
