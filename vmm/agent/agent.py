@@ -13,7 +13,6 @@ from common.errors import status_of
 from common.linux.prctl import set_child_subreaper
 from common.linux.procs import CAP_SYS_RESOURCE, has_capability
 from common.log import get_logger
-from common.oci.runtime import OciRuntime
 from common.process.exits import ExitWatcher
 from common.task.oci_backend import OciBackend
 from common.task.pod import TaskParts
@@ -25,6 +24,7 @@ from vmm.agent import boot
 from vmm.agent.host import Host
 from vmm.agent.kernel_files import read
 from vmm.agent.preparer import Directories, GuestPreparer
+from vmm.agent.runtime import GuestRuntime
 from vmm.agent.service import SANDBOX_METHODS, SandboxService
 from vmm.agent.stdio import StreamStdio
 from vmm.agent.streams import Streams
@@ -68,7 +68,7 @@ class Agent:
         exits = ExitWatcher()
         hierarchies = Hierarchies.read()
         parts = TaskParts(
-            OciBackend(OciRuntime(settings.runtime, f"{directory}/crun", exits, _RUNTIME_TIMEOUT_S)),
+            OciBackend(GuestRuntime(settings.runtime, f"{directory}/crun", exits, _RUNTIME_TIMEOUT_S)),
             exits,
             self._host,
             OomWatcher(),

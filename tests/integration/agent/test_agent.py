@@ -42,11 +42,11 @@ class Machine:
         self.root.mkdir()
         self._agent: Daemon | None = None
 
-    def start(self, command: Sequence[str]) -> Daemon:
+    def start(self, command: Sequence[str], runtime: str = str(RUNTIME)) -> Daemon:
         """Start the agent; it dies with the machine."""
         arguments = [
             *("--transport", f"unix://{INSIDE}", "--directory", f"{INSIDE}/state"),
-            *("--runtime", str(RUNTIME), "--cgroup", "/pod"),
+            *("--runtime", runtime, "--cgroup", "/pod"),
         ]
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(guest_library.CHECKOUT)}
         with (self.directory / "agent.log").open("wb") as log:
@@ -133,6 +133,25 @@ async def test_an_agent_announces_itself_and_waits_to_be_told_what_it_is() -> No
                 "Create", task.CreateTaskRequest(id="early", bundle=bundle), task.CreateTaskResponse
             )
         guest.close()
+
+
+async def test_one_run_of_the_runtime_starts_a_container() -> None:
+    with machine() as where:
+        counting = where.root / "runtime"
+        counting.write_text(f'#!/bin/sh\necho "$*" >>{INSIDE}/runs\nexec {RUNTIME} "$@"\n')
+        counting.chmod(0o755)
+        guest = where.guest()
+        where.start(PYTHON, f"{INSIDE}/{counting.name}")
+        await guest.reception.announcement(TIMEOUT_S)
+        guest.share.mkdir()
+        await guest.client.configure(configuration(), TIMEOUT_S)
+        assert await guest.output("echo", "out") == (0, b"out\n")
+        guest.close()
+        runs = (where.root / "runs").read_text().splitlines()
+        commands = [
+            word for run in runs for word in run.split() if word in ("create", "start", "state", "delete")
+        ]
+        assert commands == ["create", "delete"]
 
 
 async def test_a_host_that_comes_late_is_found() -> None:
