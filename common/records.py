@@ -13,7 +13,7 @@ import errno
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from common.errors import FailedPrecondition, SandboxdError
@@ -33,6 +33,9 @@ class Record(Dataclass, Protocol):
 
 DataT = TypeVar("DataT", bound=Dataclass)
 RecordT = TypeVar("RecordT", bound=Record)
+
+RecordWriter = Callable[[str, Record], None]
+"""What writes a record to a path, as `write_record` does."""
 
 
 class UnreadableRecord(SandboxdError):
@@ -63,6 +66,10 @@ def write_record(path: str, record: Record) -> None:
             os.unlink(temporary)
         raise OSError(error.errno, error.strerror, temporary) from None
     os.rename(temporary, path)
+
+
+def write_no_record(path: str, record: Record) -> None:
+    """Write nothing: for a program that does not outlive what its records would tell of."""
 
 
 def read_record(path: str, record_type: type[RecordT]) -> tuple[RecordT, bool]:

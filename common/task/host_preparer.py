@@ -31,7 +31,7 @@ from common.oci.spec import (
     process_owner,
     set_version,
 )
-from common.records import write_record
+from common.records import RecordWriter, write_record
 from common.task.backend import ContainerRequest, PreparedContainer
 from common.task.records import RECORD_FILE, record_of
 
@@ -48,7 +48,7 @@ class Attachable(Protocol):
 class HostPreparer:
     """Prepares the containers of one pod (`ContainerPreparer`)."""
 
-    __slots__ = ("_directory", "_hierarchies", "_may_raise_limits", "_shm", "_view")
+    __slots__ = ("_directory", "_hierarchies", "_may_raise_limits", "_shm", "_view", "_write_record")
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class HostPreparer:
         directory: str,
         hierarchies: Hierarchies,
         may_raise_limits: bool,
+        write_record: RecordWriter = write_record,
     ) -> None:
         """:param view: returns what the pod has ready, which a restart of the daemon changes.
         :param shm: what must be mounted while a container is made that binds it.
@@ -68,6 +69,7 @@ class HostPreparer:
         self._directory = directory
         self._hierarchies = hierarchies
         self._may_raise_limits = may_raise_limits
+        self._write_record = write_record
 
     async def prepare(
         self, request: ContainerRequest, undo: AsyncExitStack, is_pod_process: Callable[[int], bool]
@@ -112,7 +114,7 @@ class HostPreparer:
                 f"container {request.container_id} has left its directory {prepared.directory} behind"
             ) from None
         undo.callback(_remove_directory, prepared.directory)
-        write_record(f"{prepared.directory}/{RECORD_FILE}", record_of(request, prepared))
+        self._write_record(f"{prepared.directory}/{RECORD_FILE}", record_of(request, prepared))
         failpoint(Failpoint.CONTAINER_RECORDED)
         if request.rootfs:
             undo.callback(unmount_stack, rootfs)

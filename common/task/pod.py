@@ -34,7 +34,7 @@ from common.failpoints import Failpoint, failpoint
 from common.linux.pidfd import start_time
 from common.log import bound, get_logger
 from common.process.exits import ExitStatus, ExitWatcher
-from common.records import write_record
+from common.records import RecordWriter, write_record
 from common.task.backend import (
     ContainerPreparer,
     ContainerRequest,
@@ -82,7 +82,18 @@ class TaskParts:
     `measure` returns the figures of a cgroup as the engine knows them.
     """
 
-    __slots__ = ("backend", "events", "exits", "hierarchies", "measure", "ooms", "primer", "stdio", "store")
+    __slots__ = (
+        "backend",
+        "events",
+        "exits",
+        "hierarchies",
+        "measure",
+        "ooms",
+        "primer",
+        "stdio",
+        "store",
+        "write_record",
+    )
 
     def __init__(
         self,
@@ -95,6 +106,7 @@ class TaskParts:
         stdio: StdioFactory = Stdio,
         primer: Primer | None = None,
         measure: Callable[[Cgroup], Message] = read_metrics,
+        write_record: RecordWriter = write_record,
     ) -> None:
         self.backend = backend
         self.exits = exits
@@ -105,6 +117,7 @@ class TaskParts:
         self.stdio = stdio
         self.primer: Primer = primer or _NoPrimer()
         self.measure = measure
+        self.write_record = write_record
 
 
 class TaskPod:
@@ -400,14 +413,14 @@ class TaskPod:
         """Write a container's record with some fields changed."""
         assert container.record is not None
         container.record = dataclasses.replace(container.record, **changes)
-        write_record(f"{container.record.directory}/{RECORD_FILE}", container.record)
+        self.parts.write_record(f"{container.record.directory}/{RECORD_FILE}", container.record)
 
     def save_exec(self, container: Container, process: Process, **changes: Any) -> None:
         """Write an exec's record with some fields changed."""
         assert container.record is not None
         assert process.record is not None
         process.record = dataclasses.replace(process.record, **changes)
-        write_record(exec_path(container.record.directory, process.exec_id), process.record)
+        self.parts.write_record(exec_path(container.record.directory, process.exec_id), process.record)
 
     def save_change(self, container: Container, process: Process, **changes: Any) -> None:
         """Write into the record what must not fail for want of space: what has happened has happened."""

@@ -14,6 +14,7 @@ from common.linux.prctl import set_child_subreaper
 from common.linux.procs import CAP_SYS_RESOURCE, has_capability
 from common.log import get_logger
 from common.process.exits import ExitWatcher
+from common.records import write_no_record
 from common.task.oci_backend import OciBackend
 from common.task.pod import TaskParts
 from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
@@ -74,6 +75,8 @@ class Agent:
             OomWatcher(),
             hierarchies,
             stdio=partial(StreamStdio, self._streams),
+            # When the agent ends, so does its machine.
+            write_record=write_no_record,
         )
         sandbox = SandboxService(directory, self._streams, exits, self._end.set)
         preparer = GuestPreparer(

@@ -10,6 +10,7 @@ from common.cgroup import Hierarchies
 from common.errors import InvalidArgument
 from common.linux.mounts import unmount_all
 from common.oci.spec import PodView, Spec
+from common.records import write_no_record
 from common.task.backend import ContainerRequest, PreparedContainer
 from common.task.host_preparer import HostPreparer
 
@@ -60,7 +61,7 @@ class GuestPreparer(HostPreparer):
         may_raise_limits: bool,
     ) -> None:
         """The arguments are those of `HostPreparer`."""
-        super().__init__(view, shm, directories.tasks, hierarchies, may_raise_limits)
+        super().__init__(view, shm, directories.tasks, hierarchies, may_raise_limits, write_no_record)
         self._directories = directories
         self._released: list[str] = []
 
