@@ -259,9 +259,10 @@ class Streams:
         """
         paths = (spec.stdin, spec.stdout, spec.stderr)
         try:
-            for name, path in zip(self._names, paths, strict=True):
-                if name:
-                    await self._open(name, path)
+            opening = [self._open(name, path) for name, path in zip(self._names, paths, strict=True) if name]
+            for failure in await asyncio.gather(*opening, return_exceptions=True):
+                if failure is not None:
+                    raise failure
             # The guest is told of them next, and must find them whichever daemon there is then.
             await all_sent(self._store)
         except BaseException:
