@@ -90,9 +90,19 @@ class ContainerRecord:
 
 class GuestProcess:
     """A container's first process (`exec_id` is empty) or an exec. `lost_streams` are those of which an earlier daemon
-    has kept only a part."""
+    has kept only a part. `state` is the one that it has until it ends; None: the guest alone knows."""
 
-    __slots__ = ("container_id", "end", "exec_id", "lost_streams", "pid", "record", "stdio", "streams")
+    __slots__ = (
+        "container_id",
+        "end",
+        "exec_id",
+        "lost_streams",
+        "pid",
+        "record",
+        "state",
+        "stdio",
+        "streams",
+    )
 
     def __init__(self, container_id: str, exec_id: str, pid: int, stdio: StdioSpec) -> None:
         self.container_id = container_id
@@ -103,6 +113,7 @@ class GuestProcess:
         self.lost_streams: Streams | None = None
         self.record: ExecRecord | ContainerRecord | None = None
         self.end: Completion[ExitStatus] = Completion()
+        self.state: ProcessState | None = None
 
     def __str__(self) -> str:
         what = f"container {self.container_id}"

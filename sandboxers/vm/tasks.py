@@ -2,7 +2,7 @@
 
 Calls go to the guest as they came but for Create and Exec, which get a bundle and streams of the guest's; Delete, after
 which what the host holds for the container is released; and what the host answers by itself because it knows (pids,
-ends). Nothing that names something comes from the guest: pids, paths, ids and times in answers are the host's.
+states, ends). Nothing that names something comes from the guest: pids, paths, ids and times in answers are the host's.
 
 When the machine has ended every call is answered without it, so that an engine learns of the end and can clean up.
 """
@@ -36,6 +36,7 @@ from common.oci.spec import parse_process
 from common.operations import Action
 from common.process.exits import ExitStatus
 from common.task.calls import as_operation
+from common.task.states import ProcessState
 from common.task.stdio import StdioSpec
 from common.ttrpc import CallContext, ConnectionLost, Method, RelayedMethod
 from common.ttrpc.relay import RelayContext
@@ -53,6 +54,10 @@ from sandboxers.vm.preparer import guest_bundle
 _STATS_V2: Final = "io.containerd.cgroups.v2.Metrics"
 _STATS_TYPES: Final = frozenset({_STATS_V2, "io.containerd.cgroups.v1.Metrics"})
 _STATUSES: Final = frozenset({types.CREATED, types.RUNNING, types.STOPPED, types.PAUSED, types.PAUSING})
+# Of these the host would hear that they have changed: it is who starts, and it is told of ends.
+_KNOWN: Final[Mapping[ProcessState | None, types.Status]] = MappingProxyType(
+    {ProcessState.CREATED: types.CREATED, ProcessState.RUNNING: types.RUNNING}
+)
 
 log = get_logger()
 
@@ -66,7 +71,7 @@ class GuestTasks(GuestPod):
         """Return the process that a request names with its `id` and `exec_id`, where it has one."""
         return self.container(request.id).process(getattr(request, "exec_id", ""))
 
-    # -- create, exec, delete: what the host has to do with it ---------------------------------------
+    # -- create, exec, start, delete: what the host has to do with it -----------------------------------
 
     @as_operation(Action.CONTAINER_CREATE)
     async def create(self, request: api.CreateTaskRequest, context: CallContext) -> api.CreateTaskResponse:
@@ -139,6 +144,7 @@ class GuestTasks(GuestPod):
                 raise NotFound(f"container {container.id} was deleted while it was created")
             failpoint(Failpoint.CONTAINER_MADE)
             container.made = True
+            init.state = ProcessState.CREATED
             self.save(init, made=True)
             undo.pop_all()
         failpoint(Failpoint.CONTAINER_CREATED)
@@ -173,12 +179,32 @@ class GuestTasks(GuestPod):
             changed.CopyFrom(request)
             changed.stdin, changed.stdout, changed.stderr = names.uris()
             await self._forward(context, changed)
+            process.state = ProcessState.CREATED
             self.save(process, made=True)
             undo.pop_all()
         self.events.publish(
             "/tasks/exec-added", task_events.TaskExecAdded(container_id=container.id, exec_id=exec_id)
         )
         return Empty()
+
+    @as_operation(Action.CONTAINER_START, Action.EXEC_START)
+    async def start(self, request: api.StartRequest, context: CallContext) -> api.StartResponse:
+        """Let the agent start the first process, or an exec."""
+        assert isinstance(context, RelayContext)
+        process = self.process(request)
+        self._require_life(request.id)
+        if process.state is ProcessState.CREATED:
+            process.state = ProcessState.STARTING
+        if not request.exec_id:
+            failpoint(Failpoint.CONTAINER_STARTING)
+        await self._forward(context, request)
+        # Else it was paused meanwhile, or had an earlier daemon.
+        if process.state is ProcessState.STARTING:
+            process.state = ProcessState.RUNNING
+        failpoint(Failpoint.EXEC_RUNNING if request.exec_id else Failpoint.CONTAINER_RUNNING)
+        self.note_start(process)
+        failpoint(Failpoint.EXEC_STARTED if request.exec_id else Failpoint.CONTAINER_STARTED)
+        return api.StartResponse(pid=process.pid)
 
     @as_operation(Action.CONTAINER_DELETE, Action.EXEC_DELETE)
     async def delete(self, request: api.DeleteRequest, context: CallContext) -> api.DeleteResponse:
@@ -267,6 +293,10 @@ class GuestTasks(GuestPod):
         """Refuse what concerns no process of this pod."""
         self.process(request)
 
+    def pausing(self, request: api.PauseRequest | api.ResumeRequest) -> None:
+        """From now on the guest alone knows whether a container is frozen."""
+        self.process(request).state = None
+
     def empty(self, _: Any, payload: bytes) -> Empty:
         """An empty answer."""
         Empty.FromString(payload)
@@ -277,17 +307,11 @@ class GuestTasks(GuestPod):
         process = self.process(request)
         raise FailedPrecondition(f"{process}: the pod's machine has ended: {self.ended}")
 
-    def started(self, request: api.StartRequest, payload: bytes) -> api.StartResponse:
-        """A process runs."""
-        api.StartResponse.FromString(payload)
+    def state_as_known(self, request: api.StateRequest) -> api.StateResponse | None:
+        """Answer State for a process that has ended, or of which the host knows as much as the guest."""
         process = self.process(request)
-        self.note_start(process)
-        return api.StartResponse(pid=process.pid)
-
-    def state_of_ended(self, request: api.StateRequest) -> api.StateResponse | None:
-        """Answer State for a process that has ended, as far as is known here."""
-        process = self.process(request)
-        return None if process.exit is None else self._state(process, types.STOPPED)
+        status = _KNOWN.get(process.state) if process.exit is None else types.STOPPED
+        return None if status is None else self._state(process, status)
 
     def state(self, request: api.StateRequest, payload: bytes) -> api.StateResponse:
         """Take the state alone from the agent's answer."""
@@ -371,13 +395,12 @@ def _exit_answer(status: ExitStatus) -> api.WaitResponse:
 
 _T = GuestTasks
 _HANDED_ON = {
-    "Start": RelayedMethod(api.StartRequest, _T.known, _T.started, _T.without_guest),
-    "State": RelayedMethod(api.StateRequest, _T.state_of_ended, _T.state, _T.state_of_ended),
+    "State": RelayedMethod(api.StateRequest, _T.state_as_known, _T.state, _T.state_as_known),
     "Wait": RelayedMethod(api.WaitRequest, _T.wait_for_ended, _T.waited, _T.wait_for_ended),
     "Kill": RelayedMethod(api.KillRequest, _T.killable, _T.empty, _T.kill_without_guest),
     "ResizePty": RelayedMethod(api.ResizePtyRequest, _T.known, _T.empty, _T.without_guest),
-    "Pause": RelayedMethod(api.PauseRequest, _T.known, _T.empty, _T.without_guest),
-    "Resume": RelayedMethod(api.ResumeRequest, _T.known, _T.empty, _T.without_guest),
+    "Pause": RelayedMethod(api.PauseRequest, _T.pausing, _T.empty, _T.without_guest),
+    "Resume": RelayedMethod(api.ResumeRequest, _T.pausing, _T.empty, _T.without_guest),
     "Update": RelayedMethod(api.UpdateTaskRequest, _T.known, _T.empty, _T.without_guest),
     "Stats": RelayedMethod(api.StatsRequest, _T.measurable, _T.stats, _T.stats_without_guest),
 }
@@ -386,6 +409,7 @@ GUEST_TASK_METHODS: Mapping[str, Method | RelayedMethod] = MappingProxyType(
     {
         "Create": Method(api.CreateTaskRequest, GuestTasks.create, journaled=True, repeatable=True),
         "Exec": Method(api.ExecProcessRequest, GuestTasks.exec, journaled=True, repeatable=True),
+        "Start": Method(api.StartRequest, GuestTasks.start, journaled=True, repeatable=True),
         "Delete": Method(api.DeleteRequest, GuestTasks.delete, journaled=True, repeatable=True),
         "Connect": Method(api.ConnectRequest, GuestTasks.connect),
         "Pids": Method(api.PidsRequest, GuestTasks.pids),

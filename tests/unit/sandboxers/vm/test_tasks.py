@@ -52,6 +52,10 @@ class LyingAgent:
         self.figures = AnyMessage(type_url="google.protobuf.Any")
         self.ended = asyncio.Event()
 
+    @property
+    def methods(self) -> list[str]:
+        return [method for method, _ in self.asked]
+
     async def answer(self, request: Message, context: CallContext) -> Message:
         self.asked.append((context.method, request))
         if context.method == self.refusing:
@@ -208,6 +212,47 @@ async def test_nothing_that_names_something_comes_from_the_guest(pod: Pod, engin
     deleted = await call(engine, "Delete", api.DeleteRequest(id="one"), api.DeleteResponse)
     assert (deleted.pid, deleted.exit_status, deleted.exited_at) == (pid, 7, ended.exited_at)
     assert pod.lost == []
+
+
+async def state(engine: Client) -> int:
+    answer = await call(engine, "State", api.StateRequest(id="one"), api.StateResponse)
+    return int(answer.status)
+
+
+async def test_a_state_that_cannot_have_changed_is_told_without_the_guest(pod: Pod, engine: Client) -> None:
+    await create(pod, engine)
+    assert await state(engine) == types.CREATED
+    await call(engine, "Start", api.StartRequest(id="one"), api.StartResponse)
+    assert await state(engine) == types.RUNNING
+    assert "State" not in pod.agent.methods
+    await call(engine, "Pause", api.PauseRequest(id="one"))
+    assert await state(engine) == types.RUNNING  # so says the guest
+    assert pod.agent.methods[-1] == "State"
+    await pod.tasks.on_event(events.TaskExit(container_id="one", id="one", exit_status=3))
+    assert await state(engine) == types.STOPPED
+    assert pod.agent.methods.count("State") == 1
+
+
+async def test_while_a_process_is_being_started_the_guest_tells_its_state(pod: Pod, engine: Client) -> None:
+    await create(pod, engine)
+    pod.agent.silent_on = "Start"
+    starting = asyncio.create_task(call(engine, "Start", api.StartRequest(id="one"), api.StartResponse))
+    await until(lambda: "Start" in pod.agent.methods)
+    assert await state(engine) == types.RUNNING
+    assert pod.agent.methods[-1] == "State"
+    pod.agent.go_on.set()
+    await starting
+    assert await state(engine) == types.RUNNING
+    assert pod.agent.methods.count("State") == 1
+
+
+async def test_a_later_daemon_asks_the_guest_for_states(pod: Pod, engine: Client) -> None:
+    await create(pod, engine)
+    later = pod.new_tasks()
+    adopt_containers(later, read_containers(later.directory))
+    assert later.state_as_known(api.StateRequest(id="one")) is None
+    for process in later.container("one").processes():
+        later.end_streams(process)
 
 
 async def test_the_guest_gets_a_bundle_and_streams_of_its_own(pod: Pod, engine: Client) -> None:
