@@ -8,11 +8,12 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
 
 from common.records import read_record
 from common.transport import transport_of
@@ -42,17 +43,22 @@ class Ways:
         self._serial = itertools.count(1)
 
     async def state_s(self, rounds: int) -> tuple[float, float]:
-        """The median time of State on each way, which take turns."""
-        state = api.StateRequest(id=self._container)
+        """The median time of State on each way."""
+        return await self._call_s("State", api.StateRequest(id=self._container), api.StateResponse, rounds)
 
-        def ask(client: Client) -> Callable[[], Awaitable[object]]:
-            return lambda: client.call(TASK_SERVICE, "State", state, api.StateResponse, TIMEOUT_S)
+    async def handed_on_s(self, rounds: int) -> tuple[float, float]:
+        """The median time, on each way, of a call that only the guest can answer: whether the container lives."""
+        return await self._call_s("Kill", api.KillRequest(id=self._container, signal=0), Empty, rounds)
 
+    async def _call_s(
+        self, method: str, request: Message, answer: type[Message], rounds: int
+    ) -> tuple[float, float]:
         took: tuple[list[float], list[float]] = ([], [])
         for _ in range(rounds):
-            for times, call in zip(took, (ask(self._relay), ask(self._agent)), strict=True):
+            # They take turns.
+            for times, client in zip(took, (self._relay, self._agent), strict=True):
                 began = time.perf_counter()
-                await call()
+                await client.call(TASK_SERVICE, method, request, answer, TIMEOUT_S)
                 times.append(time.perf_counter() - began)
         return statistics.median(took[0]), statistics.median(took[1])
 
