@@ -10,8 +10,6 @@ from typing import Final
 PAUSE_S: Final = 1.0
 """How long nobody is taken after a failure that the next attempt would meet again; asyncio's servers wait as long."""
 
-_AT_ONCE: Final = 16
-
 
 class Acceptor:
     """Hands each connection of a listening socket, both non-blocking, to whoever made it."""
@@ -37,20 +35,17 @@ class Acceptor:
         self._listener.close()
 
     def _accept(self) -> None:
-        for _ in range(_AT_ONCE):
-            if self._listener.fileno() < 0:
-                return  # closed by whoever took the last one
-            try:
-                sock, _address = self._listener.accept()
-            except BlockingIOError:
-                return
-            except ConnectionError:  # that client is gone already
-                continue
-            except OSError as error:
-                self._wait(error)
-                return
-            sock.setblocking(False)
-            self._take(sock)
+        # One, and the next when the loop says that there is one: on a vsock accept(2) sleeps where nobody waits until
+        # the next tick, 10 ms perhaps, though it is not to block (vsock_accept in net/vmw_vsock/af_vsock.c of Linux).
+        try:
+            sock, _address = self._listener.accept()
+        except (BlockingIOError, ConnectionError):  # that client is gone already
+            return
+        except OSError as error:
+            self._wait(error)
+            return
+        sock.setblocking(False)
+        self._take(sock)
 
     def _wait(self, error: OSError) -> None:
         # Out of descriptors or memory: the client stays in the backlog, and the loop must not spin on it.

@@ -76,6 +76,33 @@ async def test_all_who_come_at_once_are_taken(door: Door) -> None:
     assert not any(sock.getblocking() for sock in door.taken)
 
 
+class CountingListener(socket.socket):
+    """Knows how often it was asked for a connection."""
+
+    accepts = 0
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.accepts += 1
+        return super().accept()
+
+
+async def test_nobody_is_asked_for_who_is_not_there(tmp_path: Path) -> None:
+    listener = CountingListener(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "door"))
+    listener.listen()
+    taken: list[socket.socket] = []
+    acceptor = Acceptor(listener, taken.append)
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as other:
+        for client in (one, other):
+            client.connect(str(tmp_path / "door"))
+        await until(lambda: len(taken) == 2)
+        await asyncio.sleep(0)
+        assert listener.accepts == 2
+    acceptor.close()
+    for sock in taken:
+        sock.close()
+
+
 async def test_without_descriptors_it_waits_and_then_goes_on(door: Door) -> None:
     told: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
