@@ -8,28 +8,28 @@ Copies of the holds go to a descriptor store, so that a writer of logs and a rea
 daemon's death. Kept in four groups, since they end at different times: what ends with the process's record
 ("t", with its pidfd), the hold on stdin ("i"), a terminal with its FIFOs ("y"), and what the process is given ("o")
 until it has it: an engine that once saw the end of the output does not read on when the process is made after all.
-
-Engines open their ends in the background, and may get to it late. One that opened after a short process has ended
-would wait for ever for a writer, so no process is made before its output has a reader (`attend`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import errno
-import fcntl
 import os
-import select
 import stat
-import time
 from dataclasses import dataclass
 from functools import partial
 
-from common.descriptors.kinds import is_readable
 from common.descriptors.store import DescriptorStore, NoStore, all_sent
-from common.errors import InvalidArgument, NotFound, SandboxdError
+from common.errors import InvalidArgument, SandboxdError
 from common.failpoints import Failpoint, failpoint
+from common.task.fifos import (
+    OUR_FAULT,
+    READER_TIMEOUT_S,
+    open_again,
+    open_both_ends,
+    open_end,
+    readers_came,
+    reopen_end,
+)
 from common.task.terminal import Terminal
 
 
@@ -43,8 +43,6 @@ class StdioSpec:
     stderr: str
 
 
-_OUR_FAULT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-
 NO_STDIO = StdioSpec(False, "", "", "")
 
 PROCESS_GROUP = "t"
@@ -52,10 +50,6 @@ _STDIN_GROUP = "i"
 _TERMINAL_GROUP = "y"
 _GIVEN_GROUP = "o"
 _NO_STORE = NoStore()
-
-# An engine that does not run for so long has other troubles than one command whose end it does not see.
-_READER_TIMEOUT_S = 20.0
-_READER_INTERVAL_S = 0.005
 
 
 class Stdio:
@@ -161,20 +155,17 @@ class Stdio:
         if reopen and kept < len(given):
             for path, mode in given:
                 with contextlib.suppress(SandboxdError, OSError):
-                    fd = _open_path(path, mode)
+                    fd = open_end(path, mode)
                     store.put(group, [fd])
                     os.close(fd)
                     kept += 1
         return group if kept else ""
 
-    async def attend(self, timeout_s: float = _READER_TIMEOUT_S) -> None:
+    async def attend(self, timeout_s: float = READER_TIMEOUT_S) -> None:
         """Return when the engine reads the output: at once, normally. Only then is the process to be made."""
-        deadline = time.monotonic() + timeout_s
+        await readers_came(self._unread, timeout_s)
         while self._unread:
-            if has_reader(self._unread[0]) or time.monotonic() > deadline:
-                self._holds.append(_open_end(self._unread.pop(0), os.O_RDONLY))
-            else:
-                await asyncio.sleep(_READER_INTERVAL_S)
+            self._holds.append(reopen_end(self._unread.pop(0), os.O_RDONLY))
 
     def keep(self, pidfd: int) -> None:
         """Let copies of what the process needs to live on be kept, its pidfd among them."""
@@ -260,12 +251,12 @@ class Stdio:
         for path in (spec.stdout, spec.stderr):
             if path and not path.startswith("file://"):
                 with contextlib.suppress(SandboxdError, OSError):
-                    hold, writer = open_fifo(path, None)
+                    hold, writer = open_both_ends(path, None)
                     os.close(writer)
                     self._holds.append(hold)
         if spec.stdin and not stdin_closed and self._stdin_hold < 0:
             with contextlib.suppress(SandboxdError, OSError):
-                reader, self._stdin_hold = open_fifo(spec.stdin, None)
+                reader, self._stdin_hold = open_both_ends(spec.stdin, None)
                 os.close(reader)
 
     def _open_streams(self, spec: StdioSpec, owner: tuple[int, int]) -> None:
@@ -293,12 +284,12 @@ class Stdio:
 
     def _open_input(self, path: str, owner: tuple[int, int]) -> int:
         """Return the non-blocking read end of a pipe, and see to it that it has a writer as long as it should."""
-        child, self._stdin_hold = open_fifo(path, owner)
+        child, self._stdin_hold = open_both_ends(path, owner)
         return child
 
     def _open_output(self, path: str, owner: tuple[int, int]) -> int:
         """Return the non-blocking write end of a pipe, and let `attend` see to it that it has a reader."""
-        child = _open_path(path, os.O_WRONLY, owner)
+        child = open_end(path, os.O_WRONLY, owner)
         self._unread.append(child)
         return child
 
@@ -318,7 +309,7 @@ class Stdio:
                 given = []
                 for fd in (source, sink):
                     if fd >= 0:
-                        given.append(_open_again(fd))
+                        given.append(open_again(fd))
                         closing.callback(os.close, given[-1])
                 self._keep_given(given)
             self.terminal = Terminal(directory, source, sink)
@@ -340,6 +331,8 @@ class _Kept:
 
     @classmethod
     def take(cls, store: DescriptorStore, name: str) -> _Kept:
+        from common.descriptors.kinds import is_readable  # late: a guest's streams are never taken up
+
         kept = cls()
         if not name:
             return kept
@@ -365,13 +358,6 @@ class _Kept:
                 os.close(fd)
 
 
-def has_reader(writer: int) -> bool:
-    """Tell whether anybody holds the read end of a pipe (poll(2), POLLERR)."""
-    poll = select.poll()
-    poll.register(writer, 0)
-    return not poll.poll(0)
-
-
 def _close_given(store: DescriptorStore, name: str) -> int:
     """Close our copies of what a process was to be given; return how many there were."""
     given = store.take(_GIVEN_GROUP + name[1:]) if name else []
@@ -387,86 +373,6 @@ def _given_fifos(spec: StdioSpec) -> list[tuple[str, int]]:
     return [(path, mode) for path, mode in fifos if path and not path.startswith("file://")]
 
 
-def open_fifo(path: str, owner: tuple[int, int] | None) -> tuple[int, int]:
-    """Open both ends of a FIFO, which then belongs to `owner` (None: to whom it does): (read end, write end), both
-    non-blocking."""
-    inode = _pin_fifo(path)
-    try:
-        reader = _open_end(inode, os.O_RDONLY, owner)
-        try:
-            return reader, _open_end(inode, os.O_WRONLY)
-        except BaseException:
-            os.close(reader)
-            raise
-    finally:
-        os.close(inode)
-
-
-def _open_path(path: str, mode: int, owner: tuple[int, int] | None = None) -> int:
-    """Open one end of a FIFO, non-blocking, and give it to `owner`."""
-    inode = _pin_fifo(path)
-    try:
-        return _open_end(inode, mode, owner)
-    finally:
-        os.close(inode)
-
-
-def _open_again(fd: int) -> int:
-    """Open a FIFO another time, as it is open already: a store keeps a description under its first name only."""
-    return _open_end(fd, fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE)
-
-
-def _open_end(inode: int, mode: int, owner: tuple[int, int] | None = None) -> int:
-    """Open one end of a FIFO that is known by a descriptor, non-blocking, and give it to `owner`."""
-    path, flags = f"/proc/self/fd/{inode}", os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        fd = os.open(path, mode | flags)
-    except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-        # A write end can only be opened while there is a reader (fifo(7)).
-        reader = os.open(path, os.O_RDONLY | flags)
-        try:
-            fd = os.open(path, mode | flags)
-        finally:
-            os.close(reader)
-    try:
-        if owner is not None and owner != (0, 0):
-            os.fchown(fd, *owner)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _pin_fifo(path: str) -> int:
-    """Return an O_PATH descriptor of a FIFO: what is checked is what will be opened, whatever happens to the path."""
-    path = path.removeprefix("fifo://")
-    if "://" in path:
-        scheme = path.split("://", 1)[0]
-        raise InvalidArgument(
-            f'standard streams of the form {scheme}:// are not supported: use FIFOs (containerd: io_type = "") or file://'
-        )
-    if not path.startswith("/") or "/../" in path or "\0" in path:
-        raise InvalidArgument(
-            f"the path of a standard stream must be absolute and without '..': {path[:200]!r}"
-        )
-    try:
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise NotFound(f"the FIFO {path[:200]} of a standard stream does not exist") from None
-    except OSError as error:
-        if error.errno in _OUR_FAULT:
-            raise
-        raise InvalidArgument(
-            f"cannot open {path[:200]!r} for a standard stream: {error.strerror}"
-        ) from error
-    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise InvalidArgument(f"{path[:200]} is not a FIFO: standard streams must be FIFOs or file:// URIs")
-    return fd
-
-
 def _open_log_file(path: str, owner: tuple[int, int]) -> int:
     if not path.startswith("/") or "/../" in path or "\0" in path:
         raise InvalidArgument(
@@ -476,7 +382,7 @@ def _open_log_file(path: str, owner: tuple[int, int]) -> int:
     try:
         fd = os.open(path, flags, 0o640)
     except OSError as error:
-        if error.errno in _OUR_FAULT:
+        if error.errno in OUR_FAULT:
             raise
         raise InvalidArgument(
             f"cannot open file://{path[:200]} for a standard stream: {error.strerror}"

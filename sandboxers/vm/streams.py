@@ -23,7 +23,8 @@ from common.failpoints import Failpoint, failpoint
 from common.linux.spool import Spool
 from common.log import get_logger
 from common.readiness import has_input
-from common.task.stdio import StdioSpec, open_fifo
+from common.task.fifos import open_both_ends, open_end, readers_came, reopen_end
+from common.task.stdio import StdioSpec
 from common.transport.counts import MODULUS, ReadCount
 from vmm.guest.client import GuestClient
 from vmm.protocol import WRITE_LIMIT_BYTES, stream_uri
@@ -73,26 +74,24 @@ class InputListener(NamedTuple):
 class OutputStream:
     """From a guest's socket into a FIFO. Owns its descriptors."""
 
-    __slots__ = ("_count", "_fifo", "_hold", "_left", "_loop", "_on_end", "_sock")
+    __slots__ = ("_count", "_hold", "_left", "_loop", "_on_end", "_sock", "fifo")
 
     def __init__(
-        self,
-        sock: socket.socket,
-        hold: int,
-        fifo: int,
-        on_end: Callable[[], None],
-        *,
-        recovered: bool = False,
+        self, sock: socket.socket, fifo: int, on_end: Callable[[], None], *, recovered: bool = False
     ) -> None:
-        """:param hold: a read end, so that an engine that restarts does not break the pipe. :param fifo: the write end.
-        :param on_end: called once when all is carried, or never will be.
+        """:param fifo: the write end. :param on_end: called once when all is carried, or never will be.
         :param recovered: an earlier daemon has carried a part of it.
         """
         self._loop = asyncio.get_running_loop()
-        self._sock, self._hold, self._fifo, self._on_end = sock, hold, fifo, on_end
+        self._sock, self.fifo, self._on_end = sock, fifo, on_end
+        self._hold = -1
         self._count = ReadCount(sock, recovered=recovered)
         self._left = _UNKNOWN
-        self._loop.add_reader(sock, self._carry)
+
+    def begin(self, hold: int) -> None:
+        """Carry from now on. `hold` is a read end, so that an engine that restarts does not break the pipe."""
+        self._hold = hold
+        self._loop.add_reader(self._sock, self._carry)
 
     @property
     def waits_for_guest(self) -> bool:
@@ -123,21 +122,22 @@ class OutputStream:
         if self._sock.fileno() < 0:
             return
         self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._fifo)
+        self._loop.remove_writer(self.fifo)
         self._sock.close()
-        os.close(self._fifo)
-        os.close(self._hold)
+        os.close(self.fifo)
+        if self._hold >= 0:
+            os.close(self._hold)
         self._on_end()
 
     def _carry(self) -> None:
         size = min(self._left, _COPY_BYTES) if self._left > 0 else _COPY_BYTES
         try:
-            moved = os.splice(self._sock.fileno(), self._fifo, size, flags=os.SPLICE_F_NONBLOCK)
+            moved = os.splice(self._sock.fileno(), self.fifo, size, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
             if has_input(self._sock.fileno()):
                 # It is the engine that does not read.
                 self._loop.remove_reader(self._sock)
-                self._loop.add_writer(self._fifo, self._go_on)
+                self._loop.add_writer(self.fifo, self._go_on)
             elif self._left == _WHAT_IS_THERE:
                 self.close()
             return
@@ -156,7 +156,7 @@ class OutputStream:
 
     def _go_on(self) -> None:
         if self._sock.fileno() >= 0:
-            self._loop.remove_writer(self._fifo)
+            self._loop.remove_writer(self.fifo)
             self._loop.add_reader(self._sock, self._carry)
             self._carry()
 
@@ -263,6 +263,7 @@ class Streams:
             for failure in await asyncio.gather(*opening, return_exceptions=True):
                 if failure is not None:
                     raise failure
+            await self._attend()
             # The guest is told of them next, and must find them whichever daemon there is then.
             await all_sent(self._store)
         except BaseException:
@@ -285,7 +286,7 @@ class Streams:
                     name, kept.socket(), Spool(kept.spools[0]), kept.readers[0], [*kept.writers, -1][0]
                 )
             else:
-                self._carry_out(name, kept.socket(), kept.readers[0], kept.writers[0], recovered=True)
+                self._add_output(name, kept.socket(), kept.writers[0], recovered=True).begin(kept.readers[0])
         return complete
 
     def hold(self, spec: StdioSpec) -> None:
@@ -297,13 +298,13 @@ class Streams:
         ends = {}
         for name, path in zip(self._names, (spec.stdin, spec.stdout, spec.stderr), strict=True):
             if name:
+                mode = os.O_RDONLY if name == self._names.stdin else os.O_WRONLY
                 with contextlib.suppress(SandboxdError, OSError):
-                    ends[name] = open_fifo(path, None)
+                    ends[name] = open_end(path, mode)
         self.close()
-        for name, fds in ends.items():
-            self._store.put(name, fds)
-            for fd in fds:
-                os.close(fd)
+        for name, fd in ends.items():
+            self._store.put(name, [fd])
+            os.close(fd)
 
     def forget(self) -> None:
         """Keep nothing of them any more."""
@@ -351,30 +352,48 @@ class Streams:
             raise InvalidArgument(
                 f"streams of containers in a virtual machine must be FIFOs, not {path[:200]}"
             )
-        is_input = name == self._names.stdin
+        if name == self._names.stdin:
+            await self._open_input(name, path)
+        else:
+            await self._open_output(name, path)
+
+    async def _open_input(self, name: str, path: str) -> None:
         with contextlib.ExitStack() as undo:
-            reader, writer = open_fifo(path, None)
+            reader, writer = open_both_ends(path, None)
             undo.callback(os.close, reader)
             undo.callback(os.close, writer)
-            if not is_input:
-                failpoint(Failpoint.OUTPUT_OPENED)
+            spool = Spool()
+            undo.callback(spool.close)
             undo.callback(self._forget, name)
-            # At once: an engine that once saw the end of an output does not read on.
-            self._store.put(name, [reader] if is_input else [reader, writer])
-            if is_input:
-                spool = Spool()
-                undo.callback(spool.close)
-                undo.callback(self._store.remove, _hold_of(name))
-                # Apart from the others, since it goes first.
-                self._store.put(_hold_of(name), [writer])
-                self._store.put(name, [spool.fd])
+            self._store.put(name, [reader, spool.fd])
+            undo.callback(self._store.remove, _hold_of(name))
+            # Apart from the others, since it goes first.
+            self._store.put(_hold_of(name), [writer])
             sock = await self._guest.open_stream(name, _OPEN_TIMEOUT_S)
             undo.pop_all()
         self._store.put(name, [sock.fileno()])
-        if is_input:
-            self._carry_in(name, sock, spool, reader, writer)
-        else:
-            self._carry_out(name, sock, reader, writer)
+        self._carry_in(name, sock, spool, reader, writer)
+
+    async def _open_output(self, name: str, path: str) -> None:
+        with contextlib.ExitStack() as undo:
+            writer = open_end(path, os.O_WRONLY)
+            undo.callback(os.close, writer)
+            failpoint(Failpoint.OUTPUT_OPENED)
+            undo.callback(self._forget, name)
+            # At once: an engine that once saw the end of an output does not read on.
+            self._store.put(name, [writer])
+            sock = await self._guest.open_stream(name, _OPEN_TIMEOUT_S)
+            undo.pop_all()
+        self._store.put(name, [sock.fileno()])
+        self._add_output(name, sock, writer)
+
+    async def _attend(self) -> None:
+        """Carry output when the engine reads it: at once, normally. Only then is the process to be made."""
+        await readers_came([stream.fifo for stream in self._outputs.values()])
+        for name, stream in self._outputs.items():
+            hold = reopen_end(stream.fifo, os.O_RDONLY)
+            self._store.put(name, [hold])
+            stream.begin(hold)
 
     def _carry_in(self, name: str, sock: socket.socket, spool: Spool, reader: int, writer: int) -> None:
         sock.setblocking(False)
@@ -388,13 +407,13 @@ class Streams:
         )
         self._stdin = InputStream(sock, spool, reader, writer, listener)
 
-    def _carry_out(
-        self, name: str, sock: socket.socket, reader: int, writer: int, *, recovered: bool = False
-    ) -> None:
+    def _add_output(
+        self, name: str, sock: socket.socket, writer: int, *, recovered: bool = False
+    ) -> OutputStream:
         sock.setblocking(False)
-        self._outputs[name] = OutputStream(
-            sock, reader, writer, partial(self._forget, name), recovered=recovered
-        )
+        stream = OutputStream(sock, writer, partial(self._forget, name), recovered=recovered)
+        self._outputs[name] = stream
+        return stream
 
     def _forget(self, name: str) -> None:
         self._outputs.pop(name, None)

@@ -110,6 +110,22 @@ async def test_output_arrives_whole_and_ends_with_its_count_before_or_after(ends
     assert (await read_all(ends.fds[2])).startswith(b"12345")
 
 
+async def test_an_engine_that_opens_late_is_waited_for(ends: Ends) -> None:
+    early = os.open(ends.paths[1], os.O_RDONLY | os.O_NONBLOCK)
+    opening = asyncio.create_task(ends.streams.open(ends.spec))
+    await until(lambda: len(ends.guest.streams) == 3)
+    done, _ = await asyncio.wait([opening], timeout=0.02)
+    assert not done, "what a short process writes to the second output would have no reader"
+    with pytest.raises(BlockingIOError):
+        os.read(early, 1)  # the first one has not ended before it has begun
+    late = os.open(ends.paths[2], os.O_RDONLY | os.O_NONBLOCK)
+    await opening
+    ends.fds = [early, late]
+    ends.guest_socket(ends.names.stderr).send(b"short")
+    ends.streams.end_output(ends.names.stderr, 5)
+    assert await read_all(late) == b"short"
+
+
 async def test_an_empty_output_ends_at_once(ends: Ends) -> None:
     await ends.open()
     ends.streams.end_output(ends.names.stdout, 0)

@@ -128,6 +128,7 @@ class Pod:
         self.sink = Sink()
         self.frozen: list[str] = []
         self.lost: list[str] = []
+        self.outputs: list[int] = []
         self.tasks = self.new_tasks()
         self.far = Server({SERVICE: Service(AGENT_METHODS, self.agent)}, drops_repeats=True)
         self.relay = RelayServer(
@@ -165,6 +166,8 @@ class Pod:
                 if process.streams is not None:
                     process.streams.close()
         self.guest.close()
+        for fd in self.outputs:
+            os.close(fd)
 
 
 @pytest.fixture
@@ -187,6 +190,7 @@ async def call(engine: Client, method: str, request: Message, kind: type[Any] = 
 async def create(pod: Pod, engine: Client, container_id: str = "one") -> int:
     stdout = f"{pod.directory}/{container_id}.out"
     os.mkfifo(stdout)
+    pod.outputs.append(os.open(stdout, os.O_RDONLY | os.O_NONBLOCK))
     request = api.CreateTaskRequest(id=container_id, bundle=f"/bundles/{container_id}", stdout=stdout)
     pid: int = (await call(engine, "Create", request, api.CreateTaskResponse)).pid
     return pid
