@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import json
 import os
-import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import pytest
 
-from common.cgroup import Hierarchies
 from common.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -31,196 +21,28 @@ from common.errors import (
     NotFound,
     ResourceExhausted,
 )
-from common.failpoints import VARIABLE, Failpoint, arm
+from common.failpoints import VARIABLE, Failpoint
 from common.log_files import LIMIT_BYTES
-from common.process.exits import ExitWatcher
 from common.process.spawn import CAPTURE, run
-from common.transport import transport_of
-from tests.node import BOOTS
-from vmm.hypervisors.hypervisor import ExitReason, GuestExit, Hypervisor, VirtualMachine
-from vmm.hypervisors.machine import BootConfig, Device, Disk, NetworkInterface, Place, Share, Vsock
-
-PORT = 1025
-CHECKOUT = Path(__file__).parents[2]
-# Emulated, on a machine that does something else as well.
-BOOT_LIMIT_S = 120
-LIMIT_S = 30
-SEEN_SOON_S = 10
-MAC = "52:54:00:12:34:56"
-
-STARTING = [point for point in Failpoint if point.value.startswith("machine.") and "stop" not in point.value]
-ATTACHING = [Failpoint.DEVICE_RECORDED, Failpoint.DEVICE_BACKED, Failpoint.DEVICE_ATTACHED]
-
-
-class Driver(Protocol):
-    """A module that makes hypervisors of one kind, for tests here and for daemons of theirs that are killed."""
-
-    def new_hypervisor(self, exits: ExitWatcher) -> Hypervisor: ...
-
-    def boot_config(self) -> BootConfig: ...
-
-
-class Guest:
-    """The guest's side of a machine: asked over the connection that it has made."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    async def accept(cls, listener: socket.socket) -> Guest:
-        sock, _ = await asyncio.get_running_loop().sock_accept(listener)
-        return cls(*await asyncio.open_connection(sock=sock))
-
-    async def ask(self, do: str, **arguments: Any) -> Any:
-        """Return the guest's answer; RuntimeError with its words if it could not do that."""
-        self.tell(do, **arguments)
-        async with asyncio.timeout(LIMIT_S):
-            answer = json.loads(await self._reader.readline())
-        if "error" in answer:
-            raise RuntimeError(f"{do}: {answer['error']}")
-        return answer["value"]
-
-    def tell(self, do: str, **arguments: Any) -> None:
-        """Ask for something after which there may be nobody to answer."""
-        self._writer.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-
-    async def until(self, do: str, is_so: Callable[[Any], bool], **arguments: Any) -> Any:
-        """Ask until the answer is as it should be: a guest sees what is attached a moment later."""
-        answer: Any = None
-        for _ in range(SEEN_SOON_S * 20):
-            with contextlib.suppress(RuntimeError):
-                answer = await self.ask(do, **arguments)
-                if is_so(answer):
-                    return answer
-            await asyncio.sleep(0.05)
-        raise AssertionError(f"{do} {arguments} is still {answer!r}")
-
-    async def close(self) -> None:
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
-
-
-class Bench:
-    """A daemon's view of a host: a hypervisor, and machines that are gone when the test ends."""
-
-    def __init__(self, driver: Driver) -> None:
-        self.driver = driver
-        self.boot = driver.boot_config()
-        self.exits = ExitWatcher()
-        self.hypervisor = driver.new_hypervisor(self.exits)
-        # Short: sockets are in there.
-        self.root = Path(tempfile.mkdtemp(prefix="vm-"))
-        self.machines: list[VirtualMachine] = []
-        self.ends: list[GuestExit] = []
-        self._listeners: dict[str, socket.socket] = {}
-        self._closing = contextlib.AsyncExitStack()
-
-    def directory(self, name: str, **files: str) -> Path:
-        """Make a directory with these files in it."""
-        path = self.root / name
-        path.mkdir(mode=0o700)
-        for file, text in files.items():
-            (path / file).write_text(text)
-        return path
-
-    def disk(self, name: str) -> Path:
-        path = self.root / name
-        path.write_bytes(b"".ljust(1 << 20, b"."))
-        return path
-
-    def tap(self) -> tuple[str, int]:
-        """Make a tap device, which is gone when nobody has it open; return its name and a descriptor."""
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-        self._closing.callback(os.close, fd)
-        # TUNSETIFF with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
-        answer = fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", b"vmtest%d", 0x0002 | 0x1000 | 0x4000))
-        name = answer[:16].rstrip(b"\0").decode()
-        _run("ip", "link", "set", name, "up")
-        return name, fd
-
-    def machine(self, name: str = "m", **place: Any) -> VirtualMachine:
-        """Return a new machine with a directory of its own."""
-        if not (self.root / name).exists():
-            self.directory(name)
-        machine = self.hypervisor.machine(Place(str(self.root / name), **place))
-        self.machines.append(machine)
-        return machine
-
-    async def start(self, machine: VirtualMachine, *devices: Device, **boot: Any) -> None:
-        await machine.start(replace(self.boot, **boot), devices, self.ends.append)
-
-    def listen(self, machine: VirtualMachine) -> socket.socket:
-        """Return where the machine's guest connects to: a host's own vsock has one place for all guests."""
-        address = "vsock" if machine.vsock.startswith("vsock:") else machine.vsock
-        if address not in self._listeners:
-            self._listeners[address] = transport_of(machine.vsock).listen(PORT)
-            self._closing.callback(self._listeners[address].close)
-        return self._listeners[address]
-
-    async def accept(self, machine: VirtualMachine, listener: socket.socket) -> Guest:
-        """Return the guest when it has connected; if it does not, or its machine ends, tell what is known of it."""
-        connecting = asyncio.ensure_future(Guest.accept(listener))
-        ending = asyncio.ensure_future(machine.wait())
-        either = asyncio.FIRST_COMPLETED
-        done, pending = await asyncio.wait([connecting, ending], timeout=BOOT_LIMIT_S, return_when=either)
-        for task in pending:
-            task.cancel()
-        if connecting not in done:
-            console = Path(machine.console_path).read_text(errors="replace")
-            pytest.fail(f"the guest does not connect: {machine.exit or machine.pids()}\n{console[-2000:]}")
-        guest = connecting.result()
-        self._closing.push_async_callback(guest.close)
-        return guest
-
-    async def booted(self, *devices: Device, **boot: Any) -> tuple[VirtualMachine, Guest]:
-        """Start a machine with vsock and these devices, and wait until its guest answers."""
-        for left in reversed(range(BOOTS)):
-            machine = self.machine()
-            listener = self.listen(machine)
-            await self.start(machine, Vsock(), *devices, **boot)
-            try:
-                guest = await self.accept(machine, listener)
-                break
-            except pytest.fail.Exception as failure:
-                if not left:
-                    raise
-                print(f"booted again: {failure}")
-                await machine.stop(0)
-                shutil.rmtree(self.root / "m")
-                self.ends.clear()
-        return machine, guest
-
-    def processes(self) -> list[str]:
-        """The command lines that name something of the bench, whoever started them."""
-        found = []
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError):
-                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if str(self.root) in line and int(pid) != os.getpid():
-                    found.append(f"{pid} {line[:120]}")
-        return found
-
-    def left(self, name: str = "m") -> list[str]:
-        """What is in a machine's directory."""
-        return sorted(os.listdir(self.root / name))
-
-    async def close(self) -> None:
-        for machine in self.machines:
-            await machine.stop(0)
-            machine.close()
-        await self._closing.aclose()
-        self.hypervisor.close()
-        # What was a child of a child is reaped by our own watcher, as a daemon's is.
-        for _ in range(100):
-            if not self.processes() and not _children():
-                break
-            await asyncio.sleep(0.05)
-        left = self.processes()
-        self.exits.close()
-        shutil.rmtree(self.root)
-        assert left == []
+from tests.contract.hypervisor_bench import (
+    ATTACHING,
+    BOOT_LIMIT_S,
+    CHECKOUT,
+    LIMIT_S,
+    MAC,
+    PORT,
+    STARTING,
+    Bench,
+    Driver,
+    armed,
+    cgroups_named,
+    network_namespace,
+    plain,
+    run_program,
+    until,
+)
+from vmm.hypervisors.hypervisor import ExitReason
+from vmm.hypervisors.machine import Device, Disk, NetworkInterface, Share, Vsock
 
 
 class HypervisorContract:
@@ -253,7 +75,7 @@ class HypervisorContract:
             await guest.ask("write_disk", serial="vol1", text="x")
         await guest.ask("bring_up", mac=MAC)
         received = Path(f"/sys/class/net/{tap}/statistics/rx_packets")
-        await _until(lambda: int(received.read_text()) > 0)
+        await until(lambda: int(received.read_text()) > 0)
         assert machine.devices() == {"vsock", "files", "vol1", "net0"}
         assert "guest: running" in Path(machine.console_path).read_text()
 
@@ -276,7 +98,7 @@ class HypervisorContract:
                 await machine.detach(device_id)
             await guest.until("see", lambda seen: not seen["disks"] and not seen["interfaces"])
             assert machine.devices() == {"vsock"}
-            await _until(lambda: not [role for role in machine.pids() if "files" in role])
+            await until(lambda: not [role for role in machine.pids() if "files" in role])
         assert Path(f"/sys/class/net/{tap}").exists(), "the tap is its owner's"
         assert bench.ends == []
 
@@ -285,7 +107,7 @@ class HypervisorContract:
         await bench.start(machine)
         listener = bench.listen(machine)
         # Into a kernel that runs, as into one that was restored from a template.
-        await _until(lambda: "guest: running" in Path(machine.console_path).read_text(), BOOT_LIMIT_S)
+        await until(lambda: "guest: running" in Path(machine.console_path).read_text(), BOOT_LIMIT_S)
         await machine.attach(Vsock())
         guest = await bench.accept(machine, listener)
         assert (await guest.ask("see"))["disks"] == []
@@ -293,13 +115,13 @@ class HypervisorContract:
     async def test_a_mount_below_a_share_appears_in_the_guest(self, bench: Bench) -> None:
         share = bench.directory("share")
         (share / "volume").mkdir()
-        _run("mount", "--bind", str(share), str(share))
+        run_program("mount", "--bind", str(share), str(share))
         try:
-            _run("mount", "--make-shared", str(share))
+            run_program("mount", "--make-shared", str(share))
             _, guest = await bench.booted(Share("files", str(share)))
             await guest.ask("mount_share", tag="files", target="/tmp/files")
             assert await guest.ask("list_directory", path="/tmp/files/volume") == []
-            _run("mount", "-t", "tmpfs", "tmpfs", str(share / "volume"))
+            run_program("mount", "-t", "tmpfs", "tmpfs", str(share / "volume"))
             (share / "volume/late").write_text("seen")
             await guest.until("list_directory", lambda names: names == ["late"], path="/tmp/files/volume")
             own, other = [
@@ -341,7 +163,7 @@ class HypervisorContract:
         machine, guest = await bench.booted()
         console = Path(machine.console_path)
         await guest.ask("tick")
-        await _until(lambda: "tick" in console.read_text())
+        await until(lambda: "tick" in console.read_text())
         # Not while it is paused: what is sent to a guest then may be lost together with its connection.
         await machine.pause()
         await machine.pause()
@@ -350,7 +172,7 @@ class HypervisorContract:
         assert console.stat().st_size == before
         await machine.resume()
         await machine.resume()
-        await _until(lambda: console.stat().st_size > before)
+        await until(lambda: console.stat().st_size > before)
         assert (await guest.ask("see"))["root_is_read_only"]
         assert bench.ends == []
 
@@ -441,8 +263,8 @@ class HypervisorContract:
             await guest.ask("write_console", text=f"{part}" * 1023 + "\n", times=LIMIT_BYTES // 2048)
         await guest.ask("write_console", text="the last words\n", times=1)
         console = Path(machine.console_path)
-        await _until(lambda: console.stat().st_size <= LIMIT_BYTES)
-        await _until(lambda: "the last words" in console.read_text())
+        await until(lambda: console.stat().st_size <= LIMIT_BYTES)
+        await until(lambda: "the last words" in console.read_text())
 
     # -- failures --------------------------------------------------------------------------------------
 
@@ -476,10 +298,10 @@ class HypervisorContract:
         self, bench: Bench, point: Failpoint
     ) -> None:
         machine = bench.machine()
-        with _armed(f"{point}=raise"), pytest.raises(Internal, match="failpoint"):
+        with armed(f"{point}=raise"), pytest.raises(Internal, match="failpoint"):
             await bench.start(machine, Vsock(), Share("files", str(bench.directory("share"))))
         assert bench.left() == []
-        await _until(lambda: bench.processes() == [])
+        await until(lambda: bench.processes() == [])
         assert bench.ends == []
 
     async def test_an_attachment_that_fails_at_any_step_leaves_nothing(self, bench: Bench) -> None:
@@ -488,10 +310,10 @@ class HypervisorContract:
         await bench.start(machine)
         pids, files = machine.pids(), bench.left()
         for point in ATTACHING[:-1]:
-            with _armed(f"{point}=raise"), pytest.raises(Internal, match="failpoint"):
+            with armed(f"{point}=raise"), pytest.raises(Internal, match="failpoint"):
                 await machine.attach(share)
             assert machine.devices() == set()
-            await _until(lambda: machine.pids() == pids)
+            await until(lambda: machine.pids() == pids)
             assert [name for name in bench.left() if name not in files and not name.endswith(".log")] == []
         await machine.attach(share)
         assert bench.ends == []
@@ -524,7 +346,7 @@ class HypervisorContract:
         taken_up = await machine.recover(bench.ends.append)
         assert taken_up == (point is Failpoint.MACHINE_STARTED)
         if not taken_up:
-            await _until(lambda: bench.processes() == [])
+            await until(lambda: bench.processes() == [])
             assert bench.left() == []
             assert machine.exit is not None
 
@@ -598,8 +420,8 @@ class HypervisorContract:
         request = {
             "driver": bench.driver.__name__,  # type: ignore[attr-defined]
             "directory": str(bench.root / "m"),
-            "devices": [_plain(device) for device in devices],
-            "attached": [_plain(device) for device in attached],
+            "devices": [plain(device) for device in devices],
+            "attached": [plain(device) for device in attached],
         }
         done = await run(
             [sys.executable, "-m", "tests.contract.mortal_hypervisor_daemon", json.dumps(request)],
@@ -614,7 +436,7 @@ class HypervisorContract:
     # -- confinement -----------------------------------------------------------------------------------
 
     async def test_its_processes_are_confined(self, bench: Bench) -> None:
-        with _namespace() as netns, _cgroups("vmtest") as cgroups:
+        with network_namespace() as netns, cgroups_named("vmtest") as cgroups:
             machine = bench.machine(netns_path=netns, cgroups=cgroups)
             await bench.start(machine, Vsock(), Share("files", str(bench.directory("share"))))
             for role, pid in machine.pids().items():
@@ -648,64 +470,3 @@ class HypervisorContract:
             arguments.append((await guest.ask("see"))["arguments"])
             await machine.stop(0)
         assert arguments[0] == arguments[1]
-
-
-def _children() -> list[str]:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-
-
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True)
-
-
-def _plain(device: Device) -> dict[str, Any]:
-    fields = {name: getattr(device, name) for name in device.__dataclass_fields__}
-    return {"kind": type(device).__name__, **fields}
-
-
-@contextlib.contextmanager
-def _armed(failpoints: str) -> Iterator[None]:
-    arm({VARIABLE: failpoints})
-    try:
-        yield
-    finally:
-        arm({})
-
-
-@contextlib.contextmanager
-def _namespace() -> Iterator[str]:
-    with subprocess.Popen(["unshare", "--net", "sleep", "600"]) as holder:
-        try:
-            own = os.readlink("/proc/self/ns/net")
-            while os.readlink(path := f"/proc/{holder.pid}/ns/net") == own:
-                pass
-            yield path
-        finally:
-            holder.kill()
-
-
-@contextlib.contextmanager
-def _cgroups(name: str) -> Iterator[tuple[str, ...]]:
-    hierarchies = Hierarchies.read()
-    names = [""] if hierarchies.unified else ["memory", "pids"]
-    found = [hierarchies.directory(controller, f"/{name}-{os.getpid()}") for controller in names]
-    directories = [directory for directory in found if directory]
-    for directory in directories:
-        os.mkdir(directory)
-    try:
-        yield tuple(directories)
-    finally:
-        for directory in directories:
-            for _ in range(100):
-                with contextlib.suppress(OSError):
-                    os.rmdir(directory)
-                    break
-                time.sleep(0.02)  # until its last process is reaped
-
-
-async def _until(is_so: Callable[[], bool], limit_s: float = SEEN_SOON_S) -> None:
-    for _ in range(int(limit_s * 50)):
-        if is_so():
-            return
-        await asyncio.sleep(0.02)
-    assert is_so()

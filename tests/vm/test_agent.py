@@ -19,7 +19,8 @@ from common.process.exits import ExitWatcher
 from common.transport import transport_of
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
 from tests.bench.census import cpu_ns
-from tests.contract.agent import TAG, TIMEOUT_S, AgentContract, Guest, configuration, shell
+from tests.contract.agent import AgentContract
+from tests.contract.guest import TAG, TIMEOUT_S, Guest, configuration, shell
 from tests.guest_image import guest_image
 from tests.vm.qemu import new_hypervisor
 from tests.vm.tap import Tap

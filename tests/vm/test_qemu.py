@@ -11,7 +11,8 @@ import pytest
 
 from common.log_files import LogFiles
 from common.process.exits import ExitWatcher
-from tests.contract.hypervisor import Driver, HypervisorContract
+from tests.contract.hypervisor import HypervisorContract
+from tests.contract.hypervisor_bench import Driver
 from tests.vm import qemu
 from vmm.hypervisors.hypervisor import Accelerator
 from vmm.hypervisors.machine import Place

@@ -22,7 +22,8 @@ from common.ttrpc import StatusCode
 from proto.gen.containerd.events import task_pb2 as events
 from proto.gen.containerd.task.v3 import shim_pb2 as task
 from tests import guest_library
-from tests.contract.agent import TAG, TIMEOUT_S, AgentContract, Guest, configuration, refused
+from tests.contract.agent import AgentContract
+from tests.contract.guest import TAG, TIMEOUT_S, Guest, configuration, refused
 from tests.engine.namespaces import Daemon, Namespaces, wait_until
 from vmm.guest.reception import Announcement
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import pytest
@@ -58,6 +60,31 @@ class Machine:
     def log(self, pod: str, container: str = "main") -> str:
         """What a container has written so far."""
         return self.lab.path(f"/var/lib/sandboxd/embedded/{pod}/{container}.log").read_text()
+
+
+def eventually(condition: Callable[[], object], what: str, timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def inner_pid(process: subprocess.Popen[str]) -> int:
+    """The pid of the command itself: nsenter, which we have started, has it as its child."""
+    (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(inner)
+
+
+def supervisors(machine: Machine) -> list[str]:
+    return [
+        str(pid)
+        for pid in machine.lab.processes()
+        if b"--supervise" in machine.lab.path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def daemon_of(machine: Machine, supervisor: str) -> str:
+    return machine.lab.run("pgrep", "-P", supervisor).split()[0]
 
 
 @pytest.fixture(scope="module")

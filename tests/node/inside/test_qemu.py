@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.process.exits import ExitWatcher
-from tests.contract.hypervisor import Bench, Driver, HypervisorContract
+from tests.contract.hypervisor import HypervisorContract
+from tests.contract.hypervisor_bench import Bench, Driver
 from tests.node.inside import qemu_under_kvm
 from vmm.hypervisors.hypervisor import Accelerator
 from vmm.hypervisors.machine import Vsock

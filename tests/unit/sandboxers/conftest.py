@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+from sandboxers.pod_config import PodConfig
+from sandboxers.records import RECORD_FILE
 from sandboxers.registry import SandboxRegistry
 from tests.contract.fake_sandboxer import FakeSandboxer
 
@@ -19,6 +22,34 @@ class Daemon(NamedTuple):
     sandboxer: FakeSandboxer
 
 
+NewDaemon = Callable[[], Daemon]
+
+
+def pod(sandbox_id: str = "pod", **changes: Any) -> PodConfig:
+    return PodConfig(sandbox_id, **changes)
+
+
+async def started(daemon: Daemon, sandbox_id: str = "pod") -> None:
+    await daemon.registry.create(pod(sandbox_id))
+    await daemon.registry.start(sandbox_id)
+
+
+def record_path(state_dir: Path, sandbox_id: str = "pod") -> Path:
+    return state_dir / sandbox_id / RECORD_FILE
+
+
+def record(state_dir: Path, sandbox_id: str = "pod") -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(record_path(state_dir, sandbox_id).read_text())["record"]
+    return fields
+
+
+def change_record(state_dir: Path, **changes: Any) -> None:
+    path = record_path(state_dir)
+    envelope = json.loads(path.read_text())
+    envelope["record"].update(changes)
+    path.write_text(json.dumps(envelope))
+
+
 @pytest.fixture
 def state_dir(tmp_path: Path) -> Path:
     path = tmp_path / "state"
@@ -27,7 +58,7 @@ def state_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def new_daemon(state_dir: Path) -> Iterator[Callable[[], Daemon]]:
+def new_daemon(state_dir: Path) -> Iterator[NewDaemon]:
     daemons: list[Daemon] = []
 
     def make() -> Daemon:
@@ -43,5 +74,5 @@ def new_daemon(state_dir: Path) -> Iterator[Callable[[], Daemon]]:
 
 
 @pytest.fixture
-def daemon(new_daemon: Callable[[], Daemon]) -> Daemon:
+def daemon(new_daemon: NewDaemon) -> Daemon:
     return new_daemon()
