@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from common.errors import NotFound, SandboxdError
 from common.failpoints import Failpoint, failpoint
 from common.linux.pidfd import is_same_process, start_time
 from common.log import get_logger
 from common.process.exits import UNKNOWN_EXIT_CODE, ExitStatus
-from common.records import read_record
+from common.records import Record, read_record
 from common.task.container import Container, Process
 from common.task.pod import TaskPod
 from common.task.records import EXEC_RECORDS, RECORD_FILE, ContainerRecord, ExecRecord, exec_path, prepared_of
@@ -26,43 +26,51 @@ from common.task.stdio import Stdio, StdioSpec
 log = get_logger()
 
 
-class _Found(NamedTuple):
-    record: ContainerRecord
+RecordT = TypeVar("RecordT", bound=Record)
+ExecT = TypeVar("ExecT", bound=Record)
+
+
+class LeftContainer(NamedTuple, Generic[RecordT, ExecT]):
+    """The records of one container and of its execs, and whether they are of this boot."""
+
+    record: RecordT
     of_this_boot: bool
-    execs: list[ExecRecord]
+    execs: list[ExecT]
 
 
 async def recover_containers(pod: TaskPod, tasks_directory: str) -> None:
     """Take up all containers that have a record below the directory.
 
-    :raise FailedPrecondition: a newer sandboxd wrote one of the records; nothing was changed.
-    :raise UnreadableRecord: one of the records is damaged; nothing was changed.
+    Raises as `read_containers` does.
     """
     pod.unmade.recover()
-    for found in _read(tasks_directory):
+    for found in read_containers(tasks_directory, ContainerRecord, ExecRecord):
         await _recover(pod, found)
 
 
-def _read(tasks_directory: str) -> list[_Found]:
+def read_containers(
+    directory: str, record_type: type[RecordT], exec_type: type[ExecT]
+) -> list[LeftContainer[RecordT, ExecT]]:
+    """Return what is on record below the directory of a pod's containers.
+
+    :raise FailedPrecondition: a newer sandboxd wrote one of the records; nothing was changed.
+    :raise UnreadableRecord: one of the records is damaged; nothing was changed.
+    """
     found, unrecorded = [], []
-    for name in _list(tasks_directory):
-        directory = f"{tasks_directory}/{name}"
+    for name in _list(directory):
+        place = f"{directory}/{name}"
         try:
-            record, of_this_boot = read_record(f"{directory}/{RECORD_FILE}", ContainerRecord)
+            record, of_this_boot = read_record(f"{place}/{RECORD_FILE}", record_type)
         except FileNotFoundError:
-            unrecorded.append(directory)
+            unrecorded.append(place)
             continue
-        execs_directory = f"{directory}/{EXEC_RECORDS}"
-        execs = [
-            read_record(f"{execs_directory}/{file}", ExecRecord)[0]
-            for file in _list(execs_directory)
-            if file.endswith(".json")
-        ]
-        found.append(_Found(record, of_this_boot, execs))
-    for directory in unrecorded:
+        files = [file for file in _list(f"{place}/{EXEC_RECORDS}") if file.endswith(".json")]
+        execs = [read_record(f"{place}/{EXEC_RECORDS}/{file}", exec_type)[0] for file in files]
+        found.append(LeftContainer(record, of_this_boot, execs))
+    for place in unrecorded:
         # The record is the first that is made, and the last thing in a directory that is being removed may be
         # anything: what such a directory holds are files of ours.
-        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
     return found
 
 
@@ -73,7 +81,7 @@ def _list(directory: str) -> list[str]:
         return []
 
 
-async def _recover(pod: TaskPod, found: _Found) -> None:
+async def _recover(pod: TaskPod, found: LeftContainer[ContainerRecord, ExecRecord]) -> None:
     record = found.record
     container = Container(
         record.container_id,

@@ -17,9 +17,6 @@ from common.task.states import ProcessState
 from common.task.stdio import StdioSpec
 from sandboxers.vm.streams import Streams
 
-RECORD_FILE: Final = "container.json"
-EXECS: Final = "execs"
-
 HIGHEST_HOST_PID: Final = 1 << 22
 """PID_MAX_LIMIT (kernel, include/linux/threads.h): no process of the host has a higher pid."""
 

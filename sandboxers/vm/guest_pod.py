@@ -24,12 +24,11 @@ from common.log import get_logger
 from common.process.exits import ExitStatus
 from common.records import write_record
 from common.task.backend import EventSink
+from common.task.records import EXEC_RECORDS, RECORD_FILE, exec_path
 from proto.gen.containerd.events import task_pb2 as task_events
 from proto.gen.containerd.task.v3 import shim_pb2 as api
 from proto.gen.sandboxd.agent.v1.agent_pb2 import StreamEnd
 from sandboxers.vm.containers import (
-    EXECS,
-    RECORD_FILE,
     ContainerRecord,
     ExecRecord,
     GuestContainer,
@@ -325,41 +324,22 @@ class GuestPod:
 
     # -- records -------------------------------------------------------------------------------------
 
-    def register(self, container: GuestContainer) -> StreamNames:
-        """Write the record of a container of which nothing is made yet; return the names of its streams."""
-        init = container.init
-        if isinstance(init.record, ContainerRecord):
-            return self._names_of(init)
-        names = StreamNames.new(init.stdio, self._store)
-        init.record = ContainerRecord(
-            container_id=container.id,
-            bundle=container.bundle,
-            pid=init.pid,
-            terminal=init.stdio.terminal,
-            stdin=init.stdio.stdin,
-            stdout=init.stdio.stdout,
-            stderr=init.stdio.stderr,
-            streams=list(names),
-            disks=[],
-        )
-        os.makedirs(self._record_directory(container.id), 0o700, exist_ok=True)
-        self._write(init)
-        return names
+    def register(self, process: GuestProcess, bundle: str = "") -> StreamNames:
+        """Write the record of a process of which nothing is made yet; return the names of its streams.
 
-    def register_exec(self, process: GuestProcess) -> StreamNames:
-        if isinstance(process.record, ExecRecord):
+        :param bundle: that of the container whose first process it is.
+        """
+        if process.record is not None:
             return self._names_of(process)
         names = StreamNames.new(process.stdio, self._store)
-        process.record = ExecRecord(
-            exec_id=process.exec_id,
-            pid=process.pid,
-            terminal=process.stdio.terminal,
-            stdin=process.stdio.stdin,
-            stdout=process.stdio.stdout,
-            stderr=process.stdio.stderr,
-            streams=list(names),
-        )
-        os.makedirs(f"{self._record_directory(process.container_id)}/{EXECS}", 0o700, exist_ok=True)
+        facts: dict[str, Any] = {**dataclasses.asdict(process.stdio), "pid": process.pid, "streams": [*names]}
+        directory = self._record_directory(process.container_id)
+        if process.exec_id:
+            process.record = ExecRecord(exec_id=process.exec_id, **facts)
+            directory += f"/{EXEC_RECORDS}"
+        else:
+            process.record = ContainerRecord(process.container_id, bundle, disks=[], **facts)
+        os.makedirs(directory, 0o700, exist_ok=True)
         self._write(process)
         return names
 
@@ -375,8 +355,8 @@ class GuestPod:
     def _write(self, process: GuestProcess) -> None:
         assert process.record is not None
         directory = self._record_directory(process.container_id)
-        name = f"{EXECS}/{process.exec_id}.json" if process.exec_id else RECORD_FILE
-        write_record(f"{directory}/{name}", process.record)
+        path = exec_path(directory, process.exec_id) if process.exec_id else f"{directory}/{RECORD_FILE}"
+        write_record(path, process.record)
 
     def save(self, process: GuestProcess, **changes: Any) -> None:
         """Write into the record what must not fail for want of space: what has happened has happened."""
@@ -412,7 +392,7 @@ class GuestPod:
         for path in _files_below(directory):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-        for name in (f"{directory}/{EXECS}", directory):
+        for name in (f"{directory}/{EXEC_RECORDS}", directory):
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(name)
 
@@ -421,7 +401,7 @@ class GuestPod:
         if container.execs is not None:
             container.execs.pop(process.exec_id, None)
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self._record_directory(container.id)}/{EXECS}/{process.exec_id}.json")
+            os.unlink(exec_path(self._record_directory(container.id), process.exec_id))
 
     async def forget_unlisted_execs(self, listed: Mapping[str, Collection[str]]) -> None:
         """Forget the execs that do not run and are not among those listed, by container, here and in the guest."""

@@ -5,59 +5,25 @@ All records are read before anything is changed: one that cannot be understood l
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from common.process.exits import ExitStatus
-from common.records import read_record
+from common.task import recovery
 from common.task.stdio import StdioSpec
-from sandboxers.vm.containers import (
-    EXECS,
-    RECORD_FILE,
-    ContainerRecord,
-    ExecRecord,
-    GuestContainer,
-    GuestProcess,
-)
+from sandboxers.vm.containers import ContainerRecord, ExecRecord, GuestContainer, GuestProcess
 from sandboxers.vm.guest_pod import GuestPod
 
-
-class LeftContainer(NamedTuple):
-    """The records of one container and of its execs."""
-
-    record: ContainerRecord
-    execs: list[ExecRecord]
+LeftContainer = recovery.LeftContainer[ContainerRecord, ExecRecord]
 
 
 def read_containers(directory: str) -> list[LeftContainer]:
-    """Return what is on record below the directory of a pod's containers.
-
-    :raise FailedPrecondition: a newer sandboxd wrote one of the records; nothing was changed.
-    :raise UnreadableRecord: one of the records is damaged; nothing was changed.
-    """
-    found, unrecorded = [], []
-    for name in _list(directory):
-        place = f"{directory}/{name}"
-        try:
-            record, _ = read_record(f"{place}/{RECORD_FILE}", ContainerRecord)
-        except FileNotFoundError:
-            unrecorded.append(place)
-            continue
-        names = [file for file in _list(f"{place}/{EXECS}") if file.endswith(".json")]
-        execs = [read_record(f"{place}/{EXECS}/{file}", ExecRecord)[0] for file in names]
-        found.append(LeftContainer(record, execs))
-    for place in unrecorded:
-        # The record is the first that is made there and the last that goes.
-        shutil.rmtree(place, ignore_errors=True)
-    return found
+    """Return what is on record below the directory of a pod's containers; raises like its namesake of the host."""
+    return recovery.read_containers(directory, ContainerRecord, ExecRecord)
 
 
 def adopt_containers(tasks: GuestPod, found: Sequence[LeftContainer]) -> None:
     """Take up these containers, and their streams."""
-    for record, execs in found:
+    for record, _, execs in found:
         container = GuestContainer(
             record.container_id, record.bundle, _process(record.container_id, "", record)
         )
@@ -74,9 +40,3 @@ def _process(container_id: str, exec_id: str, record: ContainerRecord | ExecReco
     if record.exit_code >= 0:
         process.end.set(ExitStatus(record.exit_code, record.exited_at_ns))
     return process
-
-
-def _list(directory: str) -> list[str]:
-    with contextlib.suppress(FileNotFoundError):
-        return sorted(os.listdir(directory))
-    return []

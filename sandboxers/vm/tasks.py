@@ -111,7 +111,7 @@ class GuestTasks(GuestPod):
         self.containers[container.id] = container
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(self.forget, container)
-            names = self.register(container)
+            names = self.register(init, container.bundle)
             failpoint(Failpoint.CONTAINER_RECORDED)
             rootfs = [MountSpec(m.type, m.source, tuple(m.options), m.target) for m in request.rootfs]
             undo.push_async_callback(self.release_prepared, container)
@@ -171,7 +171,7 @@ class GuestTasks(GuestPod):
             container.execs[exec_id] = process
         with contextlib.ExitStack() as undo:
             undo.callback(self.forget_exec, container, process)
-            names = self.register_exec(process)
+            names = self.register(process)
             failpoint(Failpoint.EXEC_RECORDED)
             await self.open_streams(process, names)
             failpoint(Failpoint.EXEC_STREAMS_OPENED)
