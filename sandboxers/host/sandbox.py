@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import time
 from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
@@ -34,7 +33,6 @@ from common.task.recovery import recover_containers
 from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
 from common.task.unmade import RECORD_FILE as UNMADE_FILE
 from common.task.unmade import UnmadeRecord
-from common.transport.streams import listen_unix
 from common.ttrpc import Server, Service, only_root
 from sandboxers.host.kept_pod import KeptPod, remove_console_sockets, shm_group
 from sandboxers.host.pod_namespaces import RECORD_FILE as NAMESPACES_FILE
@@ -43,8 +41,8 @@ from sandboxers.host.shared_memory import HostSharedMemory, SharedMemory, Shared
 from sandboxers.pod_config import NamespaceMode, PodConfig, sysctls_of
 from sandboxers.pod_files import pod_files, write_pod_files
 from sandboxers.refusals import logged_status_of
-from sandboxers.registry import TASK_SOCKET
 from sandboxers.sandbox import Endpoint, SandboxExit
+from sandboxers.task_sandbox import TaskSandbox
 
 _RECORDS: dict[str, type[Record]] = {
     NAMESPACES_FILE: NamespacesRecord,
@@ -66,38 +64,21 @@ class PodSettings(NamedTuple):
     for_isulad: bool = False
 
 
-class HostSandbox:
+class HostSandbox(TaskSandbox):
     """One pod (`Sandbox`)."""
 
-    __slots__ = (
-        "_directory",
-        "_group",
-        "_listener",
-        "_namespaces",
-        "_on_exit",
-        "_parts",
-        "_pod",
-        "_server",
-        "_settings",
-        "_shm",
-        "_tasks",
-    )
+    __slots__ = ("_namespaces", "_parts", "_settings", "_shm", "_tasks")
 
     def __init__(
         self, pod: PodConfig, directory: str, group: str, parts: TaskParts, settings: PodSettings
     ) -> None:
-        """:param group: under which name the descriptor store keeps what the pod needs to outlive this daemon."""
-        self._pod = pod
-        self._directory = directory
-        self._group = group
+        """:param group: as `TaskSandbox` has it."""
+        super().__init__(pod, directory, group, parts.store)
         self._parts = parts
         self._settings = settings
-        self._server: Server | None = None
-        self._listener = -1
         self._namespaces = PodNamespaces(
             pod, parts.exits, self._on_init_death, needs_process=settings.for_isulad
         )
-        self._on_exit: SandboxExit | None = None
         self._shm = _shared_memory(pod, f"{directory}/shm", settings.shm_size_mib)
         preparer = HostPreparer(
             self._view, self._shm, f"{directory}/tasks", settings.hierarchies, settings.may_raise_limits
@@ -119,14 +100,14 @@ class HostSandbox:
             self._shm.make()
             undo.callback(self._shm.release)
             failpoint(Failpoint.SANDBOX_SHM_MADE)
-            self._serve(listen_unix(f"{self._directory}/{TASK_SOCKET}"))
+            self._serve()
             undo.callback(self._close_server)
             failpoint(Failpoint.SANDBOX_LISTENING)
             self._keep()
             undo.callback(self._forget)
             failpoint(Failpoint.SANDBOX_DESCRIPTORS_KEPT)
             undo.pop_all()
-        return self._endpoint
+        return self._endpoint_of(self._namespaces.init_pid)
 
     async def stop(self, timeout_s: float) -> None:
         """Kill what runs in the pod and release its namespaces; the Task service goes on answering."""
@@ -141,8 +122,7 @@ class HostSandbox:
                 f"killed, but still alive after {timeout_s:g} s: the pod's init"
             ) from None
         self._shm.release()
-        if self._server is not None:
-            self._parts.store.put(self._group, [self._listener])
+        self._keep_listener()
 
     async def destroy(self) -> None:
         """Stop, remove the containers, and stop listening; the directory itself is the registry's."""
@@ -171,8 +151,7 @@ class HostSandbox:
         self._on_exit = on_exit
         self._tasks.stopped = not running
         await recover_containers(self._tasks, f"{self._directory}/tasks")
-        path = f"{self._directory}/{TASK_SOCKET}"
-        kept = KeptPod.take(self._parts.store, self._group)
+        kept = KeptPod.take(self._store, self._group)
         if running:
             pids = self._tasks.live_pids()
             await self._namespaces.recover(
@@ -183,19 +162,18 @@ class HostSandbox:
         else:
             kept.close()
         remove_console_sockets(self._directory)
-        self._serve(kept.listener or listen_unix(path))
+        self._serve(kept.listener)
         if kept.listener is None:
             self._forget()
             self._keep()
         else:
             # Only the shared memory is another one: what had been kept is attached by now, and spent.
-            self._parts.store.remove(shm_group(self._group))
+            self._store.remove(shm_group(self._group))
             self._keep_shm()
         failpoint(Failpoint.RECOVERY_SHM_KEPT)
         self._shm.settle()
-        assert self._server is not None
-        self._settings.journal.adopt_into(self._server, path)
-        return self._endpoint
+        self._adopt_connections(self._settings.journal)
+        return self._endpoint_of(self._namespaces.init_pid)
 
     async def forget_unlisted_execs(self, listed: Mapping[str, Collection[str]]) -> None:
         """Forget the execs that do not run and are not listed."""
@@ -233,45 +211,34 @@ class HostSandbox:
 
     # -- what is made ------------------------------------------------------------------------------
 
-    @property
-    def _endpoint(self) -> Endpoint:
-        return Endpoint(f"ttrpc+unix://{self._directory}/{TASK_SOCKET}", self._namespaces.init_pid)
-
     def _sysctls(self) -> dict[str, str]:
         return sysctls_of(
             self._pod, ports=self._settings.unprivileged_ports, ping=self._settings.unprivileged_ping
         )
 
-    def _serve(self, listener: socket.socket) -> None:
+    def _make_server(self) -> Server:
         service = Service(TASK_METHODS, self._tasks)
-        self._server = Server(
+        return Server(
             dict.fromkeys(TASK_SERVICE_NAMES, service),
             status_of=logged_status_of if self._settings.for_isulad else status_of,
             authorize=only_root,
             journal=self._settings.journal,
         )
-        self._listener = listener.fileno()
-        self._server.listen(listener)
-
-    def _close_server(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
 
     def _keep(self) -> None:
         """Let copies of what makes the pod be kept for a later daemon."""
-        self._parts.store.put(self._group, [self._listener, *self._namespaces.fds()])
+        self._store.put(self._group, [self._listener, *self._namespaces.fds()])
         self._keep_shm()
 
     def _keep_shm(self) -> None:
         shm = self._shm.take_spare()
         if shm >= 0:
-            self._parts.store.put(shm_group(self._group), [shm])
+            self._store.put(shm_group(self._group), [shm])
             os.close(shm)
 
     def _forget(self) -> None:
-        self._parts.store.remove(self._group)
-        self._parts.store.remove(shm_group(self._group))
+        self._store.remove(self._group)
+        self._store.remove(shm_group(self._group))
 
     def _on_init_death(self, status: ExitStatus) -> None:
         """The kernel has killed all containers with it: the pod is no more."""

@@ -30,15 +30,14 @@ from common.log import bound, get_logger
 from common.task.backend import EventSink
 from common.task.service import TASK_SERVICE_NAMES
 from common.transport import transport_of
-from common.transport.streams import listen_unix
 from common.ttrpc import Service, only_root
 from common.ttrpc.relay import RelayServer
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as agent
 from sandboxers.pod_config import NamespaceMode, PodConfig, sysctls_of
 from sandboxers.pod_files import pod_file_texts
 from sandboxers.refusals import logged_status_of
-from sandboxers.registry import TASK_SOCKET
 from sandboxers.sandbox import Endpoint, SandboxExit
+from sandboxers.task_sandbox import TaskSandbox
 from sandboxers.vm.boot import image_boot
 from sandboxers.vm.config import GuestConfig, SizeConfig
 from sandboxers.vm.containers import PidSource
@@ -109,36 +108,30 @@ class MachineTransport:
         return transport_of(self._machine.vsock).is_peer(sock)
 
 
-class VmSandbox:
+class VmSandbox(TaskSandbox):
     """One pod (`Sandbox`)."""
 
     __slots__ = (
         "_cgroup",
         "_condemned",
-        "_directory",
         "_ending",
-        "_group",
         "_guest",
-        "_listener",
         "_machine",
-        "_on_exit",
-        "_pod",
         "_ports",
         "_reception",
-        "_server",
         "_settings",
         "_share",
         "_tasks",
         "_transport",
     )
 
+    _server: RelayServer | None
+
     def __init__(
         self, pod: PodConfig, directory: str, group: str, hypervisor: Hypervisor, settings: VmSettings
     ) -> None:
-        """:param group: under which name the descriptor store keeps what the pod needs to outlive this daemon."""
-        self._pod = pod
-        self._directory = directory
-        self._group = group
+        """:param group: as `TaskSandbox` has it."""
+        super().__init__(pod, directory, group, settings.store)
         self._settings = settings
         self._cgroup = MachineCgroup(settings.hierarchies, pod.cgroup_parent, pod.sandbox_id)
         self._share = PodShare(directory)
@@ -148,9 +141,6 @@ class VmSandbox:
         self._transport = MachineTransport(self._machine)
         self._guest = GuestClient(self._transport)
         self._reception: Reception | None = None
-        self._server: RelayServer | None = None
-        self._listener = -1
-        self._on_exit: SandboxExit | None = None
         self._condemned = ""
         self._ending: asyncio.Task[None] | None = None
         self._ports = PortForward(pod.netns_path, self._guest) if pod.netns_path else None
@@ -216,14 +206,14 @@ class VmSandbox:
             if self._ports is not None:
                 self._ports.listen()
                 undo.callback(self._ports.close)
-            self._serve(listen_unix(f"{self._directory}/{TASK_SOCKET}"))
+            self._serve()
             undo.callback(self._close_server)
             failpoint(Failpoint.SANDBOX_LISTENING)
             self._keep()
             undo.callback(self._forget)
             failpoint(Failpoint.SANDBOX_DESCRIPTORS_KEPT)
             undo.pop_all()
-        return self._endpoint
+        return self._endpoint_of(self._machine.pids().get("qemu", 0))
 
     async def stop(self, timeout_s: float) -> None:
         """End the machine and with it all containers; the Task service goes on answering."""
@@ -239,8 +229,7 @@ class VmSandbox:
         await self._cgroup.remove()
         self._forget()
         self._close_reception()
-        if self._server is not None:
-            self._settings.store.put(self._group, [self._listener])
+        self._keep_listener()
 
     async def destroy(self) -> None:
         """Stop, release what was prepared for containers, stop listening; the directory itself is the registry's."""
@@ -261,7 +250,6 @@ class VmSandbox:
         alive = await self._machine.recover(self._on_machine_exit)
         adopt_containers(self._tasks, containers)
         listener, reception = self._take_kept()
-        path = f"{self._directory}/{TASK_SOCKET}"
         if alive:
             self._receive(reception)
             self._adopt_guest_connections()
@@ -269,18 +257,17 @@ class VmSandbox:
                 self._ports.listen()
         elif reception is not None:
             reception.close()
-        self._serve(listener or listen_unix(path))
+        self._serve(listener)
         self._forget()
         self._keep()
         ended = self._machine.exit
         if not alive or ended is not None:
             # Perhaps only just, when nothing of it was taken up yet.
             self._end(ended.message if ended else "the machine ended while no sandboxd watched")
-        assert self._server is not None
-        self._settings.journal.adopt_into(self._server, path)
+        self._adopt_connections(self._settings.journal)
         if not alive and running:
             on_exit(_EXIT_CODE, ended.exited_at_ns if ended else time.time_ns())
-        return self._endpoint
+        return self._endpoint_of(self._machine.pids().get("qemu", 0))
 
     async def forget_unlisted_execs(self, listed: Mapping[str, Collection[str]]) -> None:
         """Forget the execs that do not run and are not listed."""
@@ -316,10 +303,6 @@ class VmSandbox:
         return read_metrics(self._cgroup.parent) if self._cgroup.parent is not None else None
 
     # -- the machine -----------------------------------------------------------------------------------
-
-    @property
-    def _endpoint(self) -> Endpoint:
-        return Endpoint(f"ttrpc+unix://{self._directory}/{TASK_SOCKET}", self._machine.pids().get("qemu", 0))
 
     def _attach_network(self, undo: AsyncExitStack, taps: contextlib.ExitStack) -> list[AttachedInterface]:
         if not self._pod.netns_path:
@@ -441,9 +424,9 @@ class VmSandbox:
             self._reception.close()
             self._reception = None
 
-    def _serve(self, listener: socket.socket) -> None:
+    def _make_server(self) -> RelayServer:
         service = Service(GUEST_TASK_METHODS, self._tasks)
-        self._server = RelayServer(
+        return RelayServer(
             dict.fromkeys(TASK_SERVICE_NAMES, service),
             links=self._settings.journal,
             connect=self._connect,
@@ -451,8 +434,6 @@ class VmSandbox:
             status_of=logged_status_of if self._settings.for_isulad else status_of,
             authorize=only_root,
         )
-        self._listener = listener.fileno()
-        self._server.listen(listener)
 
     async def _connect(self) -> socket.socket:
         try:
@@ -461,25 +442,20 @@ class VmSandbox:
             self._tasks.doubt()
             raise
 
-    def _close_server(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-
     def _keep(self) -> None:
         """Let copies of what makes the pod be kept for a later daemon."""
-        self._settings.store.put(self._group, [self._listener])
+        self._store.put(self._group, [self._listener])
         if self._reception is not None:
-            self._settings.store.put(_GUEST_GROUP + self._group[1:], [self._reception.listener.fileno()])
+            self._store.put(_GUEST_GROUP + self._group[1:], [self._reception.listener.fileno()])
 
     def _forget(self) -> None:
-        self._settings.store.remove(self._group)
-        self._settings.store.remove(_GUEST_GROUP + self._group[1:])
+        self._store.remove(self._group)
+        self._store.remove(_GUEST_GROUP + self._group[1:])
 
     def _take_kept(self) -> tuple[socket.socket | None, socket.socket | None]:
         kept = []
         for name in (self._group, _GUEST_GROUP + self._group[1:]):
-            fds = self._settings.store.take(name)
+            fds = self._store.take(name)
             kept.append(socket.socket(fileno=fds[0]) if fds else None)
         return kept[0], kept[1]
 
