@@ -19,7 +19,7 @@ from sandboxctl.embedded.requirements import examine_embedded
 from sandboxctl.findings import has_errors, report_findings
 from sandboxctl.ownership import list_owned
 from sandboxers.doctor import Examination, Finding, Severity
-from sandboxers.isolation import IsolationType, config_class_of, examine_of, load_config
+from sandboxers.isolation import DaemonConfig, IsolationType, config_class_of, examine_of, load_config
 from sandboxers.leftovers import Survey
 
 
@@ -35,29 +35,32 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _examine(arguments: argparse.Namespace) -> list[Finding]:
     async with Examination() as examination:
-        findings = [*await examination.of_all_types(), *await examine_embedded(examination)]
+        # All at once: most of it is waiting for what programs say of themselves.
+        looks = [examination.of_all_types(), examine_embedded(examination)]
         try:
-            paths = config_files(arguments)
+            looks += [_examine_file(path, examination) for path in config_files(arguments)]
         except NotFound as error:
-            findings.append(
-                Finding(Severity.NOTE, "configuration", f"{error}; all types are examined as they come")
-            )
-            for kind in IsolationType:
-                config = config_class_of(kind)()
-                findings += _named(kind, await examine_of(kind)(config, examination))
-            return findings
-        for path in paths:
-            try:
-                kind, config = load_config(path)
-            except SandboxdError as error:
-                findings.append(
-                    Finding(Severity.ERROR, "configuration", str(error), "sandboxctl config keys")
-                )
-                continue
-            daemon = Daemon(kind, path, config)
-            of_its_type = await examine_of(kind)(config, examination)
-            findings += _named(kind, [*of_its_type, _daemon_finding(daemon), *await _leaks(daemon)])
-    return findings
+            looks.append(_no_file(f"{error}; all types are examined as they come"))
+            looks += [_examine_type(kind, config_class_of(kind)(), examination) for kind in IsolationType]
+        return [finding for findings in await asyncio.gather(*looks) for finding in findings]
+
+
+async def _no_file(text: str) -> list[Finding]:
+    return [Finding(Severity.NOTE, "configuration", text)]
+
+
+async def _examine_file(path: str, examination: Examination) -> list[Finding]:
+    try:
+        kind, config = load_config(path)
+    except SandboxdError as error:
+        return [Finding(Severity.ERROR, "configuration", str(error), "sandboxctl config keys")]
+    daemon = Daemon(kind, path, config)
+    of_its_type = await _examine_type(kind, config, examination)
+    return [*of_its_type, *_named(kind, [_daemon_finding(daemon), *await _leaks(daemon)])]
+
+
+async def _examine_type(kind: IsolationType, config: DaemonConfig, examination: Examination) -> list[Finding]:
+    return _named(kind, await examine_of(kind)(config, examination))
 
 
 def _named(kind: IsolationType, findings: list[Finding]) -> list[Finding]:
