@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from typing import Generic, TypeVar
 
 from common.cgroup import Cgroup, OomWatch
 from common.completion import Completion
@@ -23,53 +24,45 @@ from common.task.states import (
 from common.task.stdio import Stdio, StdioSpec
 
 
-class Process:
-    """A container's first process (`exec_id` is empty) or one that Exec added.
+class AnyProcess:
+    """A container's first process (`exec_id` is empty) or one that Exec added, wherever it runs."""
 
-    `owner` is the host's uid and gid of an exec, `record` what is on disk of it (its process's JSON until it is
-    started).
-    """
+    __slots__ = ("container_id", "end", "exec_id", "pid", "stdio_spec")
 
-    __slots__ = (
-        "container_id",
-        "end",
-        "exec_id",
-        "owner",
-        "pid",
-        "record",
-        "state",
-        "stdin_closed",
-        "stdio",
-        "stdio_spec",
-        "watch",
-        "window",
-    )
-
-    def __init__(self, container_id: str, exec_id: str, stdio_spec: StdioSpec) -> None:
+    def __init__(self, container_id: str, exec_id: str, stdio_spec: StdioSpec, pid: int = 0) -> None:
+        """:param pid: 0 if it has none yet."""
         self.container_id = container_id
         self.exec_id = exec_id
         self.stdio_spec = stdio_spec
-        self.owner = (0, 0)
-        self.state = ProcessState.CREATED
-        self.pid = 0
-        self.record: ExecRecord | None = None
-        self.watch: Watch | None = None
-        self.stdio: Stdio | None = None
+        self.pid = pid
         self.end: Completion[ExitStatus] = Completion()
-        self.stdin_closed = False
-        self.window: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        return (
-            f"exec {self.exec_id} of container {self.container_id}"
-            if self.exec_id
-            else f"container {self.container_id}"
-        )
+        what = f"container {self.container_id}"
+        return f"exec {self.exec_id} of {what}" if self.exec_id else what
 
     @property
     def exit(self) -> ExitStatus | None:
         """How it ended, or None."""
         return self.end.value
+
+
+class Process(AnyProcess):
+    """One on this kernel. `owner` is the host's uid and gid of an exec, `record` what is on disk of it (its process's
+    JSON until it is started).
+    """
+
+    __slots__ = ("owner", "record", "state", "stdin_closed", "stdio", "watch", "window")
+
+    def __init__(self, container_id: str, exec_id: str, stdio_spec: StdioSpec) -> None:
+        super().__init__(container_id, exec_id, stdio_spec)
+        self.owner = (0, 0)
+        self.state = ProcessState.CREATED
+        self.record: ExecRecord | None = None
+        self.watch: Watch | None = None
+        self.stdio: Stdio | None = None
+        self.stdin_closed = False
+        self.window: tuple[int, int] | None = None
 
     @property
     def runs(self) -> bool:
@@ -124,32 +117,48 @@ class Process:
             self.stdio = None
 
 
-class Container:
-    """A container: its first process, its execs, and what was prepared for it.
+ProcessT = TypeVar("ProcessT", bound=AnyProcess)
+
+
+class AnyContainer(Generic[ProcessT]):
+    """A container, wherever it runs: its first process and its execs."""
+
+    __slots__ = ("bundle", "execs", "id", "init")
+
+    def __init__(self, container_id: str, bundle: str, init: ProcessT) -> None:
+        self.id = container_id
+        self.bundle = bundle
+        self.init = init
+        self.execs: dict[str, ProcessT] | None = None
+
+    def process(self, exec_id: str) -> ProcessT:
+        """Return the first process (empty id) or an exec.
+
+        :raise NotFound: no such exec.
+        """
+        if not exec_id:
+            return self.init
+        try:
+            return (self.execs or {})[exec_id]
+        except KeyError:
+            raise NotFound(f"no exec {exec_id[:100]!r} in container {self.id}") from None
+
+    def processes(self) -> list[ProcessT]:
+        """Return the first process and all execs."""
+        return [self.init, *(self.execs or {}).values()]
+
+
+class Container(AnyContainer[Process]):
+    """One on this kernel, and what was prepared for it.
 
     `cgroup` is where its processes are (None until it is known); `oom_kills` counts those that were told.
     `creation` comes when it is made, or is not going to be.
     """
 
-    __slots__ = (
-        "bundle",
-        "cgroup",
-        "creation",
-        "execs",
-        "id",
-        "init",
-        "oom_kills",
-        "oom_watch",
-        "prepared",
-        "record",
-        "state",
-    )
+    __slots__ = ("cgroup", "creation", "oom_kills", "oom_watch", "prepared", "record", "state")
 
     def __init__(self, container_id: str, bundle: str, stdio_spec: StdioSpec) -> None:
-        self.id = container_id
-        self.bundle = bundle
-        self.init = Process(container_id, "", stdio_spec)
-        self.execs: dict[str, Process] | None = None
+        super().__init__(container_id, bundle, Process(container_id, "", stdio_spec))
         self.state = ContainerState.CREATING
         self.prepared: PreparedContainer | None = None
         self.record: ContainerRecord | None = None
@@ -166,18 +175,6 @@ class Container:
     def ends_whole(self) -> bool:
         """Whether the kernel ends all processes with the first: it has a PID namespace of its own."""
         return self.prepared is not None and self.prepared.private_pid_namespace
-
-    def process(self, exec_id: str) -> Process:
-        """Return the first process (empty id) or an exec.
-
-        :raise NotFound: no such exec.
-        """
-        if not exec_id:
-            return self.init
-        try:
-            return (self.execs or {})[exec_id]
-        except KeyError:
-            raise NotFound(f"no exec {exec_id!r} in container {self.id}") from None
 
     def ready(self) -> PreparedContainer:
         """Return what was prepared.

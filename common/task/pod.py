@@ -42,6 +42,7 @@ from common.task.backend import (
     PreparedContainer,
     TaskBackend,
 )
+from common.task.calls import exit_event
 from common.task.container import Container, Process
 from common.task.records import EXEC_RECORDS, RECORD_FILE, ExecRecord, exec_path, record_of
 from common.task.states import DELETABLE, ContainerState, ContainerTrigger, ProcessState
@@ -388,7 +389,7 @@ class TaskPod:
     def let_go(self) -> None:
         """Watch no process any more, and do nothing when one ends: the pod is left to a later daemon."""
         for container in self.containers.values():
-            for process in (container.init, *(container.execs or {}).values()):
+            for process in container.processes():
                 if process.watch is not None:
                     process.watch.cancel()
 
@@ -497,20 +498,13 @@ class TaskPod:
                 failpoint(recorded if process.exec_id else Failpoint.CONTAINER_EXIT_RECORDED)
             process.finish(status)
             if not starting:
-                self.publish_exit(container, process, status)
+                self.publish_exit(process, status)
             if not process.exec_id:
                 log.info("container.exited", exit_code=status.code, pid=process.pid)
 
-    def publish_exit(self, container: Container, process: Process, status: ExitStatus) -> None:
+    def publish_exit(self, process: Process, status: ExitStatus) -> None:
         """Tell the engine of an end. Whoever starts a process tells the end that comes meanwhile, after the start."""
-        event = events.TaskExit(
-            container_id=container.id,
-            id=process.exec_id or container.id,
-            pid=process.pid,
-            exit_status=status.code,
-        )
-        event.exited_at.FromNanoseconds(status.exited_at_ns)
-        self.parts.events.publish("/tasks/exit", event)
+        self.parts.events.publish("/tasks/exit", exit_event(process, status))
 
     async def kill_unknown(self, container_id: str, prepared: PreparedContainer) -> None:
         """Kill what a runtime has left that was itself killed, and remove the cgroup that holds it."""

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.errors import (
     AlreadyExists,
@@ -26,9 +25,8 @@ from common.failpoints import Failpoint, failpoint
 from common.identifiers import check_identifier
 from common.linux.mounts import MountSpec
 from common.operations import Action
-from common.process.exits import ExitStatus
 from common.task.backend import ContainerRequest
-from common.task.calls import as_operation
+from common.task.calls import as_operation, created_event, deleted, deleted_event, state_of, waited_for
 from common.task.container import Container
 from common.task.pod import TaskPod
 from common.task.states import DELETABLE, ContainerState, ProcessState, ProcessTrigger
@@ -77,15 +75,7 @@ class TaskService(TaskPod):
         container = await self.create_container(
             ContainerRequest(container_id, request.bundle, rootfs, stdio_spec)
         )
-        event = events.TaskCreate(
-            container_id=container_id, bundle=request.bundle, rootfs=request.rootfs, pid=container.init.pid
-        )
-        event.io.CopyFrom(
-            events.TaskIO(
-                stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal
-            )
-        )
-        self.parts.events.publish("/tasks/create", event)
+        self.parts.events.publish("/tasks/create", created_event(request, container.init.pid))
         return api.CreateTaskResponse(pid=container.init.pid)
 
     @as_operation(Action.CONTAINER_START, Action.EXEC_START)
@@ -126,7 +116,7 @@ class TaskService(TaskPod):
             raise
         finally:
             if process.exit is not None:
-                self.publish_exit(container, process, process.exit)
+                self.publish_exit(process, process.exit)
         if process.state is ProcessState.STARTING:
             process.advance(ProcessTrigger.STARTED)
         if not request.exec_id:
@@ -138,27 +128,12 @@ class TaskService(TaskPod):
         """Tell all about a process; its stdio strings exactly as they came."""
         container = self.container(request.id)
         process = container.process(request.exec_id)
-        stdio = process.stdio_spec
-        response = api.StateResponse(
-            id=container.id,
-            exec_id=request.exec_id,
-            bundle=container.bundle,
-            pid=process.pid,
-            status=_STATUS[process.state],
-            stdin=stdio.stdin,
-            stdout=stdio.stdout,
-            stderr=stdio.stderr,
-            terminal=stdio.terminal,
-        )
-        if process.exit is not None:
-            response.exit_status = process.exit.code
-            response.exited_at.FromNanoseconds(process.exit.exited_at_ns)
-        return response
+        return state_of(process, container.bundle, _STATUS[process.state])
 
     async def wait(self, request: api.WaitRequest, _: CallContext) -> api.WaitResponse:
         """Answer when the process has ended."""
         status = await self.container(request.id).process(request.exec_id).end.wait()
-        return api.WaitResponse(exit_status=status.code, exited_at=_timestamp(status))
+        return waited_for(status)
 
     async def connect(self, request: api.ConnectRequest, _: CallContext) -> api.ConnectResponse:
         """Tell the pid of a container; 0 for an unknown one, which is how the engine probes a task server."""
@@ -192,14 +167,9 @@ class TaskService(TaskPod):
             self.forget_exec(container, process)
         else:
             await self.delete_container(container)
-        status = process.exit or ExitStatus(0, 0)
-        response = api.DeleteResponse(pid=process.pid, exit_status=status.code)
-        if process.exit is not None:
-            response.exited_at.CopyFrom(_timestamp(status))
+        response = deleted(process)
         if not request.exec_id:
-            event = events.TaskDelete(container_id=container.id, pid=process.pid, exit_status=status.code)
-            event.exited_at.CopyFrom(_timestamp(status))
-            self.parts.events.publish("/tasks/delete", event)
+            self.parts.events.publish("/tasks/delete", deleted_event(container.id, response))
         return response
 
     @as_operation(Action.EXEC_CREATE)
@@ -308,12 +278,6 @@ def _require_thawed(container: Container) -> None:
     """Raise FailedPrecondition where a process that joins the container would be frozen on its way."""
     if container.init.state is ProcessState.PAUSED:
         raise FailedPrecondition(f"cannot exec in container {container.id}: it is paused; resume it first")
-
-
-def _timestamp(status: ExitStatus) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromNanoseconds(status.exited_at_ns)
-    return timestamp
 
 
 TASK_METHODS: Mapping[str, Method] = MappingProxyType(

@@ -10,9 +10,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
-from common.completion import Completion
-from common.errors import NotFound
-from common.process.exits import ExitStatus
+from common.task.container import AnyContainer, AnyProcess
 from common.task.states import ProcessState
 from common.task.stdio import StdioSpec
 from sandboxers.vm.streams import Streams
@@ -85,41 +83,18 @@ class ContainerRecord:
     exited_at_ns: int = 0
 
 
-class GuestProcess:
-    """A container's first process (`exec_id` is empty) or an exec. `lost_streams` are those of which an earlier daemon
-    has kept only a part. `state` is the one that it has until it ends; None: the guest alone knows."""
+class GuestProcess(AnyProcess):
+    """One in a guest. `lost_streams` are those of which an earlier daemon has kept only a part; `state` is the one that
+    it has until it ends, None if the guest alone knows."""
 
-    __slots__ = (
-        "container_id",
-        "end",
-        "exec_id",
-        "lost_streams",
-        "pid",
-        "record",
-        "state",
-        "stdio",
-        "streams",
-    )
+    __slots__ = ("lost_streams", "record", "state", "streams")
 
-    def __init__(self, container_id: str, exec_id: str, pid: int, stdio: StdioSpec) -> None:
-        self.container_id = container_id
-        self.exec_id = exec_id
-        self.pid = pid
-        self.stdio = stdio
+    def __init__(self, container_id: str, exec_id: str, pid: int, stdio_spec: StdioSpec) -> None:
+        super().__init__(container_id, exec_id, stdio_spec, pid)
         self.streams: Streams | None = None
         self.lost_streams: Streams | None = None
         self.record: ExecRecord | ContainerRecord | None = None
-        self.end: Completion[ExitStatus] = Completion()
         self.state: ProcessState | None = None
-
-    def __str__(self) -> str:
-        what = f"container {self.container_id}"
-        return f"exec {self.exec_id} of {what}" if self.exec_id else what
-
-    @property
-    def exit(self) -> ExitStatus | None:
-        """How it has ended, as far as the host knows."""
-        return self.end.value
 
     @property
     def runs(self) -> bool:
@@ -127,20 +102,17 @@ class GuestProcess:
         return self.exit is None and self.record is not None and self.record.started
 
 
-class GuestContainer:
-    """A container in the guest. `made` tells that the guest has it, or may have, `oom_told` that the engine has heard
-    of a kill for want of memory."""
+class GuestContainer(AnyContainer[GuestProcess]):
+    """One in a guest. `made` tells that the guest has it, or may have, `oom_told` that the engine has heard of a kill
+    for want of memory."""
 
-    __slots__ = ("bundle", "execs", "id", "init", "made", "oom_told", "recovered")
+    __slots__ = ("made", "oom_told", "recovered")
 
     def __init__(self, container_id: str, bundle: str, init: GuestProcess) -> None:
-        self.id = container_id
-        self.bundle = bundle
-        self.init = init
+        super().__init__(container_id, bundle, init)
         self.made = False
         self.recovered = False
         self.oom_told = False
-        self.execs: dict[str, GuestProcess] | None = None
 
     @property
     def state(self) -> str:
@@ -150,19 +122,3 @@ class GuestContainer:
         if self.init.record is not None and self.init.record.started:
             return ProcessState.RUNNING.value
         return ProcessState.CREATED.value
-
-    def process(self, exec_id: str) -> GuestProcess:
-        """Return the first process (empty id) or an exec.
-
-        :raise NotFound: no such exec.
-        """
-        if not exec_id:
-            return self.init
-        try:
-            return (self.execs or {})[exec_id]
-        except KeyError:
-            raise NotFound(f"no exec {exec_id[:100]!r} in container {self.id}") from None
-
-    def processes(self) -> list[GuestProcess]:
-        """Return the first process and all execs."""
-        return [self.init, *(self.execs or {}).values()]

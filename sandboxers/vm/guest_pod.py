@@ -24,6 +24,7 @@ from common.log import get_logger
 from common.process.exits import ExitStatus
 from common.records import write_record
 from common.task.backend import EventSink
+from common.task.calls import exit_event
 from common.task.records import EXEC_RECORDS, RECORD_FILE, exec_path
 from proto.gen.containerd.events import task_pb2 as task_events
 from proto.gen.containerd.task.v3 import shim_pb2 as api
@@ -126,7 +127,7 @@ class GuestPod:
             streams = Streams(StreamNames(*record.streams), self._guest, self._store)
             if not streams.recover() and not record.made:
                 # Whoever asks again for the process gets others; these stay kept until then.
-                streams.hold(process.stdio)
+                streams.hold(process.stdio_spec)
                 process.lost_streams = streams
                 continue
             process.streams = streams
@@ -161,7 +162,7 @@ class GuestPod:
         if process.streams is None:
             streams = Streams(names, self._guest, self._store)
             try:
-                await streams.open(process.stdio)
+                await streams.open(process.stdio_spec)
             except DeadlineExceeded:
                 self.doubt()
                 raise
@@ -313,14 +314,7 @@ class GuestPod:
             self._publish_exit(process, process.exit)
 
     def _publish_exit(self, process: GuestProcess, status: ExitStatus) -> None:
-        event = task_events.TaskExit(
-            container_id=process.container_id,
-            id=process.exec_id or process.container_id,
-            pid=process.pid,
-            exit_status=status.code,
-        )
-        event.exited_at.CopyFrom(timestamp_of(status))
-        self.events.publish("/tasks/exit", event)
+        self.events.publish("/tasks/exit", exit_event(process, status))
 
     # -- records -------------------------------------------------------------------------------------
 
@@ -331,8 +325,12 @@ class GuestPod:
         """
         if process.record is not None:
             return self._names_of(process)
-        names = StreamNames.new(process.stdio, self._store)
-        facts: dict[str, Any] = {**dataclasses.asdict(process.stdio), "pid": process.pid, "streams": [*names]}
+        names = StreamNames.new(process.stdio_spec, self._store)
+        facts: dict[str, Any] = {
+            **dataclasses.asdict(process.stdio_spec),
+            "pid": process.pid,
+            "streams": [*names],
+        }
         directory = self._record_directory(process.container_id)
         if process.exec_id:
             process.record = ExecRecord(exec_id=process.exec_id, **facts)
@@ -347,7 +345,7 @@ class GuestPod:
         """Return the names on record, or others if the streams of these were lost: the guest may have seen them."""
         assert process.record is not None
         if process.lost_streams is not None:
-            names = StreamNames.new(process.stdio, self._store)
+            names = StreamNames.new(process.stdio_spec, self._store)
             process.record = dataclasses.replace(process.record, streams=list(names))
             self._write(process)
         return StreamNames(*process.record.streams)
@@ -434,9 +432,3 @@ class GuestPod:
 def _files_below(directory: str) -> Iterator[str]:
     for path, _, files in os.walk(directory):
         yield from (f"{path}/{file}" for file in files)
-
-
-def timestamp_of(status: ExitStatus) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromNanoseconds(status.exited_at_ns)
-    return timestamp

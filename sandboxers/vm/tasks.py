@@ -34,8 +34,7 @@ from common.linux.mounts import MountSpec
 from common.log import get_logger
 from common.oci.spec import parse_process
 from common.operations import Action
-from common.process.exits import ExitStatus
-from common.task.calls import as_operation
+from common.task.calls import as_operation, created_event, deleted, deleted_event, state_of, waited_for
 from common.task.states import ProcessState
 from common.task.stdio import StdioSpec
 from common.ttrpc import CallContext, ConnectionLost, Method, RelayedMethod
@@ -48,7 +47,7 @@ from sandboxers.vm.containers import (
     GuestContainer,
     GuestProcess,
 )
-from sandboxers.vm.guest_pod import GuestPod, timestamp_of
+from sandboxers.vm.guest_pod import GuestPod
 from sandboxers.vm.preparer import guest_bundle
 
 _STATS_V2: Final = "io.containerd.cgroups.v2.Metrics"
@@ -89,15 +88,7 @@ class GuestTasks(GuestPod):
         if container is None or not container.made:
             container = await self._create(request, context, container)
         pid = container.init.pid
-        event = task_events.TaskCreate(
-            container_id=container_id, bundle=request.bundle, rootfs=request.rootfs, pid=pid
-        )
-        event.io.CopyFrom(
-            task_events.TaskIO(
-                stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal
-            )
-        )
-        self.events.publish("/tasks/create", event)
+        self.events.publish("/tasks/create", created_event(request, pid))
         return api.CreateTaskResponse(pid=pid)
 
     async def _create(
@@ -223,16 +214,9 @@ class GuestTasks(GuestPod):
             failpoint(Failpoint.EXEC_DELETED)
         else:
             await self.release(container)
-        status = process.exit
-        response = api.DeleteResponse(pid=process.pid, exit_status=status.code if status else 0)
-        if status is not None:
-            response.exited_at.CopyFrom(timestamp_of(status))
+        response = deleted(process)
         if not request.exec_id:
-            event = task_events.TaskDelete(
-                container_id=container.id, pid=process.pid, exit_status=response.exit_status
-            )
-            event.exited_at.CopyFrom(response.exited_at)
-            self.events.publish("/tasks/delete", event)
+            self.events.publish("/tasks/delete", deleted_event(container.id, response))
         return response
 
     async def _forward(
@@ -323,33 +307,18 @@ class GuestTasks(GuestPod):
             self.note_exit(process, answer.exit_status, answer.exited_at)
         return self._state(process, answer.status)
 
-    def _state(self, process: GuestProcess, status: int) -> api.StateResponse:
-        stdio = process.stdio
-        response = api.StateResponse(
-            id=process.container_id,
-            exec_id=process.exec_id,
-            bundle=self.container(process.container_id).bundle,
-            pid=process.pid,
-            status=status,  # type: ignore[arg-type]
-            stdin=stdio.stdin,
-            stdout=stdio.stdout,
-            stderr=stdio.stderr,
-            terminal=stdio.terminal,
-        )
-        if process.exit is not None:
-            response.exit_status = process.exit.code
-            response.exited_at.CopyFrom(timestamp_of(process.exit))
-        return response
+    def _state(self, process: GuestProcess, status: types.Status) -> api.StateResponse:
+        return state_of(process, self.container(process.container_id).bundle, status)
 
     def wait_for_ended(self, request: api.WaitRequest) -> api.WaitResponse | None:
         """Answer Wait for a process that has ended."""
         status = self.process(request).exit
-        return None if status is None else _exit_answer(status)
+        return None if status is None else waited_for(status)
 
     def waited(self, request: api.WaitRequest, payload: bytes) -> api.WaitResponse:
         """A process has ended."""
         answer = api.WaitResponse.FromString(payload)
-        return _exit_answer(self.note_exit(self.process(request), answer.exit_status, answer.exited_at))
+        return waited_for(self.note_exit(self.process(request), answer.exit_status, answer.exited_at))
 
     def killable(self, request: api.KillRequest) -> None:
         """Refuse to signal what has ended, or with what is no signal."""
@@ -387,10 +356,6 @@ class GuestTasks(GuestPod):
     def stats_without_guest(self, request: api.StatsRequest) -> Message:
         """Nothing is left to measure, which engines skip."""
         raise NotFound(f"container {self.container(request.id).id} has no cgroup to measure")
-
-
-def _exit_answer(status: ExitStatus) -> api.WaitResponse:
-    return api.WaitResponse(exit_status=status.code, exited_at=timestamp_of(status))
 
 
 _T = GuestTasks
