@@ -107,7 +107,9 @@ def test_a_pod_whose_record_cannot_be_read_keeps_its_daemon(machine: Machine) ->
     record = machine.lab.path(f"/run/sandboxd/embedded/{pod}/pod.json")
     content = record.read_text()
     record.write_text("{")
-    assert machine.run("echo", "another") == (0, "another\n", "")
+    code, output, errors = machine.run("echo", "another")
+    assert (code, output, errors.count("\n")) == (0, "another\n", 1)
+    assert f"{pod}/pod.json is damaged" in errors
     assert machine.ctl("exec", pod, "--", "echo", "runs") == (0, "runs\n", "")
     record.write_text(content)
     machine.remove(pod)
