@@ -15,13 +15,13 @@ from common.linux.flags import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RD
 from common.linux.mounts import pivot_to_working_directory
 from common.linux.namespaces import enter
 from common.linux.privileges import drop_privileges
-from common.linux.sealed_file import executable_file
 from common.linux.sysctls import write_sysctls
 
 _PACKET_BYTES = 64 * 1024
 _CLONE_FLAGS = {"ipc": _libc.CLONE_NEWIPC, "uts": _libc.CLONE_NEWUTS, "pid": _libc.CLONE_NEWPID}
 
 _UNPRIVILEGED_ID = 65535
+_MFD_EXEC = 0x10
 _INIT_NAME = "sandboxd-pod-init"
 # Newer kernels show it as the command name, of which they keep 15 bytes, after "memfd:".
 _FILE_NAME = "pod-init"
@@ -106,7 +106,11 @@ def start_init(elf: bytes) -> int:
 
 
 def _executable(elf: bytes) -> int:
-    fd = executable_file(_FILE_NAME)
+    try:
+        fd = os.memfd_create(_FILE_NAME, os.MFD_CLOEXEC | _MFD_EXEC)
+    except OSError:
+        # Kernels before 6.3 do not know the flag and make every memfd executable.
+        fd = os.memfd_create(_FILE_NAME, os.MFD_CLOEXEC)
     os.write(fd, elf)
     # Not readable for the one who executes it: the kernel then keeps the process from being traced or
     # inspected by containers that happen to run under the same uid (prctl(2), PR_SET_DUMPABLE).

@@ -87,12 +87,19 @@ def mount_tmpfs(
     _libc.mount("tmpfs", target, "tmpfs", flags, f"size={size_bytes},mode={mode:o},uid={uid},gid={gid}")
 
 
-def hold_mount(path: str) -> int:
-    """Return a descriptor that keeps the file system mounted at `path`, wherever else it is unmounted.
+def hold_mount(path: str, *, read_only: bool = False) -> int:
+    """Return a descriptor that keeps the directory or file at `path`, wherever else its file system is unmounted.
 
     It is a mount of its own, attached nowhere: no mount table shows it. Raises OSError with the path.
     """
-    return _libc.open_tree(_libc.AT_FDCWD, path, _libc.OPEN_TREE_CLONE | _libc.OPEN_TREE_CLOEXEC)
+    fd = _libc.open_tree(_libc.AT_FDCWD, path, _libc.OPEN_TREE_CLONE | _libc.OPEN_TREE_CLOEXEC)
+    if read_only:
+        try:
+            _libc.mount_setattr(fd, attr_set=MS_RDONLY, path=path)
+        except BaseException:
+            os.close(fd)
+            raise
+    return fd
 
 
 def hold_mount_of(pid: int, path: str) -> int:

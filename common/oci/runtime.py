@@ -20,7 +20,7 @@ from common.errors import (
     NotFound,
     SandboxdError,
 )
-from common.oci.sealed_binary import SealedBinary
+from common.oci.read_only_program import ReadOnlyProgram
 from common.process.exits import ExitWatcher
 from common.process.orphans import outlive
 from common.process.spawn import CAPTURE, CLEAN_ENVIRONMENT, run
@@ -54,7 +54,7 @@ class OciRuntime:
 
     def __init__(self, binary: str, root: str, watcher: ExitWatcher, timeout_s: float) -> None:
         # Looked up once: each exec would try every directory of PATH again.
-        self._program = SealedBinary(shutil.which(binary, path=CLEAN_ENVIRONMENT["PATH"]) or binary)
+        self._program = ReadOnlyProgram(shutil.which(binary, path=CLEAN_ENVIRONMENT["PATH"]) or binary)
         self.root = root
         self.timeout_s = timeout_s
         self.invocations = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,7 +56,7 @@ class TestOciBackend(TaskBackendContract):
     @pytest.fixture(params=["crun", "runc"])
     def backend(
         self, request: pytest.FixtureRequest, exits: ExitWatcher, tmp_path: Path, subreaper: None
-    ) -> OciBackend:
+    ) -> Iterator[OciBackend]:
         if shutil.which(request.param) is None:
             pytest.skip(f"{request.param} is not installed")
         state = tmp_path / "state"
@@ -66,7 +66,9 @@ class TestOciBackend(TaskBackendContract):
             binary = str(tmp_path / "crun")
             Path(binary).write_text(CRUN_ON_A_HYBRID_HOST)
             os.chmod(binary, 0o755)
-        return OciBackend(OciRuntime(binary, str(state), exits, timeout_s=20))
+        runtime = OciRuntime(binary, str(state), exits, timeout_s=20)
+        yield OciBackend(runtime)
+        runtime.close()
 
 
 @pytest.mark.integration
