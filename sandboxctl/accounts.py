@@ -64,8 +64,13 @@ def _read(root: int, path: str, fields: int) -> list[list[str]]:
     except OSError:
         return []
     with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        # What the kernel makes up has no size: a link may lead to its messages, which reading takes away.
+        if not stat.S_ISREG(found.st_mode) or not found.st_size:
             return []
-        text = file.read(_MAX_FILE_BYTES).decode(errors="replace")
+        try:
+            text = file.read(min(found.st_size, _MAX_FILE_BYTES)).decode(errors="replace")
+        except OSError:
+            return []
     lines = (line.split(":") for line in text.splitlines() if not line.startswith("#"))
     return [line for line in lines if len(line) >= fields]
