@@ -31,6 +31,11 @@ def find_unused_images() -> list[str]:
 async def remove_unused_images() -> list[str]:
     """Remove them, and return their directories; raises like `find_unused_images`, and OSError."""
     async with locked():
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(IMAGES_DIR):
+                # Of a removal that was cut off; the image may have been unpacked anew since.
+                if name.startswith(_REMOVED_PREFIX) and _is_ours(name):
+                    remove_tree(f"{IMAGES_DIR}/{name}")
         unused = find_unused_images()
         removed = [f"{IMAGES_DIR}/{_REMOVED_PREFIX}{_digest_of(directory)}" for directory in unused]
         for directory, name in zip(unused, removed, strict=True):
