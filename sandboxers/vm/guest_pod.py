@@ -18,7 +18,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.descriptors.store import DescriptorStore
-from common.errors import DeadlineExceeded, FailedPrecondition, NotFound, SandboxdError
+from common.errors import DeadlineExceeded, FailedPrecondition, NotFound, SandboxdError, Unavailable
 from common.failpoints import Failpoint, failpoint
 from common.log import get_logger
 from common.process.exits import ExitStatus
@@ -216,8 +216,11 @@ class GuestPod:
     async def _ask(self, timeout_s: float) -> None:
         try:
             await self._guest.stats(timeout_s)
-        except SandboxdError as error:
+        except (DeadlineExceeded, Unavailable) as error:
             self._on_frozen(f"it does not answer ({error})")
+        except SandboxdError:
+            # That it cannot tell is an answer.
+            self.note_figures()
         else:
             self.note_figures()
         finally:

@@ -266,8 +266,8 @@ def test_containers_that_come_and_go_leave_nothing_open_or_mounted_on_the_host(
         return len(os.listdir(proc / virtiofsd / "fd"))
 
     # Each would leave its directory, its configuration and its root; those of the last second are still there.
-    open_files = [cycle(number) for number in range(16)]
-    assert max(open_files[8:]) <= max(open_files[:8]) + 9
+    open_files = [cycle(number) for number in range(20)]
+    assert max(open_files[10:]) <= max(open_files[:10]) + 9
 
 
 def test_a_port_of_the_guest_is_reached_from_the_pods_namespace(

@@ -6,7 +6,7 @@ import socket
 
 from google.protobuf.message import Message
 
-from common.errors import DeadlineExceeded, Unavailable
+from common.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 
 
 class Guest:
@@ -18,6 +18,7 @@ class Guest:
         self.calls: list[tuple[str, Message]] = []
         self.refuses = False
         self.silent = False
+        self.exhausted = False
 
     async def open_stream(self, stream_id: str, timeout_s: float) -> socket.socket:
         if self.refuses:
@@ -47,6 +48,8 @@ class Guest:
             raise Unavailable("no")
         if self.silent:
             raise DeadlineExceeded("silence")
+        if self.exhausted:
+            raise ResourceExhausted("no memory")
 
     def close(self) -> None:
         """Close the guest's ends."""

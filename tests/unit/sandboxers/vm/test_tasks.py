@@ -405,6 +405,14 @@ async def test_a_guest_that_opens_no_stream_is_asked_whether_it_is_there(pod: Po
     assert pod.frozen == ["it does not answer (silence)"]
 
 
+async def test_a_guest_that_answers_with_an_error_is_there(pod: Pod, engine: Client) -> None:
+    await create(pod, engine)
+    pod.guest.exhausted = True
+    pod.tasks.doubt()
+    await asyncio.sleep(0.05)
+    assert pod.frozen == []
+
+
 async def test_a_guest_that_gives_no_figures_is_asked_whether_it_is_there(
     pod: Pod, engine: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
