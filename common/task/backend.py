@@ -5,8 +5,10 @@
 | `TaskBackend`       | what runs a container                                                  |
 | `ContainerPreparer` | what must be true on this side before the backend runs                 |
 | `EventSink`         | where /tasks/* events go                                               |
+| `Primer`            | what can be begun before the next container is asked for               |
 
-Exits come from `common.process.exits`: whatever a backend starts is a process with a pid on this kernel.
+`TaskParts` holds them with what else all pods of a daemon share. Exits come from `common.process.exits`: whatever a
+backend starts is a process with a pid on this kernel.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from typing import Protocol
 
 from google.protobuf.message import Message
 
+from common.cgroup import Cgroup, Hierarchies, OomWatcher, read_metrics
+from common.descriptors.store import DescriptorStore, NoStore
 from common.linux.mounts import MountSpec
+from common.process.exits import ExitWatcher
+from common.records import RecordWriter, write_record
 from common.task.stdio import Stdio, StdioSpec
 
 
@@ -133,3 +139,68 @@ class EventSink(Protocol):
     async def flush(self, timeout_s: float) -> None:
         """Return when all that was published before is delivered or given up, at the latest after `timeout_s`."""
         ...
+
+
+StdioFactory = Callable[[StdioSpec, tuple[int, int], str, DescriptorStore, str], Stdio]
+"""Opens the streams of a process; the arguments are those of `Stdio`."""
+
+
+class Primer(Protocol):
+    """Begins, in the background, what the next container would have to wait for (`common.cgroup.primer`)."""
+
+    def prime(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class _NoPrimer:
+    __slots__ = ()
+
+    def prime(self) -> None:
+        """There is nothing to wait for."""
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+class TaskParts:
+    """What every pod's Task service of a daemon is assembled from; one object for all pods.
+
+    `measure` returns the figures of a cgroup as the engine knows them.
+    """
+
+    __slots__ = (
+        "backend",
+        "events",
+        "exits",
+        "hierarchies",
+        "measure",
+        "ooms",
+        "primer",
+        "stdio",
+        "store",
+        "write_record",
+    )
+
+    def __init__(
+        self,
+        backend: TaskBackend,
+        exits: ExitWatcher,
+        events: EventSink,
+        ooms: OomWatcher,
+        hierarchies: Hierarchies,
+        store: DescriptorStore | None = None,
+        stdio: StdioFactory = Stdio,
+        primer: Primer | None = None,
+        measure: Callable[[Cgroup], Message] = read_metrics,
+        write_record: RecordWriter = write_record,
+    ) -> None:
+        self.backend = backend
+        self.exits = exits
+        self.events = events
+        self.ooms = ooms
+        self.hierarchies = hierarchies
+        self.store: DescriptorStore = store or NoStore()
+        self.stdio = stdio
+        self.primer: Primer = primer or _NoPrimer()
+        self.measure = measure
+        self.write_record = write_record

@@ -18,6 +18,7 @@ from common.ttrpc import Client
 from proto.gen.containerd.services.ttrpc.events.v1.events_pb2 import ForwardRequest
 
 _SERVICE = "containerd.services.events.ttrpc.v1.Events"
+_CRI_NAMESPACE = "k8s.io"
 _QUEUE_LENGTH = 2048
 _ATTEMPTS = 5
 _CALL_TIMEOUT_S = 5.0
@@ -132,3 +133,8 @@ class NullSink:
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+def engine_sink(address: str) -> EnginePublisher | NullSink:
+    """Return where events go: to the engine whose ttrpc socket is at `address`, or nowhere if that is empty."""
+    return EnginePublisher(address, _CRI_NAMESPACE) if address else NullSink()

@@ -10,43 +10,31 @@ import contextlib
 import dataclasses
 import os
 import signal as signals
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from google.protobuf.message import Message
 
 from common.cgroup import (
-    Cgroup,
-    Hierarchies,
-    OomWatcher,
     kill_all,
     pids,
-    read_metrics,
     remove_leaf,
     signal_all,
 )
 from common.completion import Completion
-from common.descriptors.store import DescriptorStore, NoStore
 from common.errors import AlreadyExists, FailedPrecondition, NotFound, SandboxdError
 from common.failpoints import Failpoint, failpoint
 from common.linux.pidfd import start_time
 from common.log import bound, get_logger
-from common.process.exits import ExitStatus, ExitWatcher
-from common.records import RecordWriter, write_record
-from common.task.backend import (
-    ContainerPreparer,
-    ContainerRequest,
-    EventSink,
-    PreparedContainer,
-    TaskBackend,
-)
+from common.process.exits import ExitStatus
+from common.task.backend import ContainerPreparer, ContainerRequest, PreparedContainer, TaskParts
 from common.task.calls import exit_event
 from common.task.container import Container, Process
 from common.task.records import EXEC_RECORDS, RECORD_FILE, ExecRecord, exec_path, record_of
 from common.task.states import DELETABLE, ContainerState, ContainerTrigger, ProcessState
-from common.task.stdio import PROCESS_GROUP, Stdio, StdioSpec
+from common.task.stdio import PROCESS_GROUP, StdioSpec
 from common.task.unmade import Unmade
 from proto.gen.containerd.events import task_pb2 as events
 
@@ -54,71 +42,7 @@ _OOM_EVENT_TIMEOUT_S = 2.0
 _KILL_TIMEOUT_S = 10.0
 _OUTPUT_TIMEOUT_S = 2.0
 
-StdioFactory = Callable[[StdioSpec, tuple[int, int], str, DescriptorStore, str], Stdio]
-"""Opens the streams of a process; the arguments are those of `Stdio`."""
-
 log = get_logger()
-
-
-class Primer(Protocol):
-    """Begins, in the background, what the next container would have to wait for (`common.cgroup.primer`)."""
-
-    def prime(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class _NoPrimer:
-    __slots__ = ()
-
-    def prime(self) -> None:
-        """There is nothing to wait for."""
-
-    def close(self) -> None:
-        """Nothing runs."""
-
-
-class TaskParts:
-    """What every pod's Task service of a daemon is assembled from; one object for all pods.
-
-    `measure` returns the figures of a cgroup as the engine knows them.
-    """
-
-    __slots__ = (
-        "backend",
-        "events",
-        "exits",
-        "hierarchies",
-        "measure",
-        "ooms",
-        "primer",
-        "stdio",
-        "store",
-        "write_record",
-    )
-
-    def __init__(
-        self,
-        backend: TaskBackend,
-        exits: ExitWatcher,
-        events: EventSink,
-        ooms: OomWatcher,
-        hierarchies: Hierarchies,
-        store: DescriptorStore | None = None,
-        stdio: StdioFactory = Stdio,
-        primer: Primer | None = None,
-        measure: Callable[[Cgroup], Message] = read_metrics,
-        write_record: RecordWriter = write_record,
-    ) -> None:
-        self.backend = backend
-        self.exits = exits
-        self.events = events
-        self.ooms = ooms
-        self.hierarchies = hierarchies
-        self.store: DescriptorStore = store or NoStore()
-        self.stdio = stdio
-        self.primer: Primer = primer or _NoPrimer()
-        self.measure = measure
-        self.write_record = write_record
 
 
 class TaskPod:

@@ -9,15 +9,12 @@ from common.cgroup.primer import MigrationPrimer
 from common.linux.procs import CAP_SYS_RESOURCE, has_capability
 from common.log import get_logger
 from common.process.exits import ExitWatcher
-from common.task.backend import TaskBackend
-from common.task.events import EnginePublisher, NullSink
-from common.task.pod import TaskParts
+from common.task.backend import TaskBackend, TaskParts
+from common.task.events import engine_sink
 from sandboxers.config import EngineConfig, EngineKind, PodConfig
 from sandboxers.host.sandbox import HostSandbox, PodSettings
 from sandboxers.outlasting import Outlasting
 from sandboxers.pod_config import PodConfig as Pod
-
-_ENGINE_NAMESPACE = "k8s.io"
 
 log = get_logger()
 
@@ -43,8 +40,7 @@ class HostPods:
         backend: TaskBackend,
     ) -> None:
         """:param exits: taken over, and closed with the pods."""
-        address = config.engine.told_at
-        self._events = EnginePublisher(address, _ENGINE_NAMESPACE) if address else NullSink()
+        self._events = engine_sink(config.engine.told_at)
         self._exits = exits
         self._ooms = OomWatcher()
         primer = MigrationPrimer(hierarchies)

@@ -27,8 +27,8 @@ from common.linux.namespaces import check_netns
 from common.oci.spec import PodView
 from common.process.exits import ExitStatus
 from common.records import Record, read_record
+from common.task.backend import TaskParts
 from common.task.host_preparer import HostPreparer
-from common.task.pod import TaskParts
 from common.task.recovery import recover_containers
 from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
 from common.task.unmade import RECORD_FILE as UNMADE_FILE

@@ -9,7 +9,7 @@ from common.cgroup import Hierarchies
 from common.errors import InvalidArgument, NotFound, SandboxdError
 from common.log import get_logger
 from common.process.exits import ExitWatcher
-from common.task.events import EnginePublisher, NullSink
+from common.task.events import engine_sink
 from sandboxers.config import EngineConfig, EngineKind, PodConfig
 from sandboxers.outlasting import Outlasting
 from sandboxers.pod_config import NamespaceMode
@@ -21,8 +21,6 @@ from sandboxers.vm.sandbox import VmSandbox, VmSettings
 from sandboxers.vm.sizing import size_of
 from vmm.hypervisors.hypervisor import Hypervisor
 from vmm.image.manifest import load
-
-_ENGINE_NAMESPACE = "k8s.io"
 
 log = get_logger()
 
@@ -51,8 +49,7 @@ class VmSandboxer:
         self, config: VmConfig, outlasting: Outlasting, exits: ExitWatcher, hypervisor: Hypervisor
     ) -> None:
         """:param exits: taken over, and closed with the pods."""
-        address = config.engine.told_at
-        self._events = EnginePublisher(address, _ENGINE_NAMESPACE) if address else NullSink()
+        self._events = engine_sink(config.engine.told_at)
         self._exits = exits
         self._hypervisor = hypervisor
         self._image = config.guest.image

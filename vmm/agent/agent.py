@@ -15,8 +15,8 @@ from common.linux.procs import CAP_SYS_RESOURCE, has_capability
 from common.log import get_logger
 from common.process.exits import ExitWatcher
 from common.records import write_no_record
+from common.task.backend import TaskParts
 from common.task.oci_backend import OciBackend
-from common.task.pod import TaskParts
 from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
 from common.transport import transport_of
 from common.ttrpc import Server, Service, StatusError

@@ -19,11 +19,11 @@ from common.linux.mounts import MountSpec, make_private, mount, mounts_below
 from common.oci.runtime import OciRuntime
 from common.oci.spec import PodView
 from common.process.exits import ExitWatcher
-from common.task.backend import ContainerRequest
+from common.task.backend import ContainerRequest, TaskParts
 from common.task.container import Container
 from common.task.host_preparer import HostPreparer
 from common.task.oci_backend import OciBackend
-from common.task.pod import TaskParts, TaskPod
+from common.task.pod import TaskPod
 from common.task.stdio import StdioSpec
 from sandboxers.host.shared_memory import HostSharedMemory
 from tests.contract.fake_backend import RecordingSink

@@ -29,9 +29,10 @@ from common.cgroup.locate import UNIFIED, Hierarchy
 from common.errors import DeadlineExceeded, FailedPrecondition, NotFound
 from common.oci.spec import PodView
 from common.process.exits import ExitWatcher
+from common.task.backend import TaskParts
 from common.task.container import Container
 from common.task.host_preparer import HostPreparer
-from common.task.pod import TaskParts, TaskPod
+from common.task.pod import TaskPod
 from common.task.stdio import NO_STDIO
 from sandboxers.host.shared_memory import HostSharedMemory
 from tests.contract.fake_backend import FakeBackend, RecordingSink

@@ -20,8 +20,8 @@ from common.errors import Code, status_of
 from common.oci.spec import PodView
 from common.process.exit_log import ExitLog
 from common.process.exits import ExitWatcher
+from common.task.backend import TaskParts
 from common.task.host_preparer import HostPreparer
-from common.task.pod import TaskParts
 from common.task.service import TASK_METHODS, TASK_SERVICE_NAMES, TaskService
 from common.ttrpc import Client, Server, Service, StatusError
 from proto.gen.containerd.task.v3 import shim_pb2 as api
