@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -104,12 +105,17 @@ class Layer:
 
 
 class Layout:
-    """An OCI image layout (image-spec, image-layout.md) in a directory of its own."""
+    """An OCI image layout (image-spec, image-layout.md) in a directory of its own.
+
+    It is made beside the one that is there, which others may be reading, and takes its place.
+    """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._blobs = directory / "blobs/sha256"
-        shutil.rmtree(directory, ignore_errors=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        self._place = directory
+        self._directory = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        self._directory.chmod(0o755)
+        self._blobs = self._directory / "blobs/sha256"
         self._blobs.mkdir(parents=True)
         self._manifests: list[dict[str, Any]] = []
         machine = subprocess.run(["uname", "-m"], capture_output=True, text=True, check=True).stdout.strip()
@@ -138,10 +144,15 @@ class Layout:
             self._manifests.append({**descriptor, "platform": self._platform, "annotations": annotations})
 
     def write(self) -> None:
-        """Make the layout complete: readers look at the index first."""
+        """Make the layout complete, and put it in its place."""
         (self._directory / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
         index = {"schemaVersion": 2, "manifests": self._manifests}
         (self._directory / "index.json").write_bytes(_json(index))
+        before = self._directory.with_suffix(".before")
+        if self._place.exists():
+            self._place.rename(before)
+        self._directory.rename(self._place)
+        shutil.rmtree(before, ignore_errors=True)
 
     def _blob(self, media_type: str, data: bytes) -> dict[str, Any]:
         digest = hashlib.sha256(data).hexdigest()
