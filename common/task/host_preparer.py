@@ -81,7 +81,7 @@ class HostPreparer:
         """
         self.check_request(request)
         spec = read_spec(request.bundle)
-        self.adjust(request, spec)
+        self.adjust(request, spec, undo)
         check_process(spec["process"], f"{request.bundle}/{CONFIG_FILE}")
         rootfs = find_rootfs(request.bundle, spec)
         if request.rootfs and not rootfs.startswith(f"{request.bundle}/"):
@@ -129,8 +129,8 @@ class HostPreparer:
     def check_request(self, request: ContainerRequest) -> None:
         """Refuse what is not to be had here at all."""
 
-    def adjust(self, request: ContainerRequest, spec: Spec) -> None:
-        """Change the spec for where it is run, before it is looked at."""
+    def adjust(self, request: ContainerRequest, spec: Spec, undo: AsyncExitStack) -> None:
+        """Change the spec for where it is run, before it is looked at; each step pushes its undo."""
 
     async def settle(self, container: PreparedContainer) -> None:
         """Unmount the rootfs and /dev/shm here: the container has them in its own mount namespace.

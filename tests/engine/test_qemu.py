@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from tests.engine.cri import CONTAINER, NODE, Cri, container_config, matching, p
 from tests.engine.engine import OURS_IN_QEMU, PYTHON, Engine
 from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
-from tests.engine.qemu import add_container, information, start_vm_container
+from tests.engine.qemu import add_container, information, machine_directory, start_vm_container
 from tests.engine.streaming import Stream, exec_piped
 from tests.engine.test_pods import ended, expect_nothing_more_than, remains, shell
 from tests.guest_image import guest_image
@@ -268,6 +269,30 @@ def test_containers_that_come_and_go_leave_nothing_open_or_mounted_on_the_host(
     # Each would leave its directory, its configuration and its root; those of the last second are still there.
     open_files = [cycle(number) for number in range(20)]
     assert max(open_files[10:]) <= max(open_files[:10]) + 9
+
+
+def test_containers_may_be_killed_while_the_host_is_slow_to_read_their_files(
+    engine: Engine, cri: Cri, vm: tuple[str, str]
+) -> None:
+    pod_id, neighbour = vm
+    parent = information(cri, pod_id)["machine"]["share-pod"]
+    (virtiofsd,) = (engine.namespaces.root / f"proc/{parent}/task/{parent}/children").read_text().split()
+    halting = f"while kill -STOP {virtiofsd}; do sleep 0.006; kill -CONT {virtiofsd}; sleep 0.004; done"
+    with open(os.devnull, "wb") as nowhere:
+        slower = engine.namespaces.spawn(["sh", "-c", halting], nowhere)
+    try:
+        for number in range(8):
+            # Killed at once: its program is being read.
+            container = add_container(cri, pod_id, name=f"abrupt{number}")
+            cri.stop_container(container)
+            cri.remove_container(container)
+    finally:
+        slower.stop(signal.SIGKILL)
+        engine.namespaces.run(["kill", "-CONT", virtiofsd])
+    assert "Busy inodes" not in (machine_directory(engine, pod_id) / "console.log").read_text(
+        errors="replace"
+    )
+    assert shell(cri, neighbour, "echo alive") == "alive"
 
 
 def test_a_port_of_the_guest_is_reached_from_the_pods_namespace(

@@ -33,6 +33,7 @@ _PLAIN = MS_NOSUID | MS_NODEV | MS_NOEXEC
 MOUNTS: Final = (
     _Mount("proc", "/proc", _PLAIN),
     _Mount("sysfs", "/sys", _PLAIN),
+    _Mount("fusectl", "/sys/fs/fuse/connections", _PLAIN),
     _Mount("devtmpfs", "/dev", MS_NOSUID, "mode=755"),
     _Mount("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "mode=620,gid=5,ptmxmode=666"),
     _Mount("mqueue", "/dev/mqueue", _PLAIN),
@@ -42,8 +43,8 @@ MOUNTS: Final = (
     _Mount("cgroup2", CGROUP_ROOT, _PLAIN, "nsdelegate,favordynmods"),
 )
 
-# Busy: the kernel or its initial RAM disk has mounted it. Unknown: the kernel was built without it.
-_TOLERATED = frozenset({errno.EBUSY, errno.ENODEV})
+# Busy: the kernel or its initial RAM disk has mounted it. Unknown: the kernel was built without it, or without fuse.
+_TOLERATED = frozenset({errno.EBUSY, errno.ENODEV, errno.ENOENT})
 
 
 def prepare_machine() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Final, NamedTuple
 
 from common.cgroup import Hierarchies
@@ -13,6 +15,7 @@ from common.oci.spec import PodView, Spec
 from common.records import write_no_record
 from common.task.backend import ContainerRequest, PreparedContainer
 from common.task.host_preparer import HostPreparer
+from vmm.agent.devices import settle_share
 
 POD_FILES: Final = ("hostname", "hosts", "resolv.conf")
 
@@ -74,8 +77,8 @@ class GuestPreparer(HostPreparer):
         if os.path.realpath(request.bundle) != request.bundle or not request.bundle.startswith(f"{shares}/"):
             raise InvalidArgument(f"the bundle {request.bundle[:200]!r} is not in a share below {shares}")
 
-    def adjust(self, request: ContainerRequest, spec: Spec) -> None:
-        """Take out of the spec what is about the host, in place.
+    def adjust(self, request: ContainerRequest, spec: Spec, undo: AsyncExitStack) -> None:
+        """Take out of the spec what is about the host, in place; what it names in the share is mounted.
 
         :raise InvalidArgument: it has hooks, which are programs of the host.
         """
@@ -83,6 +86,8 @@ class GuestPreparer(HostPreparer):
             raise InvalidArgument(
                 f"container {request.container_id} has hooks: they are programs of the host"
             )
+        undo.callback(self._let_go, request.bundle)
+        _mount_submounts(request.bundle, spec)
         process, linux = spec["process"], spec["linux"]
         for key in _PROCESS_KEYS:
             process.pop(key, None)
@@ -101,10 +106,25 @@ class GuestPreparer(HostPreparer):
         await super().release(container)
         bundle = os.path.dirname(container.rootfs)
         if bundle.startswith(f"{self._directories.shares}/"):
-            # It has mounted here what is mounted there, as somebody came by.
-            unmount_all(bundle)
-            # It forgets what it looks for and does not find. The host removes a bundle after this: the next time, then.
-            self._released = [*filter(os.path.lexists, self._released), bundle]
+            self._let_go(bundle)
+
+    def _let_go(self, bundle: str) -> None:
+        settle_share(os.path.dirname(bundle))
+        unmount_all(bundle)
+        # It forgets what it looks for and does not find. The host removes a bundle after this: the next time, then.
+        self._released = [*filter(os.path.lexists, self._released), bundle]
+
+
+def _mount_submounts(bundle: str, spec: Spec) -> None:
+    """Let this kernel mount what the host has mounted in a bundle, which it does when somebody comes by.
+
+    Were that a process of the container, its end would be the end of the mount as well, while the host is still asked
+    for files that it had open (`settle_share`).
+    """
+    sources = [str(mount.get("source")) for mount in spec.get("mounts") or []]
+    for path in (f"{bundle}/rootfs", *(source for source in sources if source.startswith(f"{bundle}/"))):
+        with contextlib.suppress(OSError):
+            os.stat(f"{path}/.")  # stat(2) of the path itself mounts nothing
 
 
 def pod_view(files: str, shm: SharedMemory, pid_namespace: str | None) -> PodView:

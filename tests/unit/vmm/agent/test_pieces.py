@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def adjusted(preparer: GuestPreparer, **changes: object) -> Spec:
     process = {"args": ["x"], "apparmorProfile": "cri", "selinuxLabel": "label", "cwd": "/"}
     document = {"process": process, "root": {"path": "rootfs"}, "linux": linux, **changes}
     spec = parse_spec(json.dumps(document).encode(), "a test")
-    preparer.adjust(ContainerRequest("c1", "/b", (), NO_STDIO), spec)
+    preparer.adjust(ContainerRequest("c1", "/b", (), NO_STDIO), spec, AsyncExitStack())
     return spec
 
 
