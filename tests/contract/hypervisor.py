@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ from tests.contract.hypervisor_bench import (
     Driver,
     armed,
     cgroups_named,
+    has_ended,
     network_namespace,
     plain,
     run_program,
@@ -368,8 +370,10 @@ class HypervisorContract:
         await self.die(bench, f"{Failpoint.MACHINE_STARTED}=kill", Vsock())
         for line in bench.processes():
             if "console" in line or "qemu" in line.split()[1]:
-                os.kill(int(line.split()[0]), signal.SIGKILL)
-        await asyncio.sleep(0.2)
+                pid = int(line.split()[0])
+                os.kill(pid, signal.SIGKILL)
+                # What it had of KVM goes before it does.
+                await until(partial(has_ended, pid), LIMIT_S)
         machine = bench.machine()
         assert not await machine.recover(bench.ends.append)
         assert machine.exit is not None

@@ -24,7 +24,7 @@ from common.cgroup import Hierarchies
 from common.failpoints import VARIABLE, Failpoint, arm
 from common.process.exits import ExitWatcher
 from common.transport import transport_of
-from tests.node import BOOTS
+from tests.node import BOOTS, SLOWER
 from vmm.hypervisors.hypervisor import GuestExit, Hypervisor, VirtualMachine
 from vmm.hypervisors.machine import BootConfig, Device, Place, Vsock
 
@@ -38,7 +38,7 @@ CHECKOUT = Path(__file__).parents[2]
 BOOT_LIMIT_S = 120
 
 
-LIMIT_S = 30
+LIMIT_S = 30 * SLOWER
 
 
 SEEN_SOON_S = 10
@@ -275,6 +275,14 @@ def cgroups_named(name: str) -> Iterator[tuple[str, ...]]:
                     os.rmdir(directory)
                     break
                 time.sleep(0.02)  # until its last process is reaped
+
+
+def has_ended(pid: int) -> bool:
+    """Tell whether a process runs no more, be it reaped or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except FileNotFoundError:
+        return True
 
 
 async def until(is_so: Callable[[], bool], limit_s: float = SEEN_SOON_S) -> None:
