@@ -201,7 +201,11 @@ class Bench:
             engine.start()
             python = copy_interpreter(engine.directory / "python")
             engine.start_sandboxer(write_config(engine.directory, changes), python=python)
-            yield engine
+            try:
+                yield engine
+            except Exception:
+                print(engine.evidence(), file=sys.stderr, flush=True)
+                raise
 
     @contextmanager
     def _privileged_pod(self, engine: Engine) -> Iterator[tuple[str, api.PodSandboxConfig]]:

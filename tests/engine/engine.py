@@ -20,7 +20,6 @@ from tests.engine.daemons import daemon_below, listener_of
 from tests.engine.handlers import QEMU, RUNC, Handler
 from tests.engine.images import CHECKOUT, PAUSE
 from tests.engine.namespaces import Daemon, Namespaces, wait_until
-from tests.node import SLOWER
 
 # Where Debian installs the OCI runtimes, and the recent ones that can take their place.
 RUNTIMES = {"crun": Path("/usr/bin/crun")}
@@ -28,7 +27,7 @@ RECENT_RUNTIMES = CHECKOUT / ".cache/runtimes"
 ENGINE_PROGRAMS = CHECKOUT / ".cache/engine/usr/bin"
 DROP_INS = CHECKOUT / "configs/containerd/*.toml"
 PYTHON = CHECKOUT / ".venv/bin/python"
-READY_LIMIT_S = 30.0 * SLOWER
+READY_LIMIT_S = 30.0
 REGISTRY_PORT = 5000  # in the engine's own network namespace
 STOCK_RUNC = "runc"
 STOCK_CRUN = "crun"

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from tests.node import SLOWER
+
 ENTRANCE = Path(__file__).with_name("enter-namespaces")
 # The shell joins the cgroups before it enters, as a cgroup namespace alone moves nobody.
 JOIN = 'for cgroup in $0; do echo $$ >"$cgroup/cgroup.procs"; done; exec "$@"'
@@ -145,8 +147,8 @@ class Daemon:
 
 
 def wait_until(condition: Any, timeout_s: float, what: str, interval_s: float = 0.01) -> None:
-    """Poll a condition; raises TimeoutError naming `what`."""
-    deadline = time.monotonic() + timeout_s
+    """Poll a condition; raises TimeoutError naming `what`. On a node it may take longer (`SLOWER`)."""
+    deadline = time.monotonic() + timeout_s * SLOWER
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s} s for {what}")
