@@ -37,7 +37,7 @@ from tests.contract.hypervisor_bench import (
     Driver,
     armed,
     cgroups_named,
-    has_ended,
+    is_gone,
     network_namespace,
     plain,
     run_program,
@@ -373,7 +373,7 @@ class HypervisorContract:
                 pid = int(line.split()[0])
                 os.kill(pid, signal.SIGKILL)
                 # What it had of KVM goes before it does.
-                await until(partial(has_ended, pid), LIMIT_S)
+                await until(partial(is_gone, pid), LIMIT_S)
         machine = bench.machine()
         assert not await machine.recover(bench.ends.append)
         assert machine.exit is not None

@@ -277,12 +277,9 @@ def cgroups_named(name: str) -> Iterator[tuple[str, ...]]:
                 time.sleep(0.02)  # until its last process is reaped
 
 
-def has_ended(pid: int) -> bool:
-    """Tell whether a process runs no more, be it reaped or not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
-    except FileNotFoundError:
-        return True
+def is_gone(pid: int) -> bool:
+    """Tell whether a process has ended and was reaped."""
+    return not Path(f"/proc/{pid}").exists()
 
 
 async def until(is_so: Callable[[], bool], limit_s: float = SEEN_SOON_S) -> None:
