@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 from abc import ABC, abstractmethod
+from typing import Any
 
 from common.descriptors.store import DescriptorStore
 from common.journal import ConnectionJournal
+from common.task.container import AnyContainer
 from common.transport.streams import listen_unix
 from common.ttrpc import Server
 from sandboxers.pod_config import PodConfig
@@ -56,6 +58,12 @@ class TaskSandbox(ABC):
         """Let the socket alone be kept for a later daemon: the pod was stopped, and answers all the same."""
         if self._server is not None:
             self._store.put(self._group, [self._listener])
+
+    @staticmethod
+    def _details_of(container: AnyContainer[Any], state: str) -> dict[str, Any]:
+        """Tell of a container what an operator may want to see."""
+        ended = container.init.exit
+        return {"pid": container.init.pid, "state": state, "exit_code": ended.code if ended else None}
 
     def _close_server(self) -> None:
         if self._server is not None:

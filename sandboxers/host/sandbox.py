@@ -192,12 +192,7 @@ class HostSandbox(TaskSandbox):
         return {
             "namespaces": self._namespaces.joinable(),
             "containers": {
-                c.id: {
-                    "pid": c.init.pid,
-                    "state": c.init.state.value,
-                    "exit_code": c.init.exit.code if c.init.exit else None,
-                }
-                for c in self._tasks.containers.values()
+                c.id: self._details_of(c, c.init.state.value) for c in self._tasks.containers.values()
             },
         }
 

@@ -288,14 +288,7 @@ class VmSandbox(TaskSandbox):
             "machine": self._machine.pids(),
             "console": self._machine.console_path,
             "ended": self._tasks.ended if ended else "",
-            "containers": {
-                c.id: {
-                    "pid": c.init.pid,
-                    "state": c.state,
-                    "exit_code": c.init.exit.code if c.init.exit else None,
-                }
-                for c in self._tasks.containers.values()
-            },
+            "containers": {c.id: self._details_of(c, c.state) for c in self._tasks.containers.values()},
         }
 
     def metrics(self) -> Message | None:
