@@ -19,7 +19,8 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -33,6 +34,8 @@ from common.ttrpc._marks import Spilled
 from common.ttrpc._server import MESSAGE_LIMIT, Authorize, Server, StatusOf, peer_credentials
 from common.ttrpc._server_connection import ServerConnection
 from proto.gen.ttrpc.request_pb2 import Request, Response
+
+M = TypeVar("M", bound=Message)
 
 PENDING_LIMIT: Final = 1024
 """How many calls of a connection are handed on and not answered: a far end that is frozen answers none."""
@@ -57,20 +60,22 @@ class RelayContext(CallContext):
     __slots__ = ("connection",)
     connection: RelayConnection
 
-    async def forward(self, request: Message, timeout_s: float | None = None) -> bytes:
-        """Hand the call on, with this request instead of the client's, and return the payload of the answer.
+    async def forward(self, request: Message, answer: type[M], timeout_s: float | None = None) -> M:
+        """Hand the call on, with this request instead of the client's, and return the answer, of the type `answer`.
 
-        Raises StatusError as the far end does, ConnectionLost if there is none. Once per call.
+        Raises StatusError as the far end does, ConnectionLost if there is none or what it answers is nothing of the
+        kind. Once per call.
         """
         if timeout_s is None and self.deadline is not None:
             timeout_s = max(0.001, self.deadline - asyncio.get_running_loop().time())
         envelope = Request(service=self.service, method=self.method, payload=request.SerializeToString())
         if timeout_s is not None:
             envelope.timeout_nano = int(timeout_s * 1e9)
-        response = await self.connection.forward(self.stream_id, envelope.SerializeToString())
+        expected = partial(_decode, request.DESCRIPTOR.full_name, answer)
+        response = await self.connection.forward(self.stream_id, envelope.SerializeToString(), expected)
         if response.status.code:
             raise StatusError(response.status.code, response.status.message)
-        return response.payload
+        return expected(self.stream_id, response.payload)
 
 
 class RelayConnection(ServerConnection):
@@ -101,7 +106,10 @@ class RelayConnection(ServerConnection):
         )
         self._before_link: list[tuple[int, bytes]] = []
         self._relayed: dict[int, tuple[RelayedMethod, Any, Any]] = {}
-        self._awaited: dict[int, asyncio.Future[Response]] | None = None
+        # With what fails if the answer is none.
+        self._awaited: dict[int, tuple[asyncio.Future[Response], Callable[[int, bytes], Message]]] | None = (
+            None
+        )
         self._outcomes: dict[int, Response] | None = None
 
     # ── calls in order: a stream id that was passed by on the link cannot be used any more ────────
@@ -171,7 +179,9 @@ class RelayConnection(ServerConnection):
         self._relayed[stream_id] = (method, service.target, message)
         self._send_on(stream_id, request.SerializeToString())
 
-    async def forward(self, stream_id: int, request: bytes) -> Response:
+    async def forward(
+        self, stream_id: int, request: bytes, expected: Callable[[int, bytes], Message]
+    ) -> Response:
         """Hand on the call of a handler; see `RelayContext.forward`."""
         try:
             if self._outcomes and (outcome := self._outcomes.pop(stream_id, None)) is not None:
@@ -181,7 +191,7 @@ class RelayConnection(ServerConnection):
             answer: asyncio.Future[Response] = self._loop.create_future()
             if self._awaited is None:
                 self._awaited = {}
-            self._awaited[stream_id] = answer
+            self._awaited[stream_id] = (answer, expected)
             self._send_on(stream_id, request)
         finally:
             # Not from within the handler: other handlers may begin.
@@ -233,9 +243,10 @@ class RelayConnection(ServerConnection):
         relayed = self._relayed.pop(stream_id, None)
         if relayed is not None:
             self._respond(stream_id, stream_id, None, error)
-        answer = self._awaited.get(stream_id) if self._awaited is not None else None
-        if answer is not None and not answer.done():
-            answer.set_exception(error)
+        if self._awaited is not None and stream_id in self._awaited:
+            answer, _ = self._awaited[stream_id]
+            if not answer.done():
+                answer.set_exception(error)
 
     # ── an answer comes back ────────────────────────────────────────────────────────────────────
 
@@ -253,17 +264,19 @@ class RelayConnection(ServerConnection):
                 if error is None:
                     answer = method.after(target, request, response.payload)
             except (DecodeError, ValueError) as lie:
-                name = method.request.DESCRIPTOR.full_name
-                raise RemoteProtocolError(f"stream {stream_id}: the answer to {name}: {lie}") from None
+                raise _lie(stream_id, method.request.DESCRIPTOR.full_name, lie) from None
             except Exception as refusal:
                 error = refusal
             del self._relayed[stream_id]
             self._respond(stream_id, stream_id, answer, error)
             return
-        waiting = self._awaited.get(stream_id) if self._awaited is not None else None
-        if waiting is not None and not waiting.done():
-            self._server.journal.outcome(self._id, stream_id, encode_frame(*frame))
-            waiting.set_result(_plain(response))
+        if self._awaited is not None and stream_id in self._awaited:
+            waiting, expected = self._awaited[stream_id]
+            if not waiting.done():
+                if not response.status.code:
+                    expected(stream_id, response.payload)
+                self._server.journal.outcome(self._id, stream_id, encode_frame(*frame))
+                waiting.set_result(_plain(response))
 
     def bereave(self, reason: str) -> None:
         """Answer what waits for the far end, which is gone for good."""
@@ -284,7 +297,7 @@ class RelayConnection(ServerConnection):
                 if answer is None and error is None:
                     error = ConnectionLost(reason)
                 self._respond(stream_id, stream_id, answer, error)
-        for waiting in list((self._awaited or {}).values()):
+        for waiting, _ in list((self._awaited or {}).values()):
             if not waiting.done():
                 waiting.set_exception(ConnectionLost(reason))
 
@@ -400,6 +413,17 @@ class RelayServer(Server):
 
     def _connection(self, sock: socket.socket, connection_id: int) -> ServerConnection:
         return RelayConnection(self, sock, connection_id)
+
+
+def _decode(call: str, answer: type[M], stream_id: int, payload: bytes) -> M:
+    try:
+        return answer.FromString(payload)
+    except (DecodeError, ValueError) as lie:
+        raise _lie(stream_id, call, lie) from None
+
+
+def _lie(stream_id: int, call: str, lie: Exception) -> RemoteProtocolError:
+    return RemoteProtocolError(f"stream {stream_id}: the answer to {call}: {lie}")
 
 
 def _plain(response: Response) -> Response:

@@ -15,7 +15,7 @@ import os
 import signal as signals
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
@@ -57,6 +57,8 @@ _STATUSES: Final = frozenset({types.CREATED, types.RUNNING, types.STOPPED, types
 _KNOWN: Final[Mapping[ProcessState | None, types.Status]] = MappingProxyType(
     {ProcessState.CREATED: types.CREATED, ProcessState.RUNNING: types.RUNNING}
 )
+
+M = TypeVar("M", bound=Message)
 
 log = get_logger()
 
@@ -125,7 +127,7 @@ class GuestTasks(GuestPod):
                 stderr=stderr,
             )
             try:
-                await self._forward(context, changed)
+                await self._forward(context, changed, api.CreateTaskResponse)
             except asyncio.CancelledError:
                 # The guest may have made it all the same.
                 undo.push_async_callback(self.unmake, container.id)
@@ -169,7 +171,7 @@ class GuestTasks(GuestPod):
             changed = api.ExecProcessRequest()
             changed.CopyFrom(request)
             changed.stdin, changed.stdout, changed.stderr = names.uris()
-            await self._forward(context, changed)
+            await self._forward(context, changed, Empty)
             process.state = ProcessState.CREATED
             self.save(process, made=True)
             undo.pop_all()
@@ -188,7 +190,7 @@ class GuestTasks(GuestPod):
             process.state = ProcessState.STARTING
         if not request.exec_id:
             failpoint(Failpoint.CONTAINER_STARTING)
-        await self._forward(context, request)
+        await self._forward(context, request, api.StartResponse)
         # Else it was paused meanwhile, or had an earlier daemon.
         if process.state is ProcessState.STARTING:
             process.state = ProcessState.RUNNING
@@ -205,8 +207,7 @@ class GuestTasks(GuestPod):
         process = container.process(request.exec_id)
         if container.made or request.exec_id:
             with contextlib.suppress(NotFound):
-                payload = await self._forward(context, request, bereaved=api.DeleteResponse())
-                answer = api.DeleteResponse.FromString(payload)
+                answer = await self._forward(context, request, api.DeleteResponse, api.DeleteResponse())
                 if answer.HasField("exited_at"):
                     self.note_exit(process, answer.exit_status, answer.exited_at)
         if request.exec_id:
@@ -220,13 +221,13 @@ class GuestTasks(GuestPod):
         return response
 
     async def _forward(
-        self, context: RelayContext, request: Message, bereaved: Message | None = None
-    ) -> bytes:
+        self, context: RelayContext, request: Message, answer: type[M], bereaved: M | None = None
+    ) -> M:
         try:
-            return await context.forward(request)
+            return await context.forward(request, answer)
         except ConnectionLost as error:
             if bereaved is not None and self.ended:
-                return bereaved.SerializeToString()
+                return bereaved
             raise Unavailable(f"pod {self.sandbox_id}: {self.ended or error}") from None
 
     def _require_life(self, container_id: str) -> None:

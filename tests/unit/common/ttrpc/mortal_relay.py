@@ -37,9 +37,9 @@ class Relay:
         """Wait for a moment, hand on the call with a changed request, and wait again."""
         assert isinstance(context, RelayContext)
         await asyncio.sleep(0.001)
-        answer = await context.forward(BytesValue(value=request.value[:16] + b"+"))
+        answer = await context.forward(BytesValue(value=request.value[:16] + b"+"), BytesValue)
         await asyncio.sleep(0.001)
-        assert BytesValue.FromString(answer).value == request.value[:16] + b"+"
+        assert answer.value == request.value[:16] + b"+"
         return request
 
     async def local(self, request: BytesValue, _: CallContext) -> BytesValue:
