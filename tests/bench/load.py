@@ -16,6 +16,7 @@ from tests.engine.handlers import RUNC
 
 # A removal is not measured, but at full width it would disturb what follows.
 REMOVALS_AT_ONCE = 8
+_AFTER_REMOVAL_S = 0.1
 # The share of busy time below which a machine counts as quiet.
 QUIET = 0.08
 
@@ -98,6 +99,8 @@ def serial(engine: Engine, handlers: Sequence[str], rounds: int) -> dict[str, Sa
             began = time.perf_counter()
             remove_pod(engine, pod)
             samples["remove"].add(handler, (time.perf_counter() - began) * 1000)
+            # What the engine still does for it is not the next one's.
+            time.sleep(_AFTER_REMOVAL_S)
             for name in ("total", "run", "create", "start"):
                 samples[name].add(handler, getattr(pod, f"{name}_ms"))
     return samples
