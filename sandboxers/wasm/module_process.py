@@ -316,8 +316,8 @@ def _descriptors_of(path: str) -> list[int]:
 
 
 def _root_of(pidfd: int) -> int:
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
-        pid = next((int(line.split()[1]) for line in file if line.startswith("Pid:")), -1)
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
+        pid = next((int(line.split()[1]) for line in file if line.startswith(b"Pid:")), -1)
     try:
         return os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
