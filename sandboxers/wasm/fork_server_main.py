@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -29,6 +30,9 @@ from sandboxers.wasm.module_process import Descriptors, ModuleProcess, Parts, pa
 
 _STREAMS = 4
 
+# For as long after a message what it has asked for needs the processors more than what is made ahead.
+_BUSY_S = 0.01
+
 
 def main() -> None:
     """Serve until the daemon is gone."""
@@ -47,7 +51,12 @@ def main() -> None:
     profile = packed_profile(DEFAULT_PROFILE)
     server = Server(Parts(loaded, Cache(cache_directory), Hierarchies.read(), profile))
     launch.send(daemon, {"ready": True})
-    while (received := launch.receive(daemon)) is not None:
+    while True:
+        if not select.select([daemon], [], [], _BUSY_S)[0]:
+            server.renew()
+        received = launch.receive(daemon)
+        if received is None:
+            return
         if received.message:
             server.serve(received.message, received.fds)
         else:
@@ -85,8 +94,11 @@ class Server:
         finally:
             for fd in fds:
                 os.close(fd)
-        if ahead is not None:
-            ahead.renew()
+
+    def renew(self) -> None:
+        """Have a process ahead of each kind again."""
+        self._modules.renew()
+        self._compilers.renew()
 
     def _ahead(self, message: launch.Message) -> _Ahead | None:
         if "compile" in message:
@@ -126,26 +138,21 @@ class _Ahead:
 
     def hand(self, message: launch.Message, fds: list[int]) -> None:
         """Let it do what a message asks for. Raises OSError."""
-        if self._socket is not None:
+        ahead, self._socket = self._socket, None
+        if ahead is not None:
             # Somebody may have killed it.
-            with contextlib.suppress(OSError):
-                launch.send(self._socket, message, fds)
+            with ahead, contextlib.suppress(OSError):
+                launch.send(ahead, message, fds)
                 return
-            self._leave()
-        self._socket = self._fork()
-        launch.send(self._socket, message, fds)
+        with self._fork() as new:
+            launch.send(new, message, fds)
 
     def renew(self) -> None:
-        """Have another one ahead; this one is on its own."""
-        self._leave()
-        # It only saves time: a host that has no process left for it now may have one for the next launch.
-        with contextlib.suppress(OSError):
-            self._socket = self._fork()
-
-    def _leave(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        """Have one ahead, unless there is one; those that were handed something are on their own."""
+        if self._socket is None:
+            # It only saves time: a host that has no process left for it now may have one for the next launch.
+            with contextlib.suppress(OSError):
+                self._socket = self._fork()
 
     def _fork(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
