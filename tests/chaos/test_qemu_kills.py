@@ -22,6 +22,7 @@ def trial(vm_parts: None, request: pytest.FixtureRequest) -> Iterator[Trial]:
         yield trial
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600 if FULL else 600)
 def test_kills_at_random_moments_lose_no_container_exit_code_or_log_line(trial: Trial) -> None:
     # A pod whose start nobody was told of is the collector's.
