@@ -136,7 +136,8 @@ def test_who_attaches_talks_to_the_module(engine: Engine, pod: ModulePod) -> Non
     with attach_stream(engine, container) as stream:
         stream.ask(b"is anybody there\n", b"got is anybody there\n")
         stream.write(b"end\n")
-    assert pod.outcome(container).code == 5
+        # Whoever hangs up at once may take his last words along: the engine drops what it has not passed on by then.
+        assert pod.outcome(container).code == 5
 
 
 def test_a_terminal_echoes_and_ends_with_the_module(engine: Engine, pod: ModulePod) -> None:
@@ -145,7 +146,7 @@ def test_a_terminal_echoes_and_ends_with_the_module(engine: Engine, pod: ModuleP
         # What is typed is shown, and then answered.
         stream.ask(b"typed\n", b"typed\r\ngot typed\r\n")
         stream.write(b"end\n")
-    assert pod.outcome(container).code == 9
+        assert pod.outcome(container).code == 9
     with exec_stream(engine, pod.start("/sleeper.wasm", name="other"), "/cat.wasm", "7", tty=True) as stream:
         stream.write(b"line\n")
         stream.expect(b"line\r\nline\r\n")
