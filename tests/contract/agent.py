@@ -16,7 +16,8 @@ import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 
-from common.errors import FailedPrecondition, InvalidArgument, NotFound
+from common.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from common.readiness import wait_readable
 from common.ttrpc import StatusCode, StatusError
 from proto.gen.cgroups.v1 import metrics_pb2 as metrics_v1
 from proto.gen.cgroups.v2 import metrics_pb2 as metrics_v2
@@ -52,7 +53,8 @@ class AgentContract:
         async with await guest.container(*shell("head -c 60000 /dev/zero")) as container:
             await container.start()
             await container.wait()
-            await asyncio.sleep(0.05)
+            async with asyncio.timeout(TIMEOUT_S):
+                await wait_readable(container.streams["stdout"])
             assert len(container.streams["stdout"].recv(1 << 20, socket.MSG_PEEK)) > 0
             assert await container.read("stdout", 60000) == bytes(60000)
 
@@ -201,16 +203,19 @@ class AgentContract:
     async def test_a_port_of_the_pod_can_be_reached(self, guest: Guest) -> None:
         async with await guest.container("nc", "-l", "-p", "8080", "-e", "cat") as container:
             await container.start()
-            for _ in range(100):
-                try:
-                    port = await guest.client.open_port(8080, TIMEOUT_S)
-                    break
-                except Exception:
-                    await asyncio.sleep(0.05)
-            with port:
+            with await self.port_when_open(guest, 8080) as port:
                 await asyncio.get_running_loop().sock_sendall(port, b"echo")
                 async with asyncio.timeout(TIMEOUT_S):
                     assert await asyncio.get_running_loop().sock_recv(port, 100) == b"echo"
+
+    @staticmethod
+    async def port_when_open(guest: Guest, number: int) -> socket.socket:
+        """A connection to a port at which somebody will listen."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while True:
+                with contextlib.suppress(Unavailable):
+                    return await guest.client.open_port(number, TIMEOUT_S)
+                await asyncio.sleep(0.05)
 
     async def test_a_port_where_nobody_listens_is_refused(self, guest: Guest) -> None:
         with pytest.raises(Exception, match="port 8081"):

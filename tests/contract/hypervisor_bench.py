@@ -24,6 +24,7 @@ from common.cgroup import Hierarchies
 from common.failpoints import VARIABLE, Failpoint, arm
 from common.process.exits import ExitWatcher
 from common.transport import transport_of
+from tests.children import children
 from tests.node import BOOTS, SLOWER
 from vmm.hypervisors.hypervisor import GuestExit, Hypervisor, VirtualMachine
 from vmm.hypervisors.machine import BootConfig, Device, Place, Vsock
@@ -41,7 +42,7 @@ BOOT_LIMIT_S = 120
 LIMIT_S = 30 * SLOWER
 
 
-SEEN_SOON_S = 10
+SEEN_SOON_S = 20
 
 
 MAC = "52:54:00:12:34:56"
@@ -214,18 +215,12 @@ class Bench:
         await self._closing.aclose()
         self.hypervisor.close()
         # What was a child of a child is reaped by our own watcher, as a daemon's is.
-        for _ in range(100):
-            if not self.processes() and not children():
-                break
-            await asyncio.sleep(0.05)
+        with contextlib.suppress(AssertionError):
+            await until(lambda: not self.processes() and not children())
         left = self.processes()
         self.exits.close()
         shutil.rmtree(self.root)
         assert left == []
-
-
-def children() -> list[str]:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
 def run_program(*command: str) -> None:
@@ -270,7 +265,7 @@ def cgroups_named(name: str) -> Iterator[tuple[str, ...]]:
         yield tuple(directories)
     finally:
         for directory in directories:
-            for _ in range(100):
+            for _ in range(SEEN_SOON_S * 50):
                 with contextlib.suppress(OSError):
                     os.rmdir(directory)
                     break

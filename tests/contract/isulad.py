@@ -91,7 +91,7 @@ class IsuladContract:
         before = kept(sandbox)
         for _ in range(self.execs):
             assert await container.exec_sync(*self.programs.say("out", "err", 7)) == result
-        await until(lambda: not kept(sandbox) - before, 5, f"{kept(sandbox) - before} to be closed")
+        await until(lambda: not kept(sandbox) - before, 20, f"{kept(sandbox) - before} to be closed")
 
     async def test_an_exec_that_nobody_waits_for_goes_on_and_is_forgotten_when_it_has_ended(
         self, sandbox: Sandbox

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import socket
@@ -14,6 +13,7 @@ import pytest
 
 from sandboxers.pod_config import NamespaceMode, PodConfig
 from sandboxers.sandbox import Daemonised, Endpoint, Sandbox
+from tests.children import children, reaped
 
 NewSandboxer = Callable[[], Daemonised]
 
@@ -76,10 +76,11 @@ class SandboxerContract:
     ) -> AsyncIterator[PodUnderTest]:
         directory = tmp_path / "pod"
         directory.mkdir(0o700)
+        before = children()
         under_test = PodUnderTest(new_sandboxer(), pod, directory)
         yield under_test
         await under_test.sandbox.destroy()
-        await asyncio.sleep(0.1)  # until helpers are reaped
+        await reaped(before)
         under_test.sandboxer.close()
 
     async def test_making_the_object_makes_nothing(self, under_test: PodUnderTest) -> None:

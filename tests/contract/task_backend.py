@@ -18,6 +18,7 @@ from common.linux.terminal import get_window_size
 from common.process.exits import ExitStatus, ExitWatcher, Watch
 from common.task.backend import PreparedContainer, TaskBackend
 from common.task.stdio import Stdio, StdioSpec
+from tests.children import children, reaped
 
 MISSING = "/nonesuch/program"
 
@@ -35,7 +36,7 @@ class Process:
 
     async def code(self) -> int:
         """The exit code, once there is one."""
-        return (await asyncio.wait_for(asyncio.shield(self.end), 10)).code
+        return (await asyncio.wait_for(asyncio.shield(self.end), 20)).code
 
     def output(self) -> bytes:
         """What can be read now."""
@@ -47,7 +48,7 @@ class Process:
     async def expect(self, text: bytes) -> None:
         """Wait until the output has begun with `text`."""
         seen = b""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not seen.startswith(text):
                 seen += self.output()
                 await asyncio.sleep(0.002)
@@ -175,9 +176,10 @@ class TaskBackendContract:
 
     @pytest.fixture
     async def exits(self) -> AsyncIterator[ExitWatcher]:
+        before = children()
         exits = ExitWatcher()
         yield exits
-        await asyncio.sleep(0.15)  # until orphans are reaped
+        await reaped(before)
         exits.close()
 
     @pytest.fixture

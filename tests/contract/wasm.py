@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,9 +16,9 @@ from sandboxers.wasm.cache import Cache
 from sandboxers.wasm.compiler import Compiler
 from sandboxers.wasm.config import ModulesConfig
 from sandboxers.wasm.fork_server import ForkServer
+from tests.children import LIMIT_S, command_lines
 from tests.modules import module
 
-_LIMIT_S = 5.0
 APPLETS = ("sh", "sleep", "cat", "true")
 
 
@@ -49,7 +47,7 @@ async def running_modules(
     finally:
         await compiler.close()
         server.close()
-        await _forked_processes_end()
+        await forked_processes_end()
 
 
 def make_rootfs(directory: Path) -> Path:
@@ -60,18 +58,8 @@ def make_rootfs(directory: Path) -> Path:
     return directory
 
 
-async def _forked_processes_end() -> None:
-    async with asyncio.timeout(_LIMIT_S):
-        while _children():  # noqa: ASYNC110 - nothing tells
+async def forked_processes_end() -> None:
+    """Return when the fork server and all that was forked from it have ended and were reaped."""
+    async with asyncio.timeout(LIMIT_S):
+        while any(not line or b"sandboxers.wasm" in line for line in command_lines().values()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-
-
-def _children() -> list[int]:
-    found = []
-    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-        with contextlib.suppress(OSError):
-            # A zombie has no command line any more.
-            line = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if not line or b"sandboxers.wasm" in line:
-                found.append(int(pid))
-    return found

@@ -45,12 +45,6 @@ async def bench(modules: Modules, exits: ExitWatcher, tmp_path: Path, rootfs: Pa
     await bench.close()
 
 
-def children_named(text: bytes) -> list[int]:
-    """The children of this process whose command line has a text."""
-    pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [int(pid) for pid in pids if text in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
 def change_spec(bench: Bench, container_id: str, args: list[str], **linux: Any) -> Any:
     prepared = bench.prepare(container_id, args)
     path = Path(prepared.directory) / "config.json"

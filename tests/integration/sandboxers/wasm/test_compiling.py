@@ -19,10 +19,11 @@ from common.process.exits import ExitWatcher
 from sandboxers.wasm import launch
 from sandboxers.wasm.config import ModulesConfig
 from sandboxers.wasm.launch import Missing, What
+from tests.children import children_named
 from tests.contract.task_backend import Bench
 from tests.contract.wasm import Modules, running_modules
 from tests.engine.images import leb128
-from tests.integration.sandboxers.wasm.conftest import children_named, create_prepared
+from tests.integration.sandboxers.wasm.conftest import create_prepared
 from tests.modules import SOURCES, module
 
 SLOW_FUNCTIONS = 150_000
@@ -197,11 +198,23 @@ def compilers() -> list[int]:
 
 
 async def compiler_is_ahead() -> int:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         # One that has done its work may not be gone yet.
         while len(compilers()) != 1:  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.01)
     return compilers()[0]
+
+
+async def compiles(pid: int) -> None:
+    """Return when a process has had an order for a while: one that only waits takes no time of the processor."""
+    async with asyncio.timeout(20):
+        while _cpu_ticks(pid) < 10:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.01)
+
+
+def _cpu_ticks(pid: int) -> int:
+    """How many hundredths of a second it has run (proc_pid_stat(5), utime)."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
 
 
 def slow_module() -> bytes:
@@ -240,8 +253,7 @@ async def test_who_compiles_may_be_killed_before_and_meanwhile(
     (rootfs / "slow").write_bytes(slow_module())
     pid = await compiler_is_ahead()
     creation = asyncio.create_task(create_prepared(bench, "c", bench.prepare("c", ["/slow"])))
-    await asyncio.sleep(0.3)
-    assert pid in compilers()
+    await compiles(pid)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(ResourceExhausted, match=r"/slow: compiling the module ended with code 137"):
         await creation
@@ -256,8 +268,7 @@ async def test_what_is_being_compiled_outlives_the_fork_server(
     (rootfs / "slow").write_bytes(slow_module())
     pid = await compiler_is_ahead()
     creation = asyncio.create_task(create_prepared(bench, "c", bench.prepare("c", ["/slow"])))
-    await asyncio.sleep(0.3)
-    assert pid in compilers()
+    await compiles(pid)
     os.kill(modules.server.pid, signal.SIGKILL)
     # Whoever starts what is there already waits for nobody.
     assert await (await bench.run("meanwhile", "sh", "-c", "exit 3"))[0].code() == 3

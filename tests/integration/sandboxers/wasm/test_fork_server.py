@@ -11,22 +11,30 @@ from pathlib import Path
 
 import pytest
 
-from common.cgroup import Cgroup, Hierarchies, make_cgroup, remove_leaf
+from common.cgroup import Hierarchies, make_cgroup, remove_leaf
 from common.errors import SandboxdError, Unavailable
 from common.linux.pidfd import start_time
 from common.process.exits import ExitWatcher
 from sandboxers.wasm.compiler import Compiler
 from sandboxers.wasm.config import ModulesConfig
 from sandboxers.wasm.launch import Missing
+from tests.children import children_named
 from tests.contract.task_backend import Bench
-from tests.contract.wasm import Modules
-from tests.integration.sandboxers.wasm.conftest import change_spec, children_named, create_prepared
+from tests.contract.wasm import Modules, forked_processes_end
+from tests.integration.sandboxers.wasm.conftest import change_spec, create_prepared
 from tests.modules import module
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
     pytest.mark.usefixtures("subreaper"),
 ]
+
+
+async def both_are_ahead() -> None:
+    """Return when the fork server has nobody but the two that it keeps ahead, one of each kind."""
+    async with asyncio.timeout(20):
+        while len(children_named(b"fork_server_main")) != 3:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.01)
 
 
 async def test_containers_outlive_the_fork_server_and_new_ones_have_a_new_one(
@@ -60,9 +68,9 @@ async def test_launches_at_the_moment_of_its_death_succeed(bench: Bench, modules
 async def test_a_server_that_dies_while_it_starts_holds_nobody_up(bench: Bench, modules: Modules) -> None:
     await (await bench.run("warm", "true"))[0].code()
     os.kill(modules.server.pid, signal.SIGKILL)
-    await asyncio.sleep(0.3)
+    await forked_processes_end()
     first = asyncio.create_task(bench.run("first", "sh", "-c", "exit 4"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not (starting := children_named(b"fork_server_main")):  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.001)
         os.kill(starting[0], signal.SIGKILL)
@@ -98,7 +106,7 @@ async def test_a_launch_that_dies_with_the_server_waits_for_no_other_launch(
     queued = asyncio.create_task(bench.run("queued", "sh", "-c", "exit 4"))
     await asyncio.sleep(0.1)
     os.kill(old, signal.SIGKILL)
-    process, _ = await asyncio.wait_for(queued, 10)
+    process, _ = await asyncio.wait_for(queued, 20)
     assert await process.code() == 4
     assert not compiled.done()
     compiler.begins.set()
@@ -118,11 +126,11 @@ async def test_it_survives_that_no_process_can_be_forked(
     bench: Bench, modules: Modules, tmp_path: Path
 ) -> None:
     await (await bench.run("before", "true"))[0].code()
+    await both_are_ahead()
     server = modules.server.pid
     cgroup = Hierarchies.read().at(f"/sandboxd-test-{os.getpid()}")
-    own = Hierarchies.read().locate(server)
     make_cgroup(cgroup)
-    directory, home = cgroup.directory("pids"), own.directory("pids") or _top_of(cgroup, "pids")
+    directory = cgroup.directory("pids")
     assert directory is not None
     try:
         Path(directory, "cgroup.procs").write_text(str(server))
@@ -137,16 +145,8 @@ async def test_it_survives_that_no_process_can_be_forked(
         assert modules.server.pid == server
     finally:
         modules.server.close()
-        await asyncio.sleep(0.3)
-        for pid in Path(directory, "cgroup.procs").read_text().split():
-            Path(home, "cgroup.procs").write_text(pid)
+        await forked_processes_end()
         remove_leaf(cgroup)
-
-
-def _top_of(cgroup: Cgroup, controller: str) -> str:
-    directory = cgroup.directory(controller)
-    assert directory is not None
-    return os.path.dirname(directory)
 
 
 async def test_it_ends_when_the_daemon_closes_its_socket_and_what_it_kept_ahead_too(
@@ -155,9 +155,7 @@ async def test_it_ends_when_the_daemon_closes_its_socket_and_what_it_kept_ahead_
     assert modules.server._socket is not None
     modules.server._socket.close()
     modules.server._socket = None
-    async with asyncio.timeout(5):
-        while children_named(b"fork_server_main"):  # noqa: ASYNC110 - nothing tells
-            await asyncio.sleep(0.01)
+    await forked_processes_end()
 
 
 async def test_who_gives_up_a_creation_leaves_no_process(

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from tests.children import children, reaped
 from vmm.image import root
 from vmm.image.tools import Tools
 
 
 @pytest.fixture
 async def tools() -> AsyncIterator[Tools]:
+    before = children()
     tools = Tools()
     yield tools
-    await asyncio.sleep(0.15)
+    await reaped(before)
     tools.close()
 
 
