@@ -17,7 +17,7 @@ from common.linux import procs
 TESTS = Path(__file__).parent
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 TIERS = ("integration", "engine", "node", "vm", "chaos", "bench")
-SETTLE_S = 2.0
+SETTLE_S = 20.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

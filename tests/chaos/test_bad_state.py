@@ -72,7 +72,7 @@ def test_a_pod_whose_record_cannot_be_understood_is_left_alone_until_it_can(
     log = (trial.engine.logs / "sandboxer.log").read_text()
     assert str(record.relative_to(trial.engine.namespaces.root)) in log
     size = writer.log.stat().st_size
-    wait_until(lambda: writer.log.stat().st_size > size, timeout_s=5, what="more lines")
+    wait_until(lambda: writer.log.stat().st_size > size, timeout_s=20, what="more lines")
     # Something to be tried again: "not found" would make the engine forget it.
     address = f"unix:{trial.engine.sandboxer_socket}"
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refusal:

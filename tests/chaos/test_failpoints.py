@@ -97,7 +97,7 @@ def live(trial: Trial, *, kill_midway: bool = False) -> None:
         stream.write(b"end\n")
         # The engine may hang up on who is attached before it has passed on what came last; its log has it all.
         assert pod.exit_code(echo) == 5
-    wait_until(lambda: "got end" in log_lines(echo.log), timeout_s=5, what="the end of the echo's log")
+    wait_until(lambda: "got end" in log_lines(echo.log), timeout_s=20, what="the end of the echo's log")
 
     pod.end_writer(writer)
     pod.remove_container(writer)

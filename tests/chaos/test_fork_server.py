@@ -39,7 +39,7 @@ def fork_servers(trial: Trial) -> list[int]:
 def kill_fork_server(trial: Trial) -> None:
     (pid,) = fork_servers(trial)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: pid not in fork_servers(trial), timeout_s=10, what="the end of the fork server")
+    wait_until(lambda: pid not in fork_servers(trial), timeout_s=20, what="the end of the fork server")
 
 
 @pytest.mark.parametrize("without", WITHOUT, ids=WITHOUT_IDS)

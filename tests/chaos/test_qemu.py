@@ -63,7 +63,7 @@ def test_nobody_notices_that_the_daemon_was_away(trial: Trial, logs: Path, how: 
     shell(cri, ending, "touch /tmp/end")
     assert ended(cri, ending).exit_code == 7
     seen = counted(logs / "main.log")
-    wait_until(lambda: len(counted(logs / "main.log")) > len(seen) + 5, timeout_s=10, what="more lines")
+    wait_until(lambda: len(counted(logs / "main.log")) > len(seen) + 5, timeout_s=20, what="more lines")
     later = counted(logs / "main.log")
     assert later == list(range(1, len(later) + 1))
     add_container(cri, pod_id, name="new")

@@ -95,7 +95,7 @@ class Trial(Kubelet):
         self.arm_next(failpoints)
         os.kill(self.engine.daemon_pid, signal.SIGUSR1)
         wait_until(
-            lambda: not (self.directory / "arm").exists(), timeout_s=5, what="the daemon to take failpoints"
+            lambda: not (self.directory / "arm").exists(), timeout_s=20, what="the daemon to take failpoints"
         )
 
     def hold(self) -> None:

@@ -185,13 +185,18 @@ def container_config(
     )
 
 
+def complete_lines(text: str) -> list[str]:
+    """The lines of a file that somebody may be writing: the last one only if it has its end."""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
 def log_lines(path: Path, stream: str = "") -> list[str]:
     """The lines that a container has written to both outputs or one, from the log that containerd has made of them.
 
     The format is the kubelet's: `<time> <stream> <F or P> <text>`, P for a part of a line.
     """
     lines, partial = [], ""
-    for line in path.read_text(errors="replace").splitlines():
+    for line in complete_lines(path.read_text(errors="replace")):
         found = _LOG_LINE.fullmatch(line)
         if found is None:
             raise ValueError(f"{path}: no line of a container's log: {line!r}")

@@ -103,7 +103,7 @@ def show_pod(engine: Engine, narrator: Narrator) -> None:
     with narrator.step("exec in client"):
         answer = cri.exec(containers[1], ["sh", "-c", f"hostname; {ASK}"])
     narrator.show(f"client asks web on the pod's localhost ({ASK}):", answer.stdout.decode())
-    wait_until(lambda: "response" in (logs / "web.log").read_text(), timeout_s=10, what="web's log")
+    wait_until(lambda: "response" in (logs / "web.log").read_text(), timeout_s=20, what="web's log")
     narrator.show("the log of web:", "\n".join((logs / "web.log").read_text().splitlines()[-3:]))
 
     if engine.ours is QEMU:

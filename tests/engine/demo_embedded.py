@@ -109,7 +109,7 @@ def show(terminal: Terminal, narrator: Narrator) -> None:
         *("run", "-d", "--network", "bridge", "-f", str(manifest)),
         shown="sandboxctl run -d --network bridge -f pod.yaml",
     )
-    wait_until(lambda: terminal.has("httpd"), timeout_s=10, what="the web server")
+    wait_until(lambda: terminal.has("httpd"), timeout_s=20, what="the web server")
     terminal.type("ps", "-c")
     terminal.type(
         *("exec", "client", "--", "sh", "-c", f"hostname; {ASK}"),

@@ -216,7 +216,7 @@ def test_stats_tell_cpu_and_memory(cri: Cri) -> None:
     def busy() -> bool:
         return cri.stats(container).cpu.usage_core_nano_seconds.value > 0
 
-    wait_until(busy, timeout_s=10, what="CPU time")
+    wait_until(busy, timeout_s=20, what="CPU time")
     assert cri.stats(container).memory.working_set_bytes.value > 0
 
 

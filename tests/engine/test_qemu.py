@@ -205,7 +205,7 @@ def test_volumes_are_the_hosts_directories_and_files(cri: Cri, vm: tuple[str, st
         (tmp_path / "new").rename(tmp_path / "volume/data")
         wait_until(
             lambda: cri.exec(container, ["cat", "/volume/data/key"]).stdout.decode() == version,  # noqa: B023
-            timeout_s=10,
+            timeout_s=20,
             what="the change to be seen",
         )
     cri.stop_container(container)
@@ -238,7 +238,7 @@ def test_a_block_volume_is_the_containers_and_has_what_was_written_when_the_pod_
         cri.start(container)
         wait_until(
             lambda: cri.exec(container, ["head", "-c", "6", "/dev/volume"]).stdout == b"after%d" % number,  # noqa: B023
-            timeout_s=10,
+            timeout_s=20,
             what="what the container writes",
         )
         if not number:

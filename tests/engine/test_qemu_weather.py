@@ -45,7 +45,7 @@ def kill(engine: Engine, pod_id: str, role: str, number: signal.Signals = signal
 def expect_end(engine: Engine, pod_id: str, container: str, reason: str) -> None:
     cri = engine.cri
     assert ended(cri, container).exit_code == 137
-    wait_until(lambda: cri.pod(pod_id).state != READY, timeout_s=10, what="the end of the pod")
+    wait_until(lambda: cri.pod(pod_id).state != READY, timeout_s=20, what="the end of the pod")
     assert reason in str(information(cri, pod_id)["ended"])
 
 

@@ -11,6 +11,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.engine.conftest import start_container
+from tests.engine.cri import complete_lines
 from tests.engine.engine import Engine
 from tests.engine.handlers import RUNC
 from tests.integration.daemon import collector
@@ -54,7 +55,7 @@ def traced(parts: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Engin
 def spans_in(path: Path) -> dict[str, Span]:
     """All spans so far, by their ids."""
     found: dict[str, Span] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in complete_lines(path.read_text()) if path.exists() else ():
         for part in ExportTraceServiceRequest.FromString(bytes.fromhex(line)).resource_spans:
             service = {a.key: a.value.string_value for a in part.resource.attributes}["service.name"]
             spans: list[Any] = [span for scope in part.scope_spans for span in scope.spans]

@@ -92,7 +92,7 @@ def test_a_stack_overflow_is_a_trap(pod: ModulePod) -> None:
 def test_an_endless_loop_is_ended_by_a_stop(pod: ModulePod) -> None:
     container = pod.start("/spin.wasm")
     wait_until(
-        lambda: pod.cri.stats(container).cpu.usage_core_nano_seconds.value > 0, timeout_s=10, what="CPU time"
+        lambda: pod.cri.stats(container).cpu.usage_core_nano_seconds.value > 0, timeout_s=20, what="CPU time"
     )
     pod.cri.stop_container(container, grace_s=5)
     assert pod.cri.container(container).exit_code == 143

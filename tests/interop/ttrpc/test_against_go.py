@@ -155,7 +155,7 @@ async def client(go: Path, tmp_path: Path) -> AsyncIterator[Client]:
     assert process.stdin is not None
     assert process.stdout is not None
     assert await process.stdout.readline() == b"listening\n"
-    async with await Client.connect(tmp_path / "s", timeout_s=5) as client:
+    async with await Client.connect(tmp_path / "s", timeout_s=20) as client:
         yield client
     process.stdin.close()
     assert await process.wait() == 0
@@ -186,7 +186,7 @@ async def test_go_receives_metadata_and_the_timeout(client: Client) -> None:
     request = BytesValue(value=b"key")
     answer = await client.call(NAME, "Metadata", request, BytesValue, metadata=metadata)
     assert answer.value == b"one,two"
-    assert await call(client, "HasDeadline", timeout_s=5) == b"true"
+    assert await call(client, "HasDeadline", timeout_s=20) == b"true"
     assert await call(client, "HasDeadline", timeout_s=None) == b"false"
     with pytest.raises(StatusError) as raised:
         await call(client, "Park", timeout_s=0.05)

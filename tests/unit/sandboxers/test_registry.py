@@ -249,7 +249,7 @@ async def test_an_end_that_cannot_be_recorded_is_told_all_the_same(daemon: Daemo
     (state_dir / "pod" / f"{RECORD_FILE}.new").mkdir()
     with log.capture() as lines:
         daemon.sandboxer.sandboxes["pod"].end(1, 5)
-    await asyncio.wait_for(daemon.registry.entry("pod").end.wait(), 1)
+    await asyncio.wait_for(daemon.registry.entry("pod").end.wait(), 20)
     assert [line["event"] for line in lines] == ["sandbox.record_not_written"]
 
 

@@ -42,7 +42,7 @@ async def test_a_stopped_pod_is_taken_up_with_its_end(new_daemon: NewDaemon) -> 
     after = new_daemon()
     await after.registry.recover()
     entry = after.registry.entry("pod")
-    await asyncio.wait_for(entry.end.wait(), 1)
+    await asyncio.wait_for(entry.end.wait(), 20)
     assert (entry.exit_code, entry.exited_at_ns, entry.state) == (7, 99, SandboxState.STOPPED)
     assert after.sandboxer.recovered == {"pod": False}
     await after.registry.stop("pod", 1)

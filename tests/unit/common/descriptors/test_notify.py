@@ -26,7 +26,7 @@ from tests.unit.common.process.supervised import ROOT, Supervised
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
-        sock.settimeout(10)
+        sock.settimeout(20)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         yield sock
 
@@ -82,7 +82,7 @@ async def test_a_manager_that_is_busy_gets_everything_later_and_in_order(
     passed = asyncio.ensure_future(barrier(10.0))
     messages: list[tuple[str, int]] = []
     manager.setblocking(False)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not messages or messages[-1] != ("BARRIER=1", 1):
             try:
                 messages.append(receive(manager))
@@ -109,7 +109,7 @@ async def test_who_waits_for_it_learns_when_a_busy_manager_has_what_was_put(
     store.put("last", [0])
     received: list[str] = []
     manager.setblocking(False)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while received[-1:] != ["FDSTORE=1\nFDPOLL=0\nFDNAME=last"]:
             # There is room in its queue for the rest soon, but not now.
             assert len(received) > 100 or sent == ["nothing"]
@@ -131,7 +131,7 @@ async def test_who_waits_for_a_manager_that_is_gone_goes_on(
     await asyncio.sleep(0.01)
     assert not waiting.done()
     manager.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await waiting
 
 

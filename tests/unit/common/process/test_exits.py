@@ -36,7 +36,7 @@ def start(script: str) -> int:
 async def end_of(watcher: ExitWatcher, pid: int) -> ExitStatus:
     future: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
     watcher.watch(pid, future.set_result)
-    return await asyncio.wait_for(future, 10)
+    return await asyncio.wait_for(future, 20)
 
 
 def is_zombie(pid: int) -> bool:
@@ -47,7 +47,7 @@ def is_zombie(pid: int) -> bool:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - the kernel tells no event
             await asyncio.sleep(0.005)
 
@@ -61,7 +61,7 @@ from common.process.exits import ExitWatcher
 async def end_of(watcher, pid):
     future = asyncio.get_running_loop().create_future()
     watcher.watch(pid, future.set_result)
-    return await asyncio.wait_for(future, 10)
+    return await asyncio.wait_for(future, 20)
 
 async def main(watcher):
 {body}

@@ -112,7 +112,7 @@ def test_an_older_kernel_without_a_supervisor_says_that_the_code_is_unknown() ->
         end = asyncio.get_running_loop().create_future()
         watcher.watch(pid, end.set_result)
         print("watching", flush=True)
-        status = await asyncio.wait_for(end, 10)
+        status = await asyncio.wait_for(end, 20)
         print(status.code, status.known)
         watcher.close()
 
@@ -150,7 +150,7 @@ async def test_a_foreign_parent_may_take_any_time_to_reap(monkeypatch: pytest.Mo
     await asyncio.sleep(1.0)  # longer than the retries
     assert not end.done()
     parent.stdin.write(b"\n")
-    status = await asyncio.wait_for(end, 10)
+    status = await asyncio.wait_for(end, 20)
     assert (status.code, status.known) == (7, True)
     watcher.close()
     parent.stdin.close()
@@ -169,7 +169,7 @@ async def test_the_end_of_our_own_child_is_in_the_log_before_anybody_is_told() -
     watcher.watch(pid, lambda status: end.set_result((status, log.find(pid, started) is not None)))
     os.close(write_fd)
     os.close(read_fd)
-    status, was_logged = await asyncio.wait_for(end, 10)
+    status, was_logged = await asyncio.wait_for(end, 20)
     assert (status.code, was_logged) == (137, True)
     # What a successor is told, to which nothing is left but the log.
     assert watcher.ended(pid, started, None) == status

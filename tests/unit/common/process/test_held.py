@@ -34,7 +34,7 @@ def held(exits: ExitWatcher, script: str, log: Path, confinement: Confinement = 
 
 
 async def ended(child: Child) -> ExitStatus:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         return await child.wait()
 
 

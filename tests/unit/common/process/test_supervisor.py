@@ -233,7 +233,7 @@ def test_the_child_does_not_outlive_it(tmp_path: Path) -> None:
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
-        sock.settimeout(10)
+        sock.settimeout(20)
         yield sock
 
 

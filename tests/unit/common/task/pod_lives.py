@@ -71,7 +71,7 @@ class Life:
         sock.bind(str(self.path))
         sock.listen()
         self.server.listen(sock)
-        return await Client.connect(str(self.path), timeout_s=5)
+        return await Client.connect(str(self.path), timeout_s=20)
 
     def close(self) -> None:
         self.server.close()

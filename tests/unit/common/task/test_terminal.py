@@ -57,7 +57,7 @@ class Console:
 
     async def read_all(self, count: int) -> bytes:
         data = b""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while len(data) < count:
                 data += self.read() or b""
                 await asyncio.sleep(0)
@@ -172,7 +172,7 @@ async def test_a_process_that_does_not_read_stops_the_engines_input_only(console
     assert await console.read_all(3) == b"out", "output goes on"
     os.set_blocking(console.slave, False)
     received = 0
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while received < sent:
             try:
                 received += len(os.read(console.slave, 65536))
@@ -227,7 +227,7 @@ async def test_a_terminal_may_lack_a_direction(tmp_path: Path, fifo: MkFifo, mis
     await console.connect()
     os.set_blocking(console.slave, False)
     written = 0
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while written < 50_000:  # more than the terminal's buffer: it is read, and thrown away or delivered
             try:
                 written += os.write(console.slave, b"o" * 1000)

@@ -160,7 +160,7 @@ class Place:
         self.server.listen(sock)
 
     async def client(self) -> Client:
-        client = await Client.connect(self.path, timeout_s=2)
+        client = await Client.connect(self.path, timeout_s=20)
         self._clients.append(client)
         return client
 

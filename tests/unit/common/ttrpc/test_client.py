@@ -153,7 +153,7 @@ async def test_a_full_backlog_is_waited_for_and_then_times_out(tmp_path: Path) -
         first = await Client.connect(tmp_path / "s", timeout_s=1)
         with pytest.raises(TimeoutError):
             await Client.connect(tmp_path / "s", timeout_s=0.05)
-        waiting = asyncio.create_task(Client.connect(tmp_path / "s", timeout_s=5))
+        waiting = asyncio.create_task(Client.connect(tmp_path / "s", timeout_s=20))
         await asyncio.sleep(0.02)
         listener.accept()[0].close()
         (await waiting).close()

@@ -21,7 +21,7 @@ from tests.unit.common.ttrpc.keeper import Keeper
 from tests.unit.common.ttrpc.mortal import NAME
 from tests.unit.common.ttrpc.peers import Raw, request_frame
 
-TIMEOUT_S = 10
+TIMEOUT_S = 20
 RANDOM_KILLS_S = 5.0
 SIZES = (0, 0, 0, 5_000, 40_000, 70_000, 300_000)
 FAILPOINTS = (

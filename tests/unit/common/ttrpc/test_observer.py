@@ -25,11 +25,11 @@ def told() -> Iterator[Told]:
 async def test_with_method_code_and_duration(place: Place, told: Told) -> None:
     place.listen()
     client = await place.client()
-    await client.call(NAME, "Echo", BytesValue(), BytesValue, timeout_s=5)
-    await client.call(NAME, "Nap", BytesValue(value=b"0.01"), BytesValue, timeout_s=5)
+    await client.call(NAME, "Echo", BytesValue(), BytesValue, timeout_s=20)
+    await client.call(NAME, "Nap", BytesValue(value=b"0.01"), BytesValue, timeout_s=20)
     for method in ("Fail", "Missing"):
         with pytest.raises(StatusError):
-            await client.call(NAME, method, BytesValue(), BytesValue, timeout_s=5)
+            await client.call(NAME, method, BytesValue(), BytesValue, timeout_s=20)
     with pytest.raises(StatusError):
         await client.call(NAME, "Park", BytesValue(), BytesValue, timeout_s=0.01)
     await until(lambda: len(told) == 4)
@@ -46,7 +46,7 @@ async def test_not_of_one_that_nobody_waits_for_any_more(place: Place, told: Tol
     place.listen()
     client = await place.client()
     parked = asyncio.ensure_future(client.call(NAME, "Park", BytesValue(), BytesValue))
-    await client.call(NAME, "Echo", BytesValue(), BytesValue, timeout_s=5)
+    await client.call(NAME, "Echo", BytesValue(), BytesValue, timeout_s=20)
     client.close()
     with pytest.raises(Exception, match="closed"):
         await parked

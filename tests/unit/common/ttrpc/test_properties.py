@@ -87,7 +87,7 @@ def test_a_live_server_survives_any_bytes_and_serves_the_next_client(pieces: lis
                         break
                     await asyncio.sleep(0)
                 message = BytesValue(value=b"still here")
-                answer = await client.call(NAME, "Echo", message, BytesValue, timeout_s=5)
+                answer = await client.call(NAME, "Echo", message, BytesValue, timeout_s=20)
                 assert answer == message
         server.close()
         await server.wait_closed()

@@ -25,7 +25,7 @@ from tests.unit.common.ttrpc.keeper import Keeper
 from tests.unit.common.ttrpc.mortal import NAME
 from tests.unit.common.ttrpc.peers import Raw, request_frame, until
 
-TIMEOUT_S = 10
+TIMEOUT_S = 20
 RANDOM_KILLS_S = 5.0
 FAILPOINTS = (
     Failpoint.REQUEST_ADMITTED,
@@ -86,7 +86,7 @@ async def call(client: Client, method: str, value: bytes) -> bytes:
 
 async def test_calls_come_back_from_where_they_were_handed_on_to(pair: Pair) -> None:
     pair.serve_far()
-    async with await Client.connect(pair.path, timeout_s=1) as client:
+    async with await Client.connect(pair.path, timeout_s=20) as client:
         parked = asyncio.create_task(call(client, "Wait", b"end"))
         tags = [b"%016d" % number for number in range(6)]
         calls = [call(client, ("Add", "AddBlindly")[n % 2], tag) for n, tag in enumerate(tags)]
@@ -116,7 +116,7 @@ def told() -> Iterator[list[tuple[str, int]]]:
 async def test_calls_that_are_handed_on_are_observed_with_their_outcome(
     pair: Pair, told: list[tuple[str, int]]
 ) -> None:
-    async with await Client.connect(pair.path, timeout_s=1) as client:
+    async with await Client.connect(pair.path, timeout_s=20) as client:
         with pytest.raises(StatusError):
             await call(client, "LookLater", b"nobody is there")
         pair.serve_far()
@@ -126,7 +126,7 @@ async def test_calls_that_are_handed_on_are_observed_with_their_outcome(
 
 
 async def test_a_far_end_that_cannot_be_reached_is_tried_again(pair: Pair) -> None:
-    async with await Client.connect(pair.path, timeout_s=1) as client:
+    async with await Client.connect(pair.path, timeout_s=20) as client:
         for method in ("LookLater", "Add"):
             with pytest.raises(StatusError, match="No such file"):
                 await call(client, method, b"a")
@@ -141,10 +141,10 @@ async def test_a_far_end_that_answers_nothing_is_not_asked_without_end(
 ) -> None:
     monkeypatch.setattr("common.ttrpc.relay.PENDING_LIMIT", 5)
     pair.serve_far()
-    async with await Client.connect(pair.path, timeout_s=1) as client:
+    async with await Client.connect(pair.path, timeout_s=20) as client:
         parked = [asyncio.create_task(call(client, "Wait", b"end")) for _ in range(7)]
         await until(lambda: sum(each.done() for each in parked) == 2)
-        async with await Client.connect(pair.path, timeout_s=1) as other:
+        async with await Client.connect(pair.path, timeout_s=20) as other:
             await call(other, "Release", b"end")
         answers = await asyncio.gather(*parked, return_exceptions=True)
     codes = [each.code for each in answers if isinstance(each, StatusError)]
@@ -169,7 +169,7 @@ async def test_an_answer_that_is_none_ends_the_link_and_says_why(pair: Pair, wha
     far = listening(pair.directory / "far")
     far.setblocking(False)
     try:
-        async with await Client.connect(pair.path, timeout_s=1) as client:
+        async with await Client.connect(pair.path, timeout_s=20) as client:
             asked = asyncio.create_task(call(client, "LookLater", b"a"))
             sock, _ = await asyncio.get_running_loop().sock_accept(far)
             raw = Raw(sock)
@@ -193,7 +193,7 @@ async def test_a_second_answer_is_dropped(pair: Pair) -> None:
     far = listening(pair.directory / "far")
     far.setblocking(False)
     try:
-        async with await Client.connect(pair.path, timeout_s=1) as client:
+        async with await Client.connect(pair.path, timeout_s=20) as client:
             asked = asyncio.create_task(call(client, "LookLater", b"a"))
             raw = Raw((await asyncio.get_running_loop().sock_accept(far))[0])
             await raw.frame()
@@ -212,7 +212,7 @@ async def test_a_second_answer_is_dropped(pair: Pair) -> None:
 async def test_the_end_of_a_link_is_told_once(pair: Pair) -> None:
     far = listening(pair.directory / "far")
     far.setblocking(False)
-    clients = [await Client.connect(pair.path, timeout_s=1) for _ in range(2)]
+    clients = [await Client.connect(pair.path, timeout_s=20) for _ in range(2)]
     try:
         waits = [asyncio.create_task(call(client, "Wait", b"x")) for client in clients]
         for _ in clients:

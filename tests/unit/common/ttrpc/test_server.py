@@ -31,7 +31,7 @@ async def echo(place: Place, value: bytes = b"x") -> None:
     """Show that the server works, on a connection of its own."""
     client = await place.client()
     message = BytesValue(value=value)
-    assert await client.call(NAME, "Echo", message, BytesValue, timeout_s=5) == message
+    assert await client.call(NAME, "Echo", message, BytesValue, timeout_s=20) == message
     client.close()
 
 

@@ -34,7 +34,7 @@ async def test_large_requests_and_answers_go_in_pieces() -> None:
     server.adopt(theirs)
     async with Client(ours) as client:
         value = BytesValue(value=bytes(range(256)) * 4096)
-        assert await client.call("test.Echo", "Echo", value, BytesValue, timeout_s=10) == value
+        assert await client.call("test.Echo", "Echo", value, BytesValue, timeout_s=20) == value
     server.close()
     for sizes in (ours.sizes, theirs.sizes):
         assert sum(sizes) > 1 << 20

@@ -32,7 +32,7 @@ async def test_its_death_is_told(exits: ExitWatcher, pid: int) -> None:
     deaths: list[ExitStatus] = []
     PodInit(exits, pid, None, deaths.append)
     os.kill(pid, signal.SIGTERM)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not deaths:  # noqa: ASYNC110 - a list, not an event
             await asyncio.sleep(0.01)
     assert deaths[0].code == 143

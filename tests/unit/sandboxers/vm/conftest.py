@@ -30,7 +30,7 @@ from tests.unit.sandboxers.vm.guest import Guest
 SERVICE = TASK_SERVICE_NAMES[0]
 
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 20.0
 
 
 LATER = 4_000_000_000  # a time that has not come
@@ -146,7 +146,7 @@ class Pod:
         )  # fmt: skip
 
     async def connect(self) -> Client:
-        return await Client.connect(f"{self.directory}/near", timeout_s=1)
+        return await Client.connect(f"{self.directory}/near", timeout_s=20)
 
     def end(self, reason: str = "the machine is gone") -> None:
         self.tasks.end(reason, time.time_ns())

@@ -74,7 +74,7 @@ async def ends(tmp_path: Path) -> AsyncIterator[Ends]:
 async def read_all(fd: int) -> bytes:
     """Read a FIFO to its end."""
     data = b""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while True:
             try:
                 chunk = os.read(fd, 65536)
@@ -88,7 +88,7 @@ async def read_all(fd: int) -> bytes:
 
 async def write_all(fd: int, data: bytes) -> None:
     """Write into a FIFO as it is emptied."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while data:
             try:
                 data = data[os.write(fd, data) :]

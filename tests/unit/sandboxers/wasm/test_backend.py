@@ -18,7 +18,7 @@ from sandboxers.wasm.config import ModulesConfig
 from sandboxers.wasm.engines import EngineName
 from sandboxers.wasm.fork_server import ForkServer
 
-_LIMIT_S = 2
+_LIMIT_S = 20
 
 
 async def test_the_daemon_goes_on_while_the_kernel_makes_room_for_a_new_limit(tmp_path: Path) -> None:

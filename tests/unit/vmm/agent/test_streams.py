@@ -17,7 +17,7 @@ from common.transport.unix import UnixTransport
 from vmm.agent.streams import Streams
 from vmm.protocol import ACCEPTED, STREAM_PORT, open_port_line, open_stream_line
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 20.0
 
 
 class Ends:

@@ -18,7 +18,7 @@ from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
 from vmm.guest.client import GuestClient
 from vmm.protocol import SANDBOX_SERVICE, STREAM_PORT, TASK_PORT
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 20.0
 
 
 class FakeAgent:

@@ -24,7 +24,7 @@ from tests.unit.common.ttrpc.peers import until
 from vmm.guest.reception import EVENTS_SERVICE, GuestEvent, Reception, hand_over
 from vmm.protocol import HOST_PORT, HOST_SERVICE, PROTOCOL, STREAM_END_TOPIC
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 20.0
 
 
 class Host:
