@@ -69,7 +69,7 @@ async def end(watcher: ExitWatcher, result: HolderResult) -> ExitStatus:
     close_all(result.namespaces)
     future: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
     watcher.watch(result.pid, future.set_result, result.pidfd).signal(signal.SIGKILL)
-    return await asyncio.wait_for(future, 5)
+    return await asyncio.wait_for(future, 20)
 
 
 def inside(namespaces: Mapping[Kind, int | str], script: str) -> str:
@@ -85,7 +85,7 @@ def inside(namespaces: Mapping[Kind, int | str], script: str) -> str:
 
 async def gone(pid: int) -> None:
     """Wait until there is no such process, not even a zombie."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while os.path.exists(f"/proc/{pid}"):  # noqa: ASYNC110 - nothing tells the end of a stranger's child
             await asyncio.sleep(0.005)
 
@@ -268,14 +268,13 @@ async def test_orphans_in_the_namespace_leave_no_zombies_and_end_with_the_init(w
         ["nsenter", f"--pid={path_of(result.namespaces[Kind.PID])}", "sleep", "60"], watcher=watcher
     )
     try:
-        await asyncio.sleep(0.15)
-        children = Path(f"/proc/{result.pid}/task/{result.pid}/children").read_text()
-        assert children == ""
+        children = Path(f"/proc/{result.pid}/task/{result.pid}/children")
+        await until(lambda: children.read_text() == "", 20, "the end of the orphans")
         assert member.status is None
     finally:
         await end(watcher, result)
     # nsenter has forked: its child dies with the namespace, and it follows by the same signal.
-    assert (await asyncio.wait_for(member.wait(), 5)).code == 137
+    assert (await asyncio.wait_for(member.wait(), 20)).code == 137
 
 
 async def test_a_new_user_namespace_owns_the_others(watcher: ExitWatcher) -> None:

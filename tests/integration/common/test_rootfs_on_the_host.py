@@ -155,7 +155,7 @@ def seen_in(container: Container, path: str) -> str:
 
 
 async def until_written(host: Host) -> str:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while host.output.count("\n") < 2:  # noqa: ASYNC110 - the container's own writing
             await asyncio.sleep(0.01)
     return host.output

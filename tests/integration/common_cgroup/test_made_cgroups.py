@@ -118,7 +118,7 @@ async def test_what_is_frozen_stands_still_until_it_is_thawed(cgroup: Cgroup) ->
             except TimeoutError:
                 break
         await set_frozen(cgroup, False)
-        assert await asyncio.wait_for(process.stdout.readline(), 5)
+        assert await asyncio.wait_for(process.stdout.readline(), 20)
     finally:
         await kill_all(cgroup, 5)
         await process.wait()

@@ -114,7 +114,7 @@ class Task:
         # Through a descriptor: seen from here the path can be longer than a socket's may be.
         directory = os.open(path.parent, os.O_PATH)
         try:
-            return cls(await Client.connect(f"/proc/self/fd/{directory}/{path.name}", timeout_s=5))
+            return cls(await Client.connect(f"/proc/self/fd/{directory}/{path.name}", timeout_s=20))
         finally:
             os.close(directory)
 
@@ -270,7 +270,7 @@ class Container(Process):
         with contextlib.suppress(StatusError):
             await self.kill(9, everything=True)
         with contextlib.suppress(StatusError):
-            await self.wait(timeout_s=10)
+            await self.wait(timeout_s=20)
         with contextlib.suppress(StatusError):
             await self.delete()
         self.discard()

@@ -99,7 +99,7 @@ async def _nothing_is_left_or_disturbed(
     word = f"{request.node.name}\n".encode()
     bystander.stdout.data.clear()
     bystander.write(word)
-    await bystander.stdout.until(word, timeout_s=10)
+    await bystander.stdout.until(word, timeout_s=20)
     assert await bystander.state() == "running"
 
 

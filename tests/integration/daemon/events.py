@@ -32,7 +32,7 @@ class Events:
 
     async def until(self, container_id: str, topic: str) -> None:
         """Wait for an event."""
-        await until(lambda: topic in self.topics_of(container_id), 10, f"{topic} of {container_id}")
+        await until(lambda: topic in self.topics_of(container_id), 20, f"{topic} of {container_id}")
 
     def close(self) -> None:
         self._server.close()

@@ -160,6 +160,24 @@ class Lab:
         finally:
             path.unlink()
 
+    @contextlib.contextmanager
+    def gated(self, container_id: str, command: str, before: str = ":", after: str = ":") -> Iterator[Path]:
+        """While open, the runtime waits, between two scripts, until the file exists that this gives.
+
+        Without scripts of the caller's that is before `command`.
+        """
+        gate = f"{BASE}/gate"
+        script = f"{before}; while [ ! -e {gate} ]; do sleep 0.02; done; {after}"
+        try:
+            with self.sabotage(container_id, command, script):
+                yield self.path(gate)
+        finally:
+            self.path(gate).unlink(missing_ok=True)
+
+    async def runtime_called(self, container_id: str) -> None:
+        """Wait until the runtime has been called for a container."""
+        await until(lambda: any(container_id in call for call in self.runtime_calls()), 20, "the runtime")
+
     def runtime_calls(self) -> list[str]:
         """The command lines of all invocations of the runtime so far."""
         path = self.path(CALLS)

@@ -254,7 +254,7 @@ async def test_a_missing_command_of_an_exec_is_an_error_at_once(pod: Pod) -> Non
     for command in ("nonsense", "/bin/nonsense", "/etc/passwd", "/tmp"):
         process = await container.exec(command)
         with refused(Code.INVALID_ARGUMENT, container.id):
-            await pod.task("Start", **process.ids, timeout_s=10)
+            await pod.task("Start", **process.ids, timeout_s=20)
         assert await process.state() == "created"
         await process.delete()
     assert await container.state() == "running"

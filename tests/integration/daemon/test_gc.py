@@ -137,7 +137,7 @@ async def test_without_a_daemon_what_nobody_owns_is_removed_and_nothing_else(
         wet = await node.collect()
         assert (wet.status, wet.rows) == (0, {(*row, "removed") for row in expected})
         gone = {stray.pid, shared.pid, *(container.pid for container in lost)}
-        await until(lambda: not gone & lab.processes().keys(), 10, "their end")
+        await until(lambda: not gone & lab.processes().keys(), 20, "their end")
         assert known.pid in lab.processes()
         cgroups = {path.rsplit("/", 1)[-1] for path in lab.inventory().cgroups}
         assert known.id in cgroups
@@ -219,7 +219,7 @@ async def test_the_daemon_itself_removes_what_the_engine_has_forgotten(node: Col
     await node.start()
     gone = {lost.pid, abandoned.pid}
     await until(lambda: not gone & lab.processes().keys(), 20, "the collection")
-    await until(lambda: not lab.path(forgotten.directory).exists(), 5, "the removal of its files")
+    await until(lambda: not lab.path(forgotten.directory).exists(), 20, "the removal of its files")
     await kept.connect()
     assert await known.state() == "running"
     # Whoever has made it: an engine may lose what this very daemon runs.

@@ -207,7 +207,7 @@ async def test_http2_is_spoken_as_isulads_library_does(isulad: Isulad) -> None:
     reader, writer = await asyncio.open_unix_connection(str(isulad.daemon.socket))
     try:
         writer.write(sent)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while True:
                 length, kind, _, stream = FRAME.unpack(b"\0" + await reader.readexactly(FRAME.size - 1))
                 payload = await reader.readexactly(length)

@@ -18,6 +18,7 @@ from common.errors import Code
 from proto.gen.containerd.task.v3 import shim_pb2 as api
 from proto.gen.runtime.v1 import api_pb2 as cri
 from sandboxers.start_log import read_starts
+from tests.engine.cri import complete_lines
 from tests.integration.daemon.client import TASK, Controller, Pod, refused
 from tests.integration.daemon.lab import BASE, CHECKOUT, Daemon, Lab, until
 from tests.integration.daemon.specs import pod_config
@@ -62,7 +63,7 @@ class ObservedDaemon(Daemon):
         path = self.lab.path(SPANS)
         if not path.exists():
             return []
-        requests = [bytes.fromhex(line) for line in path.read_text().splitlines()]
+        requests = [bytes.fromhex(line) for line in complete_lines(path.read_text())]
         return [
             span
             for request in map(ExportTraceServiceRequest.FromString, requests)
@@ -123,10 +124,10 @@ async def test_a_pod_is_counted_traced_and_on_record(observed: tuple[ObservedDae
             "Start",
             api.StartRequest(id="nobody"),
             api.StartResponse,
-            timeout_s=5,
+            timeout_s=20,
             metadata=[("traceparent", f"00-{trace}-{caller}-01")],
         )
-    await until(lambda: any(s.trace_id.hex() == trace for s in daemon.spans()), 10, "the span")
+    await until(lambda: any(s.trace_id.hex() == trace for s in daemon.spans()), 20, "the span")
     spans = {span.name: span for span in daemon.spans()}
     assert spans["container.start"].parent_span_id.hex() == caller
     assert spans["sandbox.namespaces_made"].parent_span_id == spans["sandbox.start"].span_id
@@ -162,14 +163,12 @@ async def explain(pod: Pod, *arguments: str) -> str:
 async def test_a_pod_is_explained_while_it_waits_and_when_it_runs(lab: Lab, pod: Pod) -> None:
     assert "its engine has asked for no container" in await explain(pod)
     container = pod.container("sleep", "1000", streams=())
-    gate = f"{BASE}/gate"
-    with lab.sabotage(container.id, "create", f"while [ ! -e {gate} ]; do sleep 0.02; done"):
+    with lab.gated(container.id, "create") as gate:
         creation = asyncio.ensure_future(container.create())
-        await until(lambda: any(container.id in call for call in lab.runtime_calls()), 10, "the runtime")
+        await lab.runtime_called(container.id)
         stuck = await explain(pod)
-        lab.path(gate).touch()
+        gate.touch()
         await creation
-        lab.path(gate).unlink()
     assert f"Its engine has asked to create container {container.id[:13]}, " in stuck
     assert "That waits for the runtime to make it" in stuck
     assert "container.made" not in stuck and "streams opened" in stuck

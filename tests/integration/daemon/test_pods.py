@@ -339,7 +339,7 @@ async def test_shutdown_without_stop_removes_everything(make_pod: MakePod) -> No
     with refused(Code.NOT_FOUND, pod.id):
         await pod.controller("Status", pod.id)
     await pod.controller("Shutdown", pod.id)
-    await until(lambda: pod.task.client.closed, 5, "the end of the connection")
+    await until(lambda: pod.task.client.closed, 20, "the end of the connection")
 
 
 async def test_a_pod_that_was_never_started_can_be_stopped_and_shut_down(make_pod: MakePod) -> None:

@@ -208,16 +208,16 @@ async def test_events_tell_a_pods_life_across_a_restart_of_the_daemon(node: Oper
             node.command("events", "--existing", "--json"), output, node.daemon.environment
         )
     try:
-        await until(lambda: "pod.ready" in events(first.id), 10, "what was there before")
+        await until(lambda: "pod.ready" in events(first.id), 20, "what was there before")
         pod = await node.pod()
         container = await pod.running()
         await container.kill(signal.SIGKILL)
-        await until(lambda: "container.exited" in events(container.id), 10, "the exit")
+        await until(lambda: "container.exited" in events(container.id), 20, "the exit")
         await node.restart()
         await pod.connect()
         await container.delete()
         assert (await node.ctl("rm", "-f", pod.id)).returncode == 0
-        await until(lambda: "pod.removed" in events(pod.id), 10, "the removal")
+        await until(lambda: "pod.removed" in events(pod.id), 20, "the removal")
     finally:
         telling.stop(signal.SIGTERM)
     assert events(container.id) == [

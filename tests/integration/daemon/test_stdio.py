@@ -47,7 +47,7 @@ async def test_one_that_writes_a_gigabyte_while_nobody_reads_waits_and_costs_not
     assert pod.daemon.memory_kib() - before_kib < 1024
     begun = time.monotonic()
     assert await pod.run("echo", "quick") == (0, "quick\n")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
     await container.kill(9)
     assert await container.wait() == 137
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -76,11 +77,13 @@ def inner_pid(process: subprocess.Popen[str]) -> int:
 
 
 def supervisors(machine: Machine) -> list[str]:
-    return [
-        str(pid)
-        for pid in machine.lab.processes()
-        if b"--supervise" in machine.lab.path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    found = []
+    for pid in machine.lab.processes():
+        # Any other may end meanwhile.
+        with contextlib.suppress(OSError):
+            if b"--supervise" in machine.lab.path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(str(pid))
+    return found
 
 
 def daemon_of(machine: Machine, supervisor: str) -> str:

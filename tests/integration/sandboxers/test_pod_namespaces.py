@@ -114,7 +114,7 @@ async def pod(watcher: ExitWatcher, tmp_path: Path) -> AsyncIterator[Pod]:
 
 async def gone(pid: int) -> None:
     """Wait until there is no such process, not even a zombie."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while os.path.exists(f"/proc/{pid}"):  # noqa: ASYNC110 - nothing tells the end of a stranger's child
             await asyncio.sleep(0.005)
 
@@ -212,7 +212,7 @@ async def test_the_death_of_an_init_that_was_found_again_is_told(pod: Pod) -> No
     await pod.be_left(pid=NamespaceMode.POD)
     namespaces = await pod.recover()
     os.kill(namespaces.init_pid, signal.SIGKILL)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not pod.deaths:  # noqa: ASYNC110 - any condition, not only what sets an event
             await asyncio.sleep(0.005)
     assert [status.code for status in pod.deaths] == [137]

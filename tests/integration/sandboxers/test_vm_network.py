@@ -88,7 +88,7 @@ def test_what_arrives_at_one_side_leaves_at_the_other(netns: str) -> None:
         ip("link", "set", node, "up")
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)) as wire:
             wire.bind((node, 0x88B5))
-            wire.settimeout(5)
+            wire.settimeout(20)
             frame = bytes.fromhex("ffffffffffff") + bytes.fromhex("020000000007") + b"\x88\xb5" + b"x" * 60
             os.write(attached.tap_fd, bytes(10) + frame)  # a virtio header without offloads
             assert wire.recv(2000) == frame
