@@ -106,4 +106,4 @@ def kill_at_random(trial: Trial, name: str, *, kills: int, pods: int, longest_pa
     )
     assert forgotten <= max(1, kills // 50)
     assert trial.lost_connections() == []
-    trial.expect_nothing_more_than(before, timeout_s=20)
+    trial.expect_nothing_more_than(before)

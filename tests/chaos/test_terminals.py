@@ -21,17 +21,14 @@ def test_a_terminal_outlives_the_daemon_with_its_size(trial: Trial, keeper: str)
     with exec_stream(trial.engine, container.id, "sh", "-c", SHELL, tty=True) as terminal:
         terminal.expect(b"ready")
         terminal.resize(132, 50)
-        time.sleep(0.5)  # no answer comes to a resize
-        terminal.write(b"before\n")
-        terminal.expect(b"before: 50 132")
+        # No answer comes to a resize, and it has a way of its own.
+        terminal.ask(b"before\n", b"before: 50 132")
 
         trial.restart()
         terminal.write(b"after\n")
         terminal.expect(b"after: 50 132")
         terminal.resize(90, 30)
-        time.sleep(0.5)
-        terminal.write(b"smaller\n")
-        terminal.expect(b"smaller: 30 90")
+        terminal.ask(b"smaller\n", b"smaller: 30 90")
 
         # What is typed and written while no daemon runs is not lost either.
         trial.hold()

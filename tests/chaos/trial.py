@@ -156,7 +156,7 @@ class Trial(Kubelet):
         found |= {f"supervisor's {kind}" for kind in descriptors(self.engine.sandboxer_pid)}
         return found | {f"daemon's {kind}" for kind in stable_descriptors(self.engine.daemon_pid)}
 
-    def expect_nothing_more_than(self, before: set[str], timeout_s: float = 10) -> None:
+    def expect_nothing_more_than(self, before: set[str], timeout_s: float = 30) -> None:
         """Fail unless, soon, nothing is there that was not there before."""
         left: set[str] = set()
 

@@ -158,7 +158,7 @@ def test_exec_of_a_missing_program_is_an_error_at_once(cri: Cri) -> None:
     began = time.monotonic()
     with pytest.raises(grpc.RpcError) as raised:
         cri.exec(container, ["/no/such/program"])
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert "/no/such/program" in str(raised.value)
     assert cri.exec(container, ["true"]).exit_code == 0
 

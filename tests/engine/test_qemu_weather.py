@@ -108,7 +108,7 @@ def test_a_frozen_guest_delays_nobody_and_can_be_stopped(engine: Engine, neighbo
     began = time.monotonic()
     assert cri.pod(pod_id).state == READY
     assert shell(cri, neighbour[1], "echo alive") == "alive"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     other, _ = start_vm_container(cri)
     cri.stop_pod(other)
     cri.remove_pod(other)

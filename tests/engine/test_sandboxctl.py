@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.cri import Cri, container_config, pod_config
+from tests.engine.cri import Cri, container_config, log_lines, pod_config
 from tests.engine.engine import OURS, PYTHON, Engine
 from tests.engine.images import BUSYBOX, CHECKOUT
+from tests.engine.namespaces import wait_until
+from tests.engine.test_pods import EXITED
 
 
 class Operator:
@@ -32,12 +34,14 @@ def ctl(engine: Engine) -> Operator:
 
 @pytest.fixture
 def container(cri: Cri, logs: Path) -> str:
-    """A container that has written two lines and waits."""
+    """A container that has written a line to each output, which the log has in whatever order, and waits."""
     pod = pod_config(log_directory=str(logs))
     pod_id = cri.run_pod(pod, OURS)
-    command = ("sh", "-c", "echo out; echo err >&2; trap 'exit 5' TERM; while :; do sleep 0.1; done")
+    command = ("sh", "-c", "trap 'exit 5' TERM; echo out; echo err >&2; while :; do sleep 0.1; done")
     container_id = cri.create(pod_id, container_config(command, log_path="main.log"), pod)
     cri.start(container_id)
+    log = logs / "main.log"
+    wait_until(lambda: log.exists() and len(log_lines(log)) == 2, timeout_s=20, what="both lines")
     return container_id
 
 
@@ -57,8 +61,6 @@ def test_a_container_of_the_engine_is_seen_and_joined(ctl: Operator, container: 
 
 def test_the_log_is_found_where_the_engine_writes_it(ctl: Operator, container: str) -> None:
     done = ctl("logs", container)
-    while "err" not in done.stderr:  # it may not have written both yet
-        done = ctl("logs", container)
     assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "err\n")
 
 
@@ -69,8 +71,8 @@ def test_an_end_by_force_is_an_end_like_any_other_to_the_engine(
     assert refused.returncode == 1
     assert "belongs to the engine" in refused.stderr
     assert ctl("stop", "--force", container).returncode == 0
-    while cri.container(container).exit_code == 0:
-        pass  # the engine hears of it a moment later
+    # The engine hears of it a moment later.
+    wait_until(lambda: cri.container(container).state == EXITED, timeout_s=20, what="the container's end")
     assert cri.container(container).exit_code == 5
 
 

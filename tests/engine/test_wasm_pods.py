@@ -106,7 +106,7 @@ def test_exec_of_a_missing_module_is_an_error_at_once(pod: ModulePod) -> None:
     began = time.monotonic()
     with pytest.raises(grpc.RpcError, match=r"no module /no/such\.wasm"):
         pod.cri.exec(container, ["/no/such.wasm"])
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert pod.cri.exec(container, ["/say.wasm", "a", "b", "0"]).exit_code == 0
 
 

@@ -74,7 +74,7 @@ async def test_a_pod_is_kept_for_the_period_of_grace(
     garbage = new_garbage(grace_s=0.3)
     begun = time.monotonic()
     while pods(daemon):
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 20
         await garbage.look()
         await asyncio.sleep(0.02)
     assert time.monotonic() - begun >= 0.3
@@ -208,10 +208,9 @@ async def test_it_looks_by_itself_from_time_to_time_until_it_is_closed(
     await started(daemon, "pod")
     garbage = new_garbage(interval_s=0.02)
     garbage.start()
-    for _ in range(200):
-        if not pods(daemon):
-            break
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(20):
+        while pods(daemon):  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.02)
     garbage.close()
     assert json.loads((state_dir / RECORD_FILE).read_text())["record"]["sandboxes_removed"] == 1
 

@@ -71,7 +71,7 @@ asyncio.run(main())
         [sys.executable, "-c", script], stdout=subprocess.PIPE, check=False, cwd=Path(__file__).parents[4]
     )
     pid, started = map(int, done.stdout.split())
-    for _ in range(500):
+    for _ in range(2000):
         if not is_same_process(pid, started):
             break
         time.sleep(0.01)

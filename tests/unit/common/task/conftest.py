@@ -24,7 +24,7 @@ def fifo(tmp_path: Path) -> Callable[[str], str]:
     return make
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 5) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
     """Let the loop run until the condition holds."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - any condition, not only what sets an event

@@ -203,7 +203,7 @@ def request_frame(
     return encode_frame(stream_id, 1, flags, request.SerializeToString())
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
     """Let the loop run until the condition holds."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - any condition, not only what sets an event
