@@ -96,6 +96,7 @@ class Failpoint(enum.StrEnum):
     OUTPUT_OPENED = "output.opened"
     STDIN_CLOSED = "stdin.closed"
     TERMINAL_RECEIVED = "terminal.received"
+    GUEST_ASKED = "guest.asked"
     CONNECTION_KEPT = "connection.kept"
     LINK_KEPT = "link.kept"
     REQUEST_ADMITTED = "request.admitted"
@@ -116,6 +117,7 @@ class Failpoint(enum.StrEnum):
 _NO_STEPS = frozenset(
     {
         Failpoint.CONNECTION_KEPT,
+        Failpoint.GUEST_ASKED,
         Failpoint.LINK_KEPT,
         Failpoint.OUTCOME_RECORDED,
         Failpoint.OUTPUT_OPENED,

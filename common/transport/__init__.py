@@ -12,6 +12,7 @@ from __future__ import annotations
 import socket
 from typing import Protocol
 
+from common.descriptors.store import DescriptorStore
 from common.errors import InvalidArgument
 
 
@@ -38,9 +39,10 @@ class Transport(Protocol):
         ...
 
 
-def transport_of(address: str) -> Transport:
+def transport_of(address: str, store: DescriptorStore | None = None) -> Transport:
     """Return the transport of an address such as `vsock://3`.
 
+    :param store: keeps what must outlive this process of a connection that is being made (`HybridTransport`).
     :raise InvalidArgument: it is malformed, or of no known kind.
     """
     scheme, _, rest = address.partition("://")
@@ -55,7 +57,7 @@ def transport_of(address: str) -> Transport:
     if scheme == "hvsock" and rest.startswith("/"):
         from common.transport.hybrid import HybridTransport
 
-        return HybridTransport(rest)
+        return HybridTransport(rest, store)
     raise InvalidArgument(
         f"{address!r} is no transport: expected vsock://CID, hvsock:///PATH or unix:///DIRECTORY"
     )

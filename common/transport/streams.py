@@ -20,19 +20,33 @@ async def connect_unix(path: str, timeout_s: float) -> socket.socket:
     :raise OSError: nobody listens.
     :raise TimeoutError: the backlog stays full.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = unix_socket()
     try:
         async with asyncio.timeout(timeout_s):
-            # A full backlog is EAGAIN, and no event announces that there is room (unix(7)).
-            while True:
-                try:
-                    sock.connect(path)
-                    return sock
-                except BlockingIOError:
-                    await asyncio.sleep(_CONNECT_RETRY_S)
+            await connect_to(sock, path)
     except BaseException:
         sock.close()
         raise
+    return sock
+
+
+def unix_socket() -> socket.socket:
+    """Return a non-blocking unix stream socket."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
+
+async def connect_to(sock: socket.socket, path: str) -> None:
+    """Connect a non-blocking unix socket, as soon as there is room in the backlog.
+
+    :raise OSError: nobody listens.
+    """
+    # A full backlog is EAGAIN, and no event announces that there is room (unix(7)).
+    while True:
+        try:
+            sock.connect(path)
+            return
+        except BlockingIOError:
+            await asyncio.sleep(_CONNECT_RETRY_S)
 
 
 def listen_unix(path: str) -> socket.socket:
@@ -43,7 +57,7 @@ def listen_unix(path: str) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.lstat(path).st_mode):
             os.unlink(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = unix_socket()
     try:
         mask = os.umask(0o177)
         try:

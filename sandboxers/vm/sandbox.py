@@ -90,14 +90,15 @@ class VmSettings(NamedTuple):
 class MachineTransport:
     """The way to a machine's ports (`Transport`), which a new daemon learns when it recovers the machine."""
 
-    __slots__ = ("_machine",)
+    __slots__ = ("_machine", "_store")
 
-    def __init__(self, machine: VirtualMachine) -> None:
+    def __init__(self, machine: VirtualMachine, store: DescriptorStore) -> None:
         self._machine = machine
+        self._store = store
 
     async def connect(self, port: int, timeout_s: float) -> socket.socket:
         """Connect to a port of the guest."""
-        return await transport_of(self._machine.vsock).connect(port, timeout_s)
+        return await transport_of(self._machine.vsock, self._store).connect(port, timeout_s)
 
     def listen(self, port: int) -> socket.socket:
         """Listen on a port for the guest."""
@@ -138,7 +139,7 @@ class VmSandbox(TaskSandbox):
         self._machine = hypervisor.machine(
             Place(f"{directory}/machine", pod.netns_path, self._cgroup.directories())
         )
-        self._transport = MachineTransport(self._machine)
+        self._transport = MachineTransport(self._machine, settings.store)
         self._guest = GuestClient(self._transport)
         self._reception: Reception | None = None
         self._condemned = ""

@@ -10,6 +10,7 @@ from common.errors import InvalidArgument, NotFound, SandboxdError
 from common.log import get_logger
 from common.process.exits import ExitWatcher
 from common.task.events import engine_sink
+from common.transport.hybrid import await_answers
 from sandboxers.config import EngineConfig, EngineKind, PodConfig
 from sandboxers.outlasting import Outlasting
 from sandboxers.pod_config import NamespaceMode
@@ -69,7 +70,8 @@ class VmSandboxer:
         )
 
     async def settle(self) -> None:
-        """Find out what the hypervisor can do here."""
+        """See to what an earlier daemon has asked guests for, and find out what the hypervisor can do here."""
+        await_answers(self._settings.store)
         try:
             image = load(self._image)
         except SandboxdError as error:

@@ -1,8 +1,10 @@
 """The daemon of VM pods dies and comes back; engine, machines and containers do not notice."""
 
+import os
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -131,4 +133,24 @@ def test_a_machine_that_ends_while_the_daemon_is_away_ends_its_pod_alone(trial: 
     assert cri.pod(other).state == READY
     assert shell(cri, neighbour, "echo alive") == "alive"
     trial.expect_nothing_more_than(before)
+    trial.remove_all_pods()
+
+
+@pytest.mark.slow
+def test_a_daemon_may_die_while_it_connects_to_a_guest(trial: Trial) -> None:
+    cri, namespaces = trial.engine.cri, trial.engine.namespaces
+    pod_id, container = start_vm_container(cri)
+    machine = information(cri, pod_id)["machine"]
+    sockets = namespaces.root / f"proc/{machine['vsock']}/fd"
+    known = len(os.listdir(sockets))
+    # It answers when whoever has asked is dead.
+    namespaces.run(["kill", "-STOP", str(machine["qemu"])])
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(cri.exec, container, ["true"])
+        wait_until(lambda: len(os.listdir(sockets)) > known, timeout_s=20, what="the question")
+        trial.restart()
+        namespaces.run(["kill", "-CONT", str(machine["qemu"])])
+        assert asking.result().exit_code == 0
+    assert shell(cri, container, "echo alive") == "alive"
+    assert trial.lost_connections() == []
     trial.remove_all_pods()

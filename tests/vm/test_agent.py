@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import tempfile
@@ -28,6 +29,7 @@ from vmm.guest.reception import Announcement
 from vmm.hypervisors.hypervisor import ExitReason, GuestExit, VirtualMachine
 from vmm.hypervisors.machine import BootConfig, Device, Disk, NetworkInterface, Place, Share, Vsock
 from vmm.image import manifest
+from vmm.protocol import TASK_PORT
 
 MEMORY_MIB = 256
 BOOT_TIMEOUT_S = 120.0
@@ -130,6 +132,14 @@ class TestMachine:
         assert behind.drift_ns < -900_000_000
         after = await guest.client.set_clock(TIMEOUT_S)
         assert abs(after.drift_ns) < 10_000_000 + after.uncertainty_ns + behind.uncertainty_ns
+
+    async def test_a_host_that_gives_up_connecting_does_no_harm(self, guest: MachineGuest) -> None:
+        for _ in range(20):
+            with contextlib.suppress(TimeoutError):
+                (await guest.client.transport.connect(TASK_PORT, 0.0)).close()
+        await guest.client.stats(TIMEOUT_S)
+        (await guest.client.transport.connect(TASK_PORT, TIMEOUT_S)).close()
+        await _idle(guest.machine.pids()["vsock"])
 
     async def test_a_sleeping_container_leaves_the_guest_most_of_its_memory(
         self, guest: MachineGuest

@@ -11,10 +11,11 @@ import pytest
 
 from common.errors import InvalidArgument
 from common.transport import Transport, transport_of
-from common.transport.hybrid import HybridTransport, is_accepted
-from common.transport.streams import listen_unix, receive_line
+from common.transport.hybrid import HybridTransport, await_answers, is_accepted
+from common.transport.streams import connect_unix, listen_unix, receive_line
 from common.transport.unix import UnixTransport
 from common.transport.vsock import VsockTransport
+from tests.descriptor_store import KeptInMemory
 
 PORT = 1024
 
@@ -87,6 +88,60 @@ async def test_a_port_that_nobody_listens_on_is_refused(sides: tuple[Transport, 
 async def test_a_daemon_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
     with listen_unix(f"{tmp_path}/vsock"), pytest.raises(TimeoutError):
         await HybridTransport(f"{tmp_path}/vsock").connect(PORT, 0.05)
+
+
+async def _expect_hang_up_after_answer(asked: socket.socket) -> None:
+    """Be a vsock daemon that has read a question that nobody waits for any more."""
+    loop = asyncio.get_running_loop()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await loop.sock_recv(asked, 1)
+    asked.send(b"OK 1024\n")
+    async with asyncio.timeout(5):
+        assert await loop.sock_recv(asked, 1) == b""
+
+
+async def test_who_gives_up_waiting_hangs_up_after_the_answer(tmp_path: Path) -> None:
+    with listen_unix(f"{tmp_path}/vsock") as listener:
+        with pytest.raises(TimeoutError):
+            await HybridTransport(f"{tmp_path}/vsock").connect(PORT, 0.05)
+        asked, _ = await asyncio.get_running_loop().sock_accept(listener)
+        with asked:
+            assert await receive_line(asked, 32) == b"CONNECT 1024"
+            await _expect_hang_up_after_answer(asked)
+
+
+async def test_what_is_asked_is_kept_until_it_is_answered(tmp_path: Path) -> None:
+    store = KeptInMemory()
+    with listen_unix(f"{tmp_path}/vsock") as listener:
+        connecting = asyncio.ensure_future(HybridTransport(f"{tmp_path}/vsock", store).connect(PORT, 5))
+        asked, _ = await asyncio.get_running_loop().sock_accept(listener)
+        with asked:
+            await receive_line(asked, 32)
+            assert len(store.kept) == 1
+            asked.send(b"OK 1024\n")
+            with await connecting:
+                assert store.kept == {}
+
+
+async def test_what_a_daemon_had_asked_that_died_is_closed_when_it_is_answered(tmp_path: Path) -> None:
+    store = KeptInMemory()
+    with listen_unix(f"{tmp_path}/vsock") as listener:
+        with await connect_unix(f"{tmp_path}/vsock", 5) as dead:
+            store.put(store.new_name("q"), [dead.fileno()])
+        store.restart()
+        await_answers(store)
+        asked, _ = await asyncio.get_running_loop().sock_accept(listener)
+        with asked:
+            await _expect_hang_up_after_answer(asked)
+    assert store.kept == {}
+
+
+async def test_what_cannot_be_asked_is_not_kept(tmp_path: Path) -> None:
+    store = KeptInMemory()
+    with pytest.raises(OSError):
+        await HybridTransport(f"{tmp_path}/vsock", store).connect(PORT, 5)
+    assert store.kept == {}
 
 
 async def test_what_the_guest_connects_to_has_the_port_in_its_name(tmp_path: Path) -> None:
