@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 
 from common.linux.inotify import IN_MODIFY, Inotify
 
@@ -30,15 +31,20 @@ class LogFiles:
         self._watches: dict[str, int] = {}
         self._resting: dict[str, asyncio.TimerHandle] = {}
 
-    def watch(self, path: str) -> None:
-        """Keep a file short from now on; harmless when it is watched already, or does not exist."""
+    def watch(self, path: str, look: Callable[[], None] | None = None) -> None:
+        """Keep a file short from now on; harmless when it is watched already, or does not exist.
+
+        :param look: called now, and a second after each growth, for whoever is to see what is written.
+        """
         if path in self._watches or path in self._resting:
             return
         with contextlib.suppress(FileNotFoundError):
             self._watches[path] = self._inotify.add_watch(
-                path, IN_MODIFY, lambda _mask: self._on_growth(path)
+                path, IN_MODIFY, lambda _mask: self._on_growth(path, look)
             )
             shorten(path)
+            if look is not None:
+                look()
 
     def forget(self, path: str) -> None:
         """Watch a file no more; harmless when it is not watched."""
@@ -55,13 +61,13 @@ class LogFiles:
         self._watches.clear()
         self._inotify.close()
 
-    def _on_growth(self, path: str) -> None:
+    def _on_growth(self, path: str, look: Callable[[], None] | None) -> None:
         self.forget(path)
-        self._resting[path] = self._loop.call_later(_REST_S, self._resume, path)
+        self._resting[path] = self._loop.call_later(_REST_S, self._resume, path, look)
 
-    def _resume(self, path: str) -> None:
+    def _resume(self, path: str, look: Callable[[], None] | None) -> None:
         del self._resting[path]
-        self.watch(path)
+        self.watch(path, look)
 
 
 def shorten(path: str, limit_bytes: int = LIMIT_BYTES) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ import pytest_asyncio
 from common.errors import Unavailable
 from common.process.exits import ExitWatcher
 from common.transport import transport_of
+from common.transport.streams import connect_unix
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
 from tests.bench.census import cpu_ns
 from tests.contract.agent import AgentContract
@@ -246,3 +248,19 @@ async def test_a_panic_ends_the_machine_and_every_call_at_once() -> None:
         await asyncio.wait([starting], timeout=TIMEOUT_S)
         assert starting.done()
         starting.exception()
+
+
+async def test_a_vsock_daemon_whose_worker_panics_ends_the_machine() -> None:
+    async with booted() as guest:
+        path = guest.machine.vsock.removeprefix("hvsock://")
+        qemu = guest.machine.pids()["qemu"]
+        # It asks a guest that stands still, and the host hangs up meanwhile.
+        os.kill(qemu, signal.SIGSTOP)
+        with await connect_unix(path, TIMEOUT_S) as asking:
+            asking.send(f"CONNECT {TASK_PORT}\n".encode())
+            await _idle(guest.machine.pids()["vsock"])
+        os.kill(qemu, signal.SIGCONT)
+        async with asyncio.timeout(TIMEOUT_S):
+            ended = await guest.machine.wait()
+        assert ended.reason is ExitReason.VSOCK_DAEMON_ENDED
+        assert "panicked at" in ended.message

@@ -1,4 +1,4 @@
-"""What is told of an end: the exit of a process, the end of a log, a panic on a console."""
+"""What is told of an end: the exit of a process, the end of a log, a panic on a console or of a thread."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ _WORDS_BYTES = 2048
 _PANIC_BYTES = 16 * 1024
 _PANIC = "Kernel panic - not syncing: "
 _PANIC_CHARACTERS = 160
+# Rust's, at the beginning of a line: thread 'name' (number) panicked at file:line:column:
+_THREAD, _PANICKED = "thread '", " panicked at "
 
 
 def last_words(path: str) -> str:
@@ -23,6 +25,11 @@ def panic_on(path: str) -> str:
     lines = reversed(_last_lines(path, _PANIC_BYTES))
     reasons = (line.partition(_PANIC)[2] for line in lines if _PANIC in line)
     return next(reasons, "")[:_PANIC_CHARACTERS]
+
+
+def thread_has_panicked(path: str) -> bool:
+    """Tell whether the end of a log says that a thread of a program in Rust has panicked: the others may run on."""
+    return any(line.startswith(_THREAD) and _PANICKED in line for line in _last_lines(path, _WORDS_BYTES))
 
 
 def _last_lines(path: str, count_bytes: int) -> list[str]:

@@ -15,7 +15,7 @@ from common.log_files import LogFiles
 from common.process.exits import ExitStatus, ExitWatcher
 from common.process.held import Confinement, Held, hold
 from common.process.spawn import Child
-from vmm.hypervisors.last_words import last_words
+from vmm.hypervisors.last_words import last_words, thread_has_panicked
 from vmm.hypervisors.machine import Place
 
 
@@ -74,9 +74,9 @@ class MachineProcesses:
     ) -> None:
         """Make the process of a role, which waits for `release`; raises what `spawn` raises."""
         netns_path = self._place.netns_path if in_netns else ""
-        log = os.open(
-            self.log_path(role), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        # Emptied: what another process of this role has said is not about this one.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        log = os.open(self.log_path(role), flags, 0o600)
         try:
             held = hold(
                 argv,
@@ -162,8 +162,13 @@ class MachineProcesses:
 
     def _watch(self, role: str, child: Child) -> None:
         self._children[role] = child
-        self._parts.logs.watch(self.log_path(role))
+        self._parts.logs.watch(self.log_path(role), partial(self._look_at_words, role, child))
         child.on_exit = partial(self._on_exit, role, child)
+
+    def _look_at_words(self, role: str, child: Child) -> None:
+        # A helper one of whose threads is gone stays, and serves nobody: that is its end.
+        if thread_has_panicked(self.log_path(role)):
+            _kill(child)
 
     def _on_exit(self, role: str, child: Child, status: ExitStatus) -> None:
         if child in self._dismissed:

@@ -87,6 +87,26 @@ async def test_a_file_that_is_gone_is_no_error(files: LogFiles, tmp_path: Path) 
     files.watch(str(path))
 
 
+async def test_what_is_written_is_looked_at(files: LogFiles, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("before")
+    seen: list[str] = []
+    looked = asyncio.Event()
+
+    def look() -> None:
+        seen.append(path.read_text())
+        looked.set()
+
+    files.watch(str(path), look)
+    assert seen == ["before"]
+    for text in ("first", "second"):
+        looked.clear()
+        path.write_text(text)
+        async with asyncio.timeout(5):
+            await looked.wait()
+        assert seen[-1] == text
+
+
 async def test_what_is_forgotten_grows_on(files: LogFiles, tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.touch()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.process.exits import ExitStatus
-from vmm.hypervisors.last_words import described, last_words, panic_on
+from vmm.hypervisors.last_words import described, last_words, panic_on, thread_has_panicked
 
 
 def test_the_end_of_a_log_is_one_printable_line(tmp_path: Path) -> None:
@@ -40,6 +40,21 @@ def test_the_last_panic_is_found_before_its_registers(tmp_path: Path) -> None:
     assert panic_on(str(console)) == "y" * 160
     console.write_text("all is well\n")
     assert panic_on(str(console)) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "panicked"),
+    [
+        ("\nthread 'vring_worker' (17616) panicked at src/vsock_conn.rs:238:64:\ncalled `unwrap()`\n", True),
+        ("thread 'main' panicked at 'no', src/main.rs:1:1\n", True),
+        ("[ERROR virtiofsd] cannot open 'thread ' panicked at '\n", False),
+        ("thread 'main' has ended\n", False),
+    ],
+)
+def test_the_panic_of_a_thread_is_seen(tmp_path: Path, words: str, panicked: bool) -> None:
+    log = tmp_path / "log"
+    log.write_text(words)
+    assert thread_has_panicked(str(log)) == panicked
 
 
 @pytest.mark.parametrize(
