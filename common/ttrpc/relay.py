@@ -36,6 +36,8 @@ from common.ttrpc._server_connection import ServerConnection
 from proto.gen.ttrpc.request_pb2 import Request, Response
 
 M = TypeVar("M", bound=Message)
+Decode = Callable[[int, Response], M]
+"""Takes the answer on a stream apart; raises StatusError if it is an error, RemoteProtocolError if it is nothing."""
 
 PENDING_LIMIT: Final = 1024
 """How many calls of a connection are handed on and not answered: a far end that is frozen answers none."""
@@ -71,11 +73,8 @@ class RelayContext(CallContext):
         envelope = Request(service=self.service, method=self.method, payload=request.SerializeToString())
         if timeout_s is not None:
             envelope.timeout_nano = int(timeout_s * 1e9)
-        expected = partial(_decode, request.DESCRIPTOR.full_name, answer)
-        response = await self.connection.forward(self.stream_id, envelope.SerializeToString(), expected)
-        if response.status.code:
-            raise StatusError(response.status.code, response.status.message)
-        return expected(self.stream_id, response.payload)
+        decode = partial(_decode, request.DESCRIPTOR.full_name, answer)
+        return await self.connection.forward(self.stream_id, envelope.SerializeToString(), decode)
 
 
 class RelayConnection(ServerConnection):
@@ -106,10 +105,8 @@ class RelayConnection(ServerConnection):
         )
         self._before_link: list[tuple[int, bytes]] = []
         self._relayed: dict[int, tuple[RelayedMethod, Any, Any]] = {}
-        # With what fails if the answer is none.
-        self._awaited: dict[int, tuple[asyncio.Future[Response], Callable[[int, bytes], Message]]] | None = (
-            None
-        )
+        # Each with what takes its answer apart.
+        self._awaited: dict[int, tuple[asyncio.Future[Any], Decode[Message]]] | None = None
         self._outcomes: dict[int, Response] | None = None
 
     # ── calls in order: a stream id that was passed by on the link cannot be used any more ────────
@@ -179,19 +176,17 @@ class RelayConnection(ServerConnection):
         self._relayed[stream_id] = (method, service.target, message)
         self._send_on(stream_id, request.SerializeToString())
 
-    async def forward(
-        self, stream_id: int, request: bytes, expected: Callable[[int, bytes], Message]
-    ) -> Response:
+    async def forward(self, stream_id: int, request: bytes, decode: Decode[M]) -> M:
         """Hand on the call of a handler; see `RelayContext.forward`."""
         try:
             if self._outcomes and (outcome := self._outcomes.pop(stream_id, None)) is not None:
-                return outcome
+                return decode(stream_id, outcome)
             if self._server.bereaved:
                 raise ConnectionLost(self._server.bereaved)
-            answer: asyncio.Future[Response] = self._loop.create_future()
+            answer: asyncio.Future[M] = self._loop.create_future()
             if self._awaited is None:
                 self._awaited = {}
-            self._awaited[stream_id] = (answer, expected)
+            self._awaited[stream_id] = (answer, decode)
             self._send_on(stream_id, request)
         finally:
             # Not from within the handler: other handlers may begin.
@@ -255,13 +250,15 @@ class RelayConnection(ServerConnection):
 
         Raises RemoteProtocolError if it is not an answer to what was asked.
         """
+        answer: Message | None = None
+        error: Exception | None = None
         relayed = self._relayed.get(stream_id)
         if relayed is not None:
             method, target, request = relayed
-            answer: Message | None = None
-            error: Exception | None = _status_error(response) if response.status.code else None
             try:
-                if error is None:
+                if response.status.code:
+                    error = _status_error(response)
+                else:
                     answer = method.after(target, request, response.payload)
             except (DecodeError, ValueError) as lie:
                 raise _lie(stream_id, method.request.DESCRIPTOR.full_name, lie) from None
@@ -271,12 +268,18 @@ class RelayConnection(ServerConnection):
             self._respond(stream_id, stream_id, answer, error)
             return
         if self._awaited is not None and stream_id in self._awaited:
-            waiting, expected = self._awaited[stream_id]
-            if not waiting.done():
-                if not response.status.code:
-                    expected(stream_id, response.payload)
-                self._server.journal.outcome(self._id, stream_id, encode_frame(*frame))
-                waiting.set_result(_plain(response))
+            waiting, decode = self._awaited[stream_id]
+            if waiting.done():
+                return
+            try:
+                answer = decode(stream_id, response)
+            except StatusError as told:
+                error = told
+            self._server.journal.outcome(self._id, stream_id, encode_frame(*frame))
+            if error is None:
+                waiting.set_result(answer)
+            else:
+                waiting.set_exception(error)
 
     def bereave(self, reason: str) -> None:
         """Answer what waits for the far end, which is gone for good."""
@@ -340,7 +343,7 @@ class RelayConnection(ServerConnection):
             return
         if self._outcomes is None:
             self._outcomes = {}
-        self._outcomes[event.stream_id] = _plain(Response.FromString(outcome[HEADER_SIZE:]))
+        self._outcomes[event.stream_id] = Response.FromString(outcome[HEADER_SIZE:])
         self._repeat(event)
 
     # ── hooks ──────────────────────────────────────────────────────────────────────────────────
@@ -415,24 +418,17 @@ class RelayServer(Server):
         return RelayConnection(self, sock, connection_id)
 
 
-def _decode(call: str, answer: type[M], stream_id: int, payload: bytes) -> M:
+def _decode(call: str, answer: type[M], stream_id: int, response: Response) -> M:
+    if response.status.code:
+        raise _status_error(response)
     try:
-        return answer.FromString(payload)
+        return answer.FromString(response.payload)
     except (DecodeError, ValueError) as lie:
         raise _lie(stream_id, call, lie) from None
 
 
 def _lie(stream_id: int, call: str, lie: Exception) -> RemoteProtocolError:
     return RemoteProtocolError(f"stream {stream_id}: the answer to {call}: {lie}")
-
-
-def _plain(response: Response) -> Response:
-    """Return what is wanted of an answer: no details of a status, which may be anything."""
-    plain = Response(payload=response.payload)
-    if response.status.code:
-        error = _status_error(response)
-        plain.status.code, plain.status.message = error.code, error.message
-    return plain
 
 
 def _status_error(response: Response) -> StatusError:
