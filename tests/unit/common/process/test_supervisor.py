@@ -111,9 +111,13 @@ def test_a_child_that_stops_talking_is_no_work(tmp_path: Path) -> None:
     with Supervised(tmp_path, body) as supervised:
         supervised.line()
         stat = Path(f"/proc/{supervised.pid}/stat")
-        before = stat.read_text().rpartition(")")[2].split()[11:13]
+
+        def ticks() -> int:
+            return sum(map(int, stat.read_text().rpartition(")")[2].split()[11:13]))
+
+        before = ticks()
         time.sleep(0.3)
-        assert stat.read_text().rpartition(")")[2].split()[11:13] == before, "it does not spin"
+        assert ticks() - before < 3, "it does not spin"
 
 
 def test_a_supervisor_that_is_behind_has_room_for_the_start_of_many_pods(tmp_path: Path) -> None:
@@ -221,7 +225,7 @@ def test_the_child_does_not_outlive_it(tmp_path: Path) -> None:
     with Supervised(tmp_path, "say(os.getpid()); time.sleep(60)") as supervised:
         pidfd = os.pidfd_open(int(supervised.line()))
         supervised.process.kill()
-        ended = select.select([pidfd], [], [], 5)[0]
+        ended = select.select([pidfd], [], [], 20)[0]
         os.close(pidfd)
         assert ended
 

@@ -214,11 +214,11 @@ async def test_a_flood_of_events_does_not_keep_the_daemon_from_others(server: Se
             while time.monotonic() < over:
                 connection.sendall(event * 1000)
 
-    over = time.monotonic() + 1.0
     connecting = asyncio.create_task(Monitor.connect(server.path, lambda _: None, 5))
     await server.negotiate()
     monitor = await connecting
     assert server.connection is not None
+    over = time.monotonic() + 1.0
     flooding = asyncio.create_task(asyncio.to_thread(flood, server.connection))
     turns = 0
     while not flooding.done():
