@@ -268,13 +268,17 @@ async def test_orphans_in_the_namespace_leave_no_zombies_and_end_with_the_init(w
         ["nsenter", f"--pid={path_of(result.namespaces[Kind.PID])}", "sleep", "60"], watcher=watcher
     )
     try:
-        children = Path(f"/proc/{result.pid}/task/{result.pid}/children")
-        await until(lambda: children.read_text() == "", 20, "the end of the orphans")
+        await until(lambda: not _children(result.pid), 20, "the end of the orphans")
+        await until(lambda: _children(member.pid), 20, "nsenter to fork")
         assert member.status is None
     finally:
         await end(watcher, result)
     # nsenter has forked: its child dies with the namespace, and it follows by the same signal.
     assert (await asyncio.wait_for(member.wait(), 20)).code == 137
+
+
+def _children(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
 
 
 async def test_a_new_user_namespace_owns_the_others(watcher: ExitWatcher) -> None:

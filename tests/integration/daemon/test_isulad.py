@@ -124,7 +124,7 @@ async def test_a_pod_whose_process_was_killed_goes_on(sandbox: Sandbox, lab: Lab
     end = sandbox.engine.wait(sandbox.id)
     lab.run("kill", "-9", str(sandbox.pid))
     await until(
-        lambda: "sandbox.process_ended" in sandbox.engine.daemon.log_since(0), 5, "the daemon to notice"
+        lambda: "sandbox.process_ended" in sandbox.engine.daemon.log_since(0), 20, "the daemon to notice"
     )
     another = await sandbox.running("sleep", "1000")
     hostnames = [(await each.exec_sync("hostname"))[1].decode().strip() for each in (container, another)]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from tests.engine.cri import complete_lines
 from tests.integration.daemon.client import Container
 from tests.integration.daemon.lab import Lab, until
 from tests.integration.daemon.test_gc import CollectedNode
@@ -120,7 +121,11 @@ async def test_a_command_in_a_terminal_has_its_size(node: OperatedNode) -> None:
             **{"capture_output": False, "stdin": theirs, "stdout": theirs},
         )
         assert done.returncode == 0
-        assert output.read(100).endswith(b"/dev/pts/0\r\n")
+        shown = b""
+        async with asyncio.timeout(20):
+            # It comes in parts.
+            while not shown.endswith(b"/dev/pts/0\r\n"):
+                shown += await asyncio.to_thread(output.read, 100)
         assert termios.tcgetattr(theirs)[3] & termios.ECHO
 
 
@@ -200,7 +205,7 @@ async def test_events_tell_a_pods_life_across_a_restart_of_the_daemon(node: Oper
     told = lab.path(f"{node.daemon.base}/told")
 
     def events(of: str) -> list[str]:
-        changes = [json.loads(line) for line in told.read_text().splitlines()]
+        changes = [json.loads(line) for line in complete_lines(told.read_text())]
         return [change["event"] for change in changes if of in (change["pod"], change["container"])]
 
     with told.open("wb") as output:
