@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from sandboxers.garbage import RECORD_FILE as GARBAGE_RECORD
 from sandboxers.start_log import FILE as START_LOG
 from tests.engine.namespaces import Namespaces
 
@@ -362,8 +363,10 @@ def _directories(root: Path) -> Iterator[str]:
 def _files(root: Path) -> Iterator[str]:
     prefix = len(str(root))
     for path, directories, files in os.walk(root):
-        # What is below a container's mount is its own affair; the log of starts is no pod's, and bounded.
-        names = [*directories, *(name for name in files if not name.startswith(START_LOG))]
+        # What is below a container's mount is its own affair. The log of starts is no pod's, and bounded; nor is
+        # the record of what was collected, which a daemon has as soon as there was a pod for some minutes.
+        own = (START_LOG, GARBAGE_RECORD)
+        names = [*directories, *(name for name in files if not name.startswith(own))]
         yield from (f"{path[prefix:]}/{name}" for name in names)
 
 
