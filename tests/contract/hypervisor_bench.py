@@ -108,6 +108,7 @@ class Bench:
     """A daemon's view of a host: a hypervisor, and machines that are gone when the test ends."""
 
     def __init__(self, driver: Driver) -> None:
+        self._children = children()
         self.driver = driver
         self.boot = driver.boot_config()
         self.exits = ExitWatcher()
@@ -216,7 +217,7 @@ class Bench:
         self.hypervisor.close()
         # What was a child of a child is reaped by our own watcher, as a daemon's is.
         with contextlib.suppress(AssertionError):
-            await until(lambda: not self.processes() and not children())
+            await until(lambda: not self.processes() and children() <= self._children)
         left = self.processes()
         self.exits.close()
         shutil.rmtree(self.root)

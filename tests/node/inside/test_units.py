@@ -37,7 +37,12 @@ def start(pod: Pod, volume: Path, *, tty: bool = False) -> Container:
 
 
 def expect_complete(container: Container) -> None:
-    """Fail unless every line that it has written is in its log, in order."""
+    """Fail unless every line that it has written is in its log, in order, soon after the engine has told its end."""
+
+    def last() -> list[str]:
+        return [line.rstrip("\r") for line in log_lines(container.log)[-1:]]
+
+    wait_until(lambda: last() == ["end"], timeout_s=20, what=f"the end of {container.log}")
     *lines, end = [line.rstrip("\r") for line in log_lines(container.log)]
     assert (lines, end) == ([f"line {number}" for number in range(len(lines))], "end")
 
