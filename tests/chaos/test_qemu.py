@@ -12,7 +12,7 @@ import pytest
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.chaos.conftest import running
 from tests.chaos.trial import Trial
-from tests.engine.cri import container_config, pod_config
+from tests.engine.cri import complete_lines, container_config, pod_config
 from tests.engine.engine import OURS_IN_QEMU
 from tests.engine.handlers import QEMU
 from tests.engine.namespaces import wait_until
@@ -35,7 +35,8 @@ def trial(vm_parts: None, request: pytest.FixtureRequest) -> Iterator[Trial]:
 
 
 def counted(log: Path) -> list[int]:
-    return [int(number) for number in re.findall(r" line (\d+)$", log.read_text(), re.MULTILINE)]
+    lines = "\n".join(complete_lines(log.read_text()))
+    return [int(number) for number in re.findall(r" line (\d+)$", lines, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("how", ["killed", pytest.param("replaced", marks=pytest.mark.slow)])

@@ -14,7 +14,9 @@ import grpc
 from proto.gen.runtime.v1 import api_pb2 as api
 from proto.gen.runtime.v1 import service_pb2 as pb
 from proto.gen.runtime.v1 import service_pb2_grpc as stubs
+from tests.engine.daemons import has_open, listener_of
 from tests.engine.images import BUSYBOX
+from tests.engine.namespaces import wait_until
 from tests.node import BOOTS, SLOWER
 
 TIMEOUT_S = 60.0 * SLOWER
@@ -28,6 +30,7 @@ class Cri:
     """One connection to an engine. Every method raises grpc.RpcError as the engine answered it."""
 
     def __init__(self, socket: Path) -> None:
+        self._socket = socket
         # One pool of sub-channels per object: a test must not reuse the connection of an engine that is gone.
         self._channel = grpc.insecure_channel(
             f"unix://{socket}",
@@ -97,6 +100,12 @@ class Cri:
             pb.ListPodSandboxRequest(), timeout=TIMEOUT_S
         )
         return answer.items
+
+    def finished_log(self, path: Path) -> list[str]:
+        """The lines of a container that has ended: the engine tells that before it has written the last of them."""
+        engine = listener_of(self._socket)
+        wait_until(lambda: not has_open(engine, path), timeout_s=20, what=f"the end of {path}")
+        return log_lines(path)
 
     def stop_container(self, container: str, grace_s: int = 0) -> None:
         request = pb.StopContainerRequest(container_id=container, timeout=grace_s)

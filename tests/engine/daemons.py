@@ -1,5 +1,6 @@
 """Daemons seen from outside: which process serves, and whether it does."""
 
+import contextlib
 import os
 import re
 import socket
@@ -38,6 +39,16 @@ def listener_of(path: Path) -> int:
         except (FileNotFoundError, ConnectionRefusedError):
             return 0
         return peer_credentials(client).pid
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """Whether a process has a file open, by whatever path."""
+    file = path.stat()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(fd.stat(), file):
+                return True
+    return False
 
 
 def descriptors(pid: int) -> Iterator[str]:

@@ -80,7 +80,7 @@ class ModulePod:
         """Wait for a container's end."""
         wait_until(lambda: self.cri.container(container).state == EXITED, timeout_s, "the container's end")
         status = self.cri.container(container)
-        return Outcome(status.exit_code, self.lines(name), status.reason)
+        return Outcome(status.exit_code, self.cri.finished_log(self._logs / f"{name}.log"), status.reason)
 
     def lines(self, name: str = "main") -> list[str]:
         """What a container has written so far."""
