@@ -45,6 +45,13 @@ def cri(engine: Engine) -> Cri:
     return engine.cri
 
 
+def files_daemon(engine: Engine, pod_id: str) -> int:
+    """The pid of the process that serves the files of a pod's share, which is a child of the machine's."""
+    parent = information(engine.cri, pod_id)["machine"]["share-pod"]
+    (virtiofsd,) = (engine.namespaces.root / f"proc/{parent}/task/{parent}/children").read_text().split()
+    return int(virtiofsd)
+
+
 def test_a_pod_has_a_kernel_of_its_own(engine: Engine, cri: Cri, vm: tuple[str, str]) -> None:
     _, container = vm
     assert shell(cri, container, "uname -r") != os.uname().release
@@ -255,39 +262,49 @@ def test_a_block_volume_is_the_containers_and_has_what_was_written_when_the_pod_
 def test_containers_that_come_and_go_leave_nothing_open_or_mounted_on_the_host(
     engine: Engine, cri: Cri, vm: tuple[str, str]
 ) -> None:
-    parent = information(cri, vm[0])["machine"]["share-pod"]
-    proc = engine.namespaces.root / "proc"
-    (virtiofsd,) = (proc / f"{parent}/task/{parent}/children").read_text().split()
+    open_files_of = engine.namespaces.root / f"proc/{files_daemon(engine, vm[0])}/fd"
 
     def cycle(number: int) -> int:
         container = add_container(cri, vm[0], name=f"passing{number}")
         cri.stop_container(container, grace_s=0)
         cri.remove_container(container)
-        return len(os.listdir(proc / virtiofsd / "fd"))
+        return len(os.listdir(open_files_of))
 
     # Each would leave its directory, its configuration and its root; those of the last second are still there.
     open_files = [cycle(number) for number in range(20)]
     assert max(open_files[10:]) <= max(open_files[:10]) + 9
 
 
+@pytest.fixture
+def nested(engine: Engine, tmp_path: Path) -> Iterator[pb.Mount]:
+    """A volume in which the host has mounted something: a file system with a program."""
+    place = tmp_path / "nested"
+    place.mkdir()
+    engine.namespaces.run(["mount", "-t", "tmpfs", "tmpfs", str(place)])
+    engine.namespaces.run(["cp", str(CHECKOUT / ".cache/busybox/busybox"), f"{place}/sleep"])
+    yield pb.Mount(container_path="/volume", host_path=str(tmp_path))
+    engine.namespaces.run(["umount", str(place)])
+
+
+@pytest.mark.parametrize("program", ["sleep", "/volume/nested/sleep"])
 def test_containers_may_be_killed_while_the_host_is_slow_to_read_their_files(
-    engine: Engine, cri: Cri, vm: tuple[str, str]
+    engine: Engine, cri: Cri, vm: tuple[str, str], nested: pb.Mount, program: str
 ) -> None:
     pod_id, neighbour = vm
-    parent = information(cri, pod_id)["machine"]["share-pod"]
-    (virtiofsd,) = (engine.namespaces.root / f"proc/{parent}/task/{parent}/children").read_text().split()
+    virtiofsd = files_daemon(engine, pod_id)
     halting = f"while kill -STOP {virtiofsd}; do sleep 0.006; kill -CONT {virtiofsd}; sleep 0.004; done"
     with open(os.devnull, "wb") as nowhere:
         slower = engine.namespaces.spawn(["sh", "-c", halting], nowhere)
     try:
         for number in range(8):
             # Killed at once: its program is being read.
-            container = add_container(cri, pod_id, name=f"abrupt{number}")
+            name = f"abrupt{number}"
+            container = add_container(cri, pod_id, program, "1000000", name=name, mounts=[nested])
             cri.stop_container(container)
             cri.remove_container(container)
     finally:
         slower.stop(signal.SIGKILL)
-        engine.namespaces.run(["kill", "-CONT", virtiofsd])
+        engine.namespaces.run(["kill", "-CONT", str(virtiofsd)])
     assert "Busy inodes" not in (machine_directory(engine, pod_id) / "console.log").read_text(
         errors="replace"
     )

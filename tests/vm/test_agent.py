@@ -143,6 +143,25 @@ class TestMachine:
         (await guest.client.transport.connect(TASK_PORT, TIMEOUT_S)).close()
         await _idle(guest.machine.pids()["vsock"])
 
+    async def test_a_container_whose_files_are_stuck_holds_up_nobody_else(self, guest: MachineGuest) -> None:
+        parent = guest.machine.pids()[f"share-{TAG}"]
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        async with await guest.container("echo", "out") as container:
+            await container.start()
+            assert await container.wait() == 0
+            for pid in children:
+                os.kill(int(pid), signal.SIGSTOP)
+            try:
+                deleting = asyncio.ensure_future(container.delete())
+                # Many, so that the last ones come when it is at its files.
+                for _ in range(50):
+                    await guest.client.stats(TIMEOUT_S)
+                assert not deleting.done()
+            finally:
+                for pid in children:
+                    os.kill(int(pid), signal.SIGCONT)
+            await deleting
+
     async def test_a_sleeping_container_leaves_the_guest_most_of_its_memory(
         self, guest: MachineGuest
     ) -> None:

@@ -25,7 +25,7 @@ from vmm.agent import boot
 from vmm.agent.host import Host
 from vmm.agent.kernel_files import read
 from vmm.agent.preparer import Directories, GuestPreparer
-from vmm.agent.runtime import GuestRuntime
+from vmm.agent.runtime import GuestRuntime, MountNamespaces
 from vmm.agent.service import SANDBOX_METHODS, SandboxService
 from vmm.agent.stdio import StreamStdio
 from vmm.agent.streams import Streams
@@ -68,8 +68,10 @@ class Agent:
         self._streams = Streams(self._on_stream_end)
         exits = ExitWatcher()
         hierarchies = Hierarchies.read()
+        namespaces = MountNamespaces()
+        runtime = GuestRuntime(settings.runtime, f"{directory}/crun", exits, _RUNTIME_TIMEOUT_S, namespaces)
         parts = TaskParts(
-            OciBackend(GuestRuntime(settings.runtime, f"{directory}/crun", exits, _RUNTIME_TIMEOUT_S)),
+            OciBackend(runtime),
             exits,
             self._host,
             OomWatcher(),
@@ -85,6 +87,7 @@ class Agent:
             Directories(f"{directory}/tasks", f"{directory}/shares", settings.cgroup),
             hierarchies,
             has_capability(CAP_SYS_RESOURCE),
+            namespaces,
         )
         sandbox.tasks = TaskService(_SANDBOX_ID, parts, preparer, directory)
         self._server = Server(

@@ -9,13 +9,16 @@ from contextlib import AsyncExitStack
 from typing import Final, NamedTuple
 
 from common.cgroup import Hierarchies
-from common.errors import InvalidArgument
+from common.errors import DeadlineExceeded, InvalidArgument
 from common.linux.mounts import unmount_all
+from common.log import get_logger
 from common.oci.spec import PodView, Spec
 from common.records import write_no_record
 from common.task.backend import ContainerRequest, PreparedContainer
 from common.task.host_preparer import HostPreparer
+from vmm.agent.aside import run_aside
 from vmm.agent.devices import settle_share
+from vmm.agent.runtime import MountNamespaces
 
 POD_FILES: Final = ("hostname", "hosts", "resolv.conf")
 
@@ -25,6 +28,10 @@ _SHARED_NAMESPACES: Final = ("network", "ipc", "uts")
 # Labels and profiles of modules that guard the host.
 _PROCESS_KEYS: Final = ("apparmorProfile", "selinuxLabel")
 _LINUX_KEYS: Final = ("mountLabel", "intelRdt")
+
+_LET_GO_TIMEOUT_S: Final = 10.0
+
+log = get_logger()
 
 
 class SharedMemory:
@@ -53,7 +60,7 @@ class Directories(NamedTuple):
 class GuestPreparer(HostPreparer):
     """Prepares the containers of the guest's pod (`ContainerPreparer`)."""
 
-    __slots__ = ("_directories", "_released")
+    __slots__ = ("_directories", "_namespaces", "_released")
 
     def __init__(
         self,
@@ -62,10 +69,12 @@ class GuestPreparer(HostPreparer):
         directories: Directories,
         hierarchies: Hierarchies,
         may_raise_limits: bool,
+        namespaces: MountNamespaces,
     ) -> None:
-        """The arguments are those of `HostPreparer`."""
+        """:param namespaces: those of the containers; the other arguments are those of `HostPreparer`."""
         super().__init__(view, shm, directories.tasks, hierarchies, may_raise_limits, write_no_record)
         self._directories = directories
+        self._namespaces = namespaces
         self._released: list[str] = []
 
     def check_request(self, request: ContainerRequest) -> None:
@@ -86,7 +95,7 @@ class GuestPreparer(HostPreparer):
             raise InvalidArgument(
                 f"container {request.container_id} has hooks: they are programs of the host"
             )
-        undo.callback(self._let_go, request.bundle)
+        undo.push_async_callback(self._let_go, request.container_id, request.bundle)
         _mount_submounts(request.bundle, spec)
         process, linux = spec["process"], spec["linux"]
         for key in _PROCESS_KEYS:
@@ -106,13 +115,25 @@ class GuestPreparer(HostPreparer):
         await super().release(container)
         bundle = os.path.dirname(container.rootfs)
         if bundle.startswith(f"{self._directories.shares}/"):
-            self._let_go(bundle)
+            await self._let_go(os.path.basename(container.directory), bundle)
 
-    def _let_go(self, bundle: str) -> None:
-        settle_share(os.path.dirname(bundle))
-        unmount_all(bundle)
-        # It forgets what it looks for and does not find. The host removes a bundle after this: the next time, then.
-        self._released = [*filter(os.path.lexists, self._released), bundle]
+    async def _let_go(self, container_id: str, bundle: str) -> None:
+        released = list(self._released)
+
+        def let_go() -> set[str]:
+            settle_share(os.path.dirname(bundle))
+            self._namespaces.let_go(container_id)
+            unmount_all(bundle)
+            # It forgets what it looks for and does not find. The host removes a bundle after this: the next time, then.
+            return {path for path in released if not os.path.lexists(path)}
+
+        forgotten: set[str] = set()
+        try:
+            forgotten = await run_aside(let_go, f"letting go of {bundle}", _LET_GO_TIMEOUT_S)
+        except DeadlineExceeded as error:
+            # When the host answers again it is done: nothing of the container is left to wait for.
+            log.warning("container.bundle_held", container_id=container_id, error=error)
+        self._released = [path for path in (*self._released, bundle) if path not in forgotten]
 
 
 def _mount_submounts(bundle: str, spec: Spec) -> None:

@@ -16,6 +16,7 @@ from common.task.stdio import NO_STDIO
 from vmm.agent import boot, clock, devices, network, service
 from vmm.agent.identity import set_hostname
 from vmm.agent.preparer import Directories, GuestPreparer, SharedMemory, pod_view
+from vmm.agent.runtime import MountNamespaces
 
 
 def test_mounts_come_after_what_they_lie_in() -> None:
@@ -111,6 +112,7 @@ def preparer(tmp_path: Path) -> GuestPreparer:
         Directories(f"{tmp_path}/tasks", f"{tmp_path}/shares", "/pod"),
         Hierarchies({}),
         True,
+        MountNamespaces(),
     )
 
 

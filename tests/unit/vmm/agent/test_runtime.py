@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from common.errors import FailedPrecondition
 from common.process.exits import ExitWatcher
-from vmm.agent.runtime import GuestRuntime
+from vmm.agent.runtime import GuestRuntime, MountNamespaces
 
 CRUN = """\
 #!/bin/sh
@@ -27,7 +29,10 @@ class Lab:
         self.crun.chmod(0o755)
         self.fifo = directory / "state/one/exec.fifo"
         self.fifo.parent.mkdir(parents=True)
-        self.runtime = GuestRuntime(str(self.crun), str(directory / "state"), watcher, timeout_s=10)
+        self.namespaces = MountNamespaces()
+        self.runtime = GuestRuntime(
+            str(self.crun), str(directory / "state"), watcher, timeout_s=10, namespaces=self.namespaces
+        )
         self._bundle = str(directory)
 
     async def start(self) -> str:
@@ -73,3 +78,40 @@ async def test_two_starts_at_once_are_one_byte(lab: Lab) -> None:
         assert os.read(waiting, 3) == b"\0"
     finally:
         os.close(waiting)
+
+
+async def test_a_container_that_ends_while_it_is_started_is_named(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(lab.fifo)
+    waiting = os.open(lab.fifo, os.O_RDONLY | os.O_NONBLOCK)
+    unlink = os.unlink
+
+    def unlink_and_die(path: str) -> None:
+        unlink(path)
+        os.close(waiting)
+
+    monkeypatch.setattr(os, "unlink", unlink_and_die)
+    with pytest.raises(FailedPrecondition, match="container one has ended"):
+        await lab.start()
+
+
+def test_a_mount_namespace_outlives_its_processes() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        namespaces = MountNamespaces()
+        namespaces.hold("one", process.pid)
+        process.kill()
+    held = [fd for fd in os.listdir("/proc/self/fd") if _link_of(fd).startswith("mnt:")]
+    assert len(held) == 1
+    namespaces.let_go("one")
+    namespaces.let_go("one")
+    assert not [fd for fd in os.listdir("/proc/self/fd") if _link_of(fd).startswith("mnt:")]
+    namespaces.hold("two", process.pid)
+    namespaces.let_go("two")
+
+
+def _link_of(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        return ""
