@@ -65,7 +65,7 @@ class Cri:
     def start(self, container: str) -> None:
         self.runtime.StartContainer(pb.StartContainerRequest(container_id=container), timeout=TIMEOUT_S)
 
-    def exec(self, container: str, command: Sequence[str], timeout_s: int = 20) -> pb.ExecSyncResponse:
+    def exec(self, container: str, command: Sequence[str], timeout_s: int = 50) -> pb.ExecSyncResponse:
         request = pb.ExecSyncRequest(container_id=container, cmd=command, timeout=timeout_s)
         answer: pb.ExecSyncResponse = self.runtime.ExecSync(request, timeout=TIMEOUT_S)
         return answer
