@@ -111,7 +111,7 @@ def run(endpoint: str, operations: int, linger_s: float, **environment: str) -> 
 
 
 def test_an_operation_is_a_span_below_its_callers_and_its_steps_are_below_it(collector: Collector) -> None:
-    run(f"http://127.0.0.1:{collector.server_port}", 1, 0.5)
+    run(f"http://127.0.0.1:{collector.server_port}", 1, 2.0)
     assert set(collector.paths) == {"/v1/traces"}
     resource = {
         a.key: a.value.string_value for a in collector.requests[0].resource_spans[0].resource.attributes
@@ -140,7 +140,7 @@ def test_an_operation_is_a_span_below_its_callers_and_its_steps_are_below_it(col
 
 def test_a_collector_that_is_away_costs_spans_and_nothing_else() -> None:
     logged = run(
-        "http://127.0.0.1:9", 1000, 0.5, OTEL_BSP_MAX_QUEUE_SIZE="100", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="50"
+        "http://127.0.0.1:9", 1000, 2.0, OTEL_BSP_MAX_QUEUE_SIZE="100", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="50"
     )
     assert '"event":"made"' in logged
     assert '"event":"tracing.failed"' in logged
