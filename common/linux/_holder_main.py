@@ -25,15 +25,18 @@ _MFD_EXEC = 0x10
 _INIT_NAME = "sandboxd-pod-init"
 # Newer kernels show it as the command name, of which they keep 15 bytes, after "memfd:".
 _FILE_NAME = "pod-init"
+_PREPARED = b"\n"
 
 
 def main() -> NoReturn:
     """Serve one request that comes over stdin, then exit: 0 when the daemon confirmed, else 1."""
     connection = socket.socket(fileno=0)
-    init = 0
+    init: Init | None = None
     try:
         init = _serve(connection)
         confirmed = bool(connection.recv(_PACKET_BYTES))
+        if confirmed and init is not None:
+            init.release()
     except InvalidArgument as error:
         confirmed = False
         _send(connection, {"invalid": str(error)})
@@ -46,12 +49,12 @@ def main() -> NoReturn:
     except Exception as error:
         confirmed = False
         _send(connection, {"internal": repr(error)})
-    if not confirmed and init:
-        os.kill(init, signal.SIGKILL)
+    if not confirmed and init is not None:
+        os.kill(init.pid, signal.SIGKILL)
     os._exit(0 if confirmed else 1)
 
 
-def _serve(connection: socket.socket) -> int:
+def _serve(connection: socket.socket) -> Init | None:
     packet, fds, _, _ = socket.recv_fds(connection, _PACKET_BYTES, 1)
     request: dict[str, Any] = json.loads(packet)
     if fds:
@@ -71,8 +74,8 @@ def _serve(connection: socket.socket) -> int:
     if request["hostname"] is not None:
         _libc.sethostname(request["hostname"])
     _write_sysctls(request["sysctls"])
-    init = start_init(bytes.fromhex(request["init"])) if request["init"] else 0
-    _send(connection, {"init": init})
+    init = Init(bytes.fromhex(request["init"])) if request["init"] else None
+    _send(connection, {"init": init.pid if init is not None else 0})
     return init
 
 
@@ -86,23 +89,44 @@ def _write_sysctls(sysctls: dict[str, str]) -> None:
         write_sysctls(sysctls)
 
 
-def start_init(elf: bytes) -> int:
-    """Start PID 1 of the PID namespace that this thread's children get, and return its pid as this process sees it."""
-    # Written while the disk quota, file limits and privileges are still those of the daemon.
-    executable = _executable(elf)
-    report_fd, error_fd = os.pipe()
-    pid = os.fork()
-    if not pid:
-        _become_init(executable, error_fd)
-    os.close(error_fd)
-    os.close(executable)
-    # The pipe closes by itself when the exec succeeds.
-    with open(report_fd, encoding="utf-8") as file:
-        report = file.read()
-    if report:
-        number, _, text = report.partition(" ")
-        raise OSError(int(number), f"starting the init of the PID namespace: {text}")
-    return pid
+class Init:
+    """PID 1 of the PID namespace that this thread's children get: ready, but it executes its program when it is let go.
+
+    Before that it ends with this process, however that ends. `pid` is as this process sees it. Raises OSError.
+    """
+
+    def __init__(self, elf: bytes) -> None:
+        # Written while the disk quota, file limits and privileges are still those of the daemon.
+        executable = _executable(elf)
+        self._reports, report_fd = os.pipe()
+        go_fd, self._go = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            _become_init(executable, report_fd, go_fd)
+        for fd in (executable, report_fd, go_fd):
+            os.close(fd)
+        if (report := os.read(self._reports, _PACKET_BYTES)) != _PREPARED:
+            self._close()
+            raise _failure(report)
+
+    def release(self) -> None:
+        """Let it go, and return when it has executed its program. Raises OSError."""
+        try:
+            os.write(self._go, b"\n")
+            # The pipe closes by itself when the exec succeeds.
+            if report := os.read(self._reports, _PACKET_BYTES):
+                raise _failure(report)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._go)
+        os.close(self._reports)
+
+
+def _failure(report: bytes) -> OSError:
+    number, _, text = report.decode().partition(" ")
+    return OSError(int(number or 0), f"starting the init of the PID namespace: {text or 'it has died'}")
 
 
 def _executable(elf: bytes) -> int:
@@ -118,22 +142,25 @@ def _executable(elf: bytes) -> int:
     return fd
 
 
-def _become_init(executable: int, error_fd: int) -> NoReturn:
+def _become_init(executable: int, report_fd: int, go_fd: int) -> NoReturn:
     try:
         # Inherited: the kernel discards what is reparented to it.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         unprivileged_id = _lowest_privilege()
         for fd in os.listdir("/proc/self/fd"):
-            if int(fd) not in (executable, error_fd):
+            if int(fd) not in (executable, report_fd, go_fd):
                 # One of them was the descriptor of the listing itself.
                 with contextlib.suppress(OSError):
                     os.close(int(fd))
         _enter_empty_root()
         drop_privileges(unprivileged_id, unprivileged_id)
+        os.write(report_fd, _PREPARED)
+        if not os.read(go_fd, 1):
+            os._exit(1)  # whoever has the other end is gone, and nobody knows of this process
         _libc.execveat(executable, [_INIT_NAME], [])
     except BaseException as error:
         number = error.errno if isinstance(error, OSError) and error.errno else 0
-        os.write(error_fd, f"{number} {error}".encode())
+        os.write(report_fd, f"{number} {error}".encode())
     os._exit(1)
 
 

@@ -3,7 +3,7 @@
 A helper program joins or creates the user namespace, unshares the rest and says so; the daemon opens
 /proc/<helper>/ns/*, and the helper ends. For a shared PID namespace it leaves an init behind, which becomes
 a child of the daemon (a child subreaper). The helper's side is `_holder_main`; both talk JSON in packets of
-a socket pair, the helper's stdin.
+a socket pair, the helper's stdin. Until the daemon has confirmed, an init lives as long as the helper, not longer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import signal
 import socket
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from common import errors
 from common.linux.namespaces import Kind, check_settings, close_all, open_all
@@ -87,10 +87,11 @@ async def hold_namespaces(
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 result = await conversation.hold(on_held)
-                await helper.wait()
+                if (await helper.wait()).code:
+                    await conversation.hear_failure()
         except BaseException as error:
             conversation.undo()
-            # The helper sees the end of the conversation and takes its init along, unless it was confirmed.
+            # The helper sees the end of the conversation, or is killed; an init that was not let go ends with it.
             ours.close()
             await _ended(helper)
             if isinstance(error, TimeoutError):
@@ -123,6 +124,11 @@ class _Conversation:
         on_held(result)
         self._send({"step": "done"})
         return result
+
+    async def hear_failure(self) -> NoReturn:
+        """Raise what the helper has said last, which has ended."""
+        message = await self._receive()
+        raise errors.Internal(f"the namespace helper failed after it was done: {message}")
 
     def undo(self) -> None:
         """Take back whatever `hold` has reached."""

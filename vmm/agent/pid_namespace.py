@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.linux import _libc
-from common.linux._holder_main import start_init
+from common.linux._holder_main import Init
 from common.linux.pod_init import pod_init_elf
 from common.log import get_logger
 from common.process.exits import ExitStatus, ExitWatcher
@@ -17,7 +17,9 @@ def make_pid_namespace(exits: ExitWatcher) -> str:
     def start() -> int:
         # Only what this thread starts from now on is in the new namespace, as its first process.
         _libc.unshare(_libc.CLONE_NEWPID)
-        return start_init(pod_init_elf())
+        init = Init(pod_init_elf())
+        init.release()
+        return init.pid
 
     with exits.adoption():
         pid = _libc.run_in_own_thread(start)

@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import InvalidArgument, SandboxdError
+from common.errors import Internal, InvalidArgument, SandboxdError
 from common.linux.namespaces import Kind, close_all, create, namespace_id, open_all, owner_userns, path_of
 from common.linux.pod_holder import HolderRequest, HolderResult, hold_namespaces
 from common.process.exits import ExitStatus, ExitWatcher
 from common.process.spawn import CAPTURE, run, spawn
+from tests.children import children_named
+from tests.engine.namespaces import wait_until
 from tests.integration.daemon.lab import until
 
 MAPPING = ((0, 200000, 65536),)
@@ -409,6 +411,21 @@ async def test_a_caller_that_goes_away_leaves_nothing_at_any_moment(watcher: Exi
             continue
         await end(watcher, result)
     await until(lambda: not watcher.watch_count, 20, "the end of what was begun")
+
+
+async def test_an_init_that_nobody_has_confirmed_dies_with_its_helper(watcher: ExitWatcher) -> None:
+    holding = asyncio.ensure_future(hold(watcher, HolderRequest([Kind.PID])))
+    await until(lambda: children_named(b"_holder_main"), 20, "the helper")
+    (helper,) = children_named(b"_holder_main")
+    # Not with the event loop's help: nobody shall confirm it.
+    wait_until(lambda: _children(helper), 20, "its init")
+    init = int(_children(helper))
+    os.kill(helper, signal.SIGKILL)
+    # Whether it had said that it is done or not.
+    with pytest.raises((Internal, OSError)):
+        await holding
+    await gone(init)
+    assert watcher.watch_count == 0
 
 
 async def test_too_few_descriptors_for_the_holder_leave_nothing(watcher: ExitWatcher) -> None:
