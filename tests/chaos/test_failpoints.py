@@ -23,7 +23,7 @@ RECOVERY = {point for point in Failpoint if point.value.startswith("recovery.")}
 OF_MACHINES = {
     point
     for point in Failpoint
-    if point.startswith(("machine.", "device.", "link.", "sandbox.guest_", "sandbox.network_"))
+    if point.startswith(("machine.", "device.", "link.", "guest.", "sandbox.guest_", "sandbox.network_"))
 } | {
     Failpoint.SANDBOX_CGROUP_MADE,
     Failpoint.SANDBOX_SHARE_MADE,
