@@ -1,4 +1,4 @@
-"""One virtual machine: QEMU without hardware virtualization, driven through QMP."""
+"""One virtual machine: the QEMU that scripts/build-node brings, without hardware virtualization, driven through QMP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from typing import Any, Self
 
 from tests.node.channel import Channel
 
-QEMU = "qemu-system-x86_64"
 AGENT_PORT = 1234
 MEMORY_MIB = 2048
 PROCESSORS = 2
@@ -25,7 +24,6 @@ KERNEL_PARAMETERS = "console=ttyS0 net.ifnames=0 mitigations=off reboot=t panic=
 SOCKET_TIMEOUT_S = 60.0
 
 # A state can be loaded by the same program with the same devices alone: this is part of a template's key.
-# `max` does not boot under QEMU 7.2 (the kernel faults early), EPYC is the newest model that does.
 # fmt: off
 DEVICES = (
     "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", "EPYC,-vgif",
@@ -37,10 +35,12 @@ DEVICES = (
 # fmt: on
 
 
-def version() -> str:
-    """Return the first line of `qemu --version`; FileNotFoundError without QEMU."""
-    done = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[0]
+def emulator(image: Path) -> list[str]:
+    """Return the command of the QEMU beside a disk, which needs a newer libc than this machine may have."""
+    tree = image / "emulator"
+    libraries = tree / "libraries"
+    loader = [str(next(libraries.glob("ld-linux-*"))), "--library-path", str(libraries)]
+    return [*loader, str(tree / "qemu-system-x86_64"), "-L", str(tree / "qemu"), "-L", str(tree / "seabios")]
 
 
 class Machine:
@@ -56,7 +56,7 @@ class Machine:
         self._log = self.directory / "qemu.log"
         self.console = self.directory / "console.log"
         command = [
-            QEMU, "-name", "sandboxd-node", *DEVICES,
+            *emulator(image), "-name", "sandboxd-node", *DEVICES,
             "-qmp", f"unix:{self.directory}/qmp,server=on,wait=off",
             "-serial", f"file:{self.console}",
             "-drive", f"file={image}/root.ext4,format=raw,if=none,id=disk,cache=unsafe"
@@ -169,6 +169,6 @@ class Machine:
         return int(found[1])
 
 
-def missing_programs(programs: Sequence[str] = (QEMU, "mmdebstrap", "mke2fs", "xz", "busybox")) -> list[str]:
+def missing_programs(programs: Sequence[str] = ("mmdebstrap", "mke2fs", "xz", "busybox")) -> list[str]:
     """Return what a node needs and this machine lacks."""
     return [program for program in programs if shutil.which(program) is None]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.node.channel import Ended
-from tests.node.machine import DEVICES, Machine, version
+from tests.node.machine import DEVICES, Machine
 from tests.node.package import (
     CHECKOUT,
     OLDER,
@@ -81,7 +81,7 @@ def key() -> str:
     """Return what names the template of this checkout on this machine; FileNotFoundError if a part is missing."""
     with (CHECKOUT / "pyproject.toml").open("rb") as project:
         pins = tomllib.load(project)["project"]["optional-dependencies"]["dev"]
-    digest = hashlib.sha256("\0".join((version(), *DEVICES, *pins, PREPARE)).encode())
+    digest = hashlib.sha256("\0".join((*DEVICES, *pins, PREPARE)).encode())
     for name in INPUTS:
         path = CHECKOUT / name
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
