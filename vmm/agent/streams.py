@@ -1,6 +1,6 @@
 """Connections that carry plain bytes: the standard streams of processes, and TCP ports of the pod.
 
-The kernel copies between a connection and a pipe (splice(2)), 32 KiB at most at a time; a byte is in one or the other.
+The kernel copies input from a connection into a pipe (splice(2)), 32 KiB at most at a time; output is read and sent.
 Who writes a stream counts the bytes, since the end of a connection says nothing (docs/agent-protocol.md).
 """
 
@@ -218,7 +218,7 @@ class InputStream:
 class OutputStream:
     """A pipe that flows into a connection, until its last writer is gone; then it is the host's turn to close."""
 
-    __slots__ = ("_blocked", "_copied", "_idle", "_loop", "_on_end", "_reader", "_sock")
+    __slots__ = ("_blocked", "_copied", "_idle", "_loop", "_on_end", "_reader", "_sock", "_unsent")
 
     def __init__(self, sock: socket.socket, reader: int, on_end: Callable[[int], None]) -> None:
         """Takes over both; `on_end` is told how many bytes the stream has, once all of them are in the connection."""
@@ -227,14 +227,15 @@ class OutputStream:
         self._reader = reader
         self._on_end = on_end
         self._copied = 0
+        self._unsent = b""
         self._blocked = False
         self._idle: asyncio.Future[None] | None = None
         self._loop.add_reader(reader, self._copy)
 
     @property
     def is_behind(self) -> bool:
-        """Whether there is something in the pipe, or its end is still to be told."""
-        return self._reader >= 0 and has_input(self._reader)
+        """Whether something has still to be sent, or the end to be told."""
+        return self._reader >= 0 and (bool(self._unsent) or has_input(self._reader))
 
     async def pass_on(self) -> None:
         """Return when what was in the pipe is in the connection."""
@@ -259,11 +260,14 @@ class OutputStream:
     def _copy_some(self) -> int:
         """Return how many bytes went; -1: none can go now; 0: no more will come."""
         try:
-            if self._sock is None:
-                return len(os.read(self._reader, WRITE_LIMIT_BYTES))
-            return os.splice(self._reader, self._sock.fileno(), WRITE_LIMIT_BYTES, flags=os.SPLICE_F_NONBLOCK)
+            if not self._unsent:
+                # Kernels before 6.5 splice each page into a packet of its own, for each of which the host is woken.
+                self._unsent = os.read(self._reader, WRITE_LIMIT_BYTES)
+            sent = len(self._unsent) if self._sock is None else self._sock.send(self._unsent)
+            self._unsent = self._unsent[sent:]
+            return sent
         except BlockingIOError:
-            if self._sock is not None and has_input(self._reader):
+            if self._sock is not None and self._unsent:
                 self._blocked = True
                 self._loop.remove_reader(self._reader)
                 self._loop.add_writer(self._sock, self._go_on)

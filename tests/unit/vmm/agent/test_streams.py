@@ -155,21 +155,22 @@ async def test_a_host_that_does_not_read_stops_the_process_until_it_does(ends: E
         async with asyncio.timeout(0.05):
             await stream.pass_on()
     os.close(writer)
-    assert len(await receive(host, written)) == written
+    assert await receive(host, len(written)) == written
     await stream.pass_on()
     await settled()
-    assert ends.told == [("out", written)]
+    assert ends.told == [("out", len(written))]
     host.close()
     await settled()
 
 
-async def fill(writer: int) -> int:
-    """Write until nothing more goes, not even a moment later; return how much went."""
+async def fill(writer: int) -> bytes:
+    """Write until nothing more goes, not even a moment later; return what went."""
     os.set_blocking(writer, False)
-    written, was_full = 0, False
+    written, was_full = b"", False
     while True:
+        chunk = os.urandom(1 << 15)
         try:
-            written += os.write(writer, bytes(1 << 15))
+            written += chunk[: os.write(writer, chunk)]
             was_full = False
         except BlockingIOError:
             if was_full:
