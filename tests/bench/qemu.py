@@ -74,7 +74,7 @@ class Sizes:
 
 
 FULL = Sizes(boots=9, containers=9, states=200, volumes=3, few_pods=2, many_pods=10)
-QUICK = Sizes(boots=3, containers=3, states=50, volumes=1, few_pods=1, many_pods=3)
+QUICK = Sizes(boots=3, containers=3, states=50, volumes=3, few_pods=1, many_pods=3)
 
 
 @dataclass(frozen=True, slots=True)
