@@ -13,6 +13,7 @@ import pytest
 from tests.chaos.sizes import SEED, WITHOUT, WITHOUT_IDS
 from tests.chaos.trial import Trial
 from tests.chaos.workload import RUNNING, Pod
+from tests.children import children_of
 from tests.engine.handlers import WASM, Handler
 from tests.engine.namespaces import wait_until
 
@@ -112,7 +113,7 @@ def test_the_daemon_and_the_fork_server_die_together(trial: Trial) -> None:
 def _below(pid: int) -> list[int]:
     """A process's descendants."""
     try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        children = children_of(pid)
     except (FileNotFoundError, ProcessLookupError):
         return []
     return [found for child in children for found in [child, *_below(child)]]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.linux.procs import peer_credentials
+from tests.children import children_of
 
 # gRPC opens and closes these as it likes, and how many callers there are is the callers' affair; the log of starts is
 # open from the first one on.
@@ -17,14 +18,14 @@ UNSTABLE = re.compile(r"^anon_inode:\[event|^socket:|/\.starts ")
 
 def daemon_below(supervisor: int) -> int:
     """Return the pid of a supervisor's daemon; raises ProcessLookupError while there is none."""
-    for child in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
+    for child in children_of(supervisor):
         try:
             words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):
             continue
         # A child that has not executed its program yet still looks like the supervisor.
         if b"--config" in words and b"--supervise" not in words:
-            return int(child)
+            return child
     raise ProcessLookupError(f"the supervisor {supervisor} has no daemon at present")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from tests.children import children_of
 from tests.node import SLOWER
 
 ENTRANCE = Path(__file__).with_name("enter-namespaces")
@@ -47,8 +48,7 @@ class Namespaces:
             self._outer.wait()
             raise
         self.cgroups = [Path(path) for path in self._ready.read_text().split()]
-        children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children").read_text()
-        self.first_pid = int(children.split()[0])
+        self.first_pid = children_of(self._outer.pid)[0]
 
     @property
     def root(self) -> Path:
@@ -121,9 +121,8 @@ class Daemon:
     def pid(self) -> int:
         """The daemon's pid as seen from outside; raises ProcessLookupError once it has ended."""
         # sh and nsenter replace themselves; with --pid nsenter then forks once.
-        path = Path(f"/proc/{self._entrance.pid}/task/{self._entrance.pid}/children")
         try:
-            return int(path.read_text().split()[0])
+            return children_of(self._entrance.pid)[0]
         except (FileNotFoundError, IndexError):
             raise ProcessLookupError(f"the daemon under {self._entrance.pid} has ended") from None
 

@@ -14,6 +14,7 @@ import pytest
 
 from proto.gen.runtime.v1 import api_pb2 as api
 from proto.gen.runtime.v1 import service_pb2 as pb
+from tests.children import children_of
 from tests.engine.cri import CONTAINER, NODE, Cri, container_config, log_lines, matching, pod_config
 from tests.engine.engine import OURS_IN_QEMU, PYTHON, Engine
 from tests.engine.images import CHECKOUT
@@ -48,8 +49,8 @@ def cri(engine: Engine) -> Cri:
 def files_daemon(engine: Engine, pod_id: str) -> int:
     """The pid of the process that serves the files of a pod's share, which is a child of the machine's."""
     parent = information(engine.cri, pod_id)["machine"]["share-pod"]
-    (virtiofsd,) = (engine.namespaces.root / f"proc/{parent}/task/{parent}/children").read_text().split()
-    return int(virtiofsd)
+    (virtiofsd,) = children_of(parent, engine.namespaces.root / "proc")
+    return virtiofsd
 
 
 def test_a_pod_has_a_kernel_of_its_own(engine: Engine, cri: Cri, vm: tuple[str, str]) -> None:

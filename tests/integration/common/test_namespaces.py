@@ -22,7 +22,7 @@ from common.linux.namespaces import Kind, close_all, create, namespace_id, open_
 from common.linux.pod_holder import HolderRequest, HolderResult, hold_namespaces
 from common.process.exits import ExitStatus, ExitWatcher
 from common.process.spawn import CAPTURE, run, spawn
-from tests.children import children_named
+from tests.children import children_named, children_of
 from tests.engine.namespaces import wait_until
 from tests.integration.daemon.lab import until
 
@@ -270,17 +270,13 @@ async def test_orphans_in_the_namespace_leave_no_zombies_and_end_with_the_init(w
         ["nsenter", f"--pid={path_of(result.namespaces[Kind.PID])}", "sleep", "60"], watcher=watcher
     )
     try:
-        await until(lambda: not _children(result.pid), 20, "the end of the orphans")
-        await until(lambda: _children(member.pid), 20, "nsenter to fork")
+        await until(lambda: not children_of(result.pid), 20, "the end of the orphans")
+        await until(lambda: children_of(member.pid), 20, "nsenter to fork")
         assert member.status is None
     finally:
         await end(watcher, result)
     # nsenter has forked: its child dies with the namespace, and it follows by the same signal.
     assert (await asyncio.wait_for(member.wait(), 20)).code == 137
-
-
-def _children(pid: int) -> str:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
 
 
 async def test_a_new_user_namespace_owns_the_others(watcher: ExitWatcher) -> None:
@@ -418,8 +414,8 @@ async def test_an_init_that_nobody_has_confirmed_dies_with_its_helper(watcher: E
     await until(lambda: children_named(b"_holder_main"), 20, "the helper")
     (helper,) = children_named(b"_holder_main")
     # Not with the event loop's help: nobody shall confirm it.
-    wait_until(lambda: _children(helper), 20, "its init")
-    init = int(_children(helper))
+    wait_until(lambda: children_of(helper), 20, "its init")
+    (init,) = children_of(helper)
     os.kill(helper, signal.SIGKILL)
     # Whether it had said that it is done or not.
     with pytest.raises((Internal, OSError)):

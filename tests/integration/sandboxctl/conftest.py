@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
+from tests.children import children_of
 from tests.integration.daemon.lab import CHECKOUT, IMAGE, Lab
 
 _TIMEOUT_S = 60
@@ -72,8 +72,8 @@ def eventually(condition: Callable[[], object], what: str, timeout_s: float = 20
 
 def inner_pid(process: subprocess.Popen[str]) -> int:
     """The pid of the command itself: nsenter, which we have started, has it as its child."""
-    (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return int(inner)
+    (inner,) = children_of(process.pid)
+    return inner
 
 
 def supervisors(machine: Machine) -> list[str]:

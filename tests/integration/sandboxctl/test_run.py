@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from common.linux.terminal import set_window_size
+from tests.children import children_of
 from tests.integration.daemon.lab import IMAGE, Daemon
 from tests.integration.sandboxctl.conftest import Machine, eventually, inner_pid
 
@@ -157,8 +158,7 @@ def test_a_signal_is_heard_while_another_adds_a_pod(machine: Machine) -> None:
 
 def _open_files_of_child(pid: int) -> set[str]:
     files = set()
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    for fd in (fd for child in children for fd in Path(f"/proc/{child}/fd").iterdir()):
+    for fd in (fd for child in children_of(pid) for fd in Path(f"/proc/{child}/fd").iterdir()):
         with contextlib.suppress(FileNotFoundError):
             files.add(os.path.basename(os.readlink(fd)))
     return files

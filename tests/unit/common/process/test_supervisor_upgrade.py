@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.common.process.supervised import ROOT, Supervised, children, until
+from tests.children import children_of
+from tests.unit.common.process.supervised import ROOT, Supervised, until
 
 VERSION = """
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -35,11 +36,11 @@ def test_an_upgrade_keeps_its_pid_and_everything_else(tmp_path: Path) -> None:
 def test_a_version_that_cannot_be_loaded_is_refused_and_the_child_goes_on(tmp_path: Path) -> None:
     with Supervised(tmp_path, VERSION.replace("NUMBER", "1")) as supervised:
         supervised.line()
-        before = children(supervised.pid)
+        before = children_of(supervised.pid)
         supervised.file.write_text("import nothing_of_this_name\n")
         supervised.send(signal.SIGHUP)
         until(lambda: "supervisor.not_replaced" in supervised.errors())
-        assert children(supervised.pid) == before
+        assert children_of(supervised.pid) == before
 
 
 def test_without_an_interpreter_an_upgrade_is_refused_and_the_child_goes_on(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_while_a_new_version_is_tried_everything_goes_on(tmp_path: Path) -> None
         waits = f"import os, time\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n"
         supervised.file.write_text(waits + supervised.file.read_text())
         supervised.send(signal.SIGHUP)
-        until(lambda: len(children(supervised.pid)) == 2)
+        until(lambda: len(children_of(supervised.pid)) == 2)
         supervised.send(signal.SIGUSR1)
         assert supervised.line() == "heard"
         (tmp_path / "go").touch()
@@ -110,7 +111,7 @@ def test_told_to_stop_while_a_new_version_is_tried_it_stops(tmp_path: Path) -> N
         supervised.line()
         supervised.file.write_text("import time\ntime.sleep(60)\n")
         supervised.send(signal.SIGHUP)
-        until(lambda: len(children(supervised.pid)) == 2)
+        until(lambda: len(children_of(supervised.pid)) == 2)
         supervised.send(signal.SIGTERM)
         assert supervised.wait() == 0
 
