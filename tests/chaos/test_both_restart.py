@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.chaos.trial import Trial
-from tests.chaos.workload import RUNNING, Pod
+from tests.chaos.workload import Pod
+from tests.engine.cri import RUNNING
 from tests.engine.namespaces import wait_until
 
 PODS = 3

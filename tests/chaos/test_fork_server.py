@@ -12,8 +12,9 @@ import pytest
 
 from tests.chaos.sizes import SEED, WITHOUT, WITHOUT_IDS
 from tests.chaos.trial import Trial
-from tests.chaos.workload import RUNNING, Pod
+from tests.chaos.workload import Pod
 from tests.children import children_of
+from tests.engine.cri import RUNNING
 from tests.engine.handlers import WASM, Handler
 from tests.engine.namespaces import wait_until
 

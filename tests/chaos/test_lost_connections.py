@@ -4,7 +4,8 @@ import signal
 import time
 
 from tests.chaos.trial import Trial
-from tests.chaos.workload import EXITED, RUNNING, Pod
+from tests.chaos.workload import Pod
+from tests.engine.cri import EXITED, RUNNING
 from tests.engine.namespaces import wait_until
 
 GRACE_S = 2

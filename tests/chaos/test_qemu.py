@@ -12,16 +12,15 @@ import pytest
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.chaos.conftest import running
 from tests.chaos.trial import Trial
-from tests.engine.cri import complete_lines, container_config, pod_config
+from tests.engine.cri import READY, RUNNING, container_config, pod_config
 from tests.engine.engine import OURS_IN_QEMU
 from tests.engine.handlers import QEMU
 from tests.engine.namespaces import wait_until
 from tests.engine.qemu import add_container, information, start_vm_container, write_config
 from tests.engine.streaming import Stream, exec_piped
 from tests.engine.test_pods import ended, shell
+from tests.lines import complete_lines
 
-RUNNING = pb.ContainerState.CONTAINER_RUNNING
-READY = pb.PodSandboxState.SANDBOX_READY
 COUNTING = "n=0; while :; do n=$((n+1)); echo line $n; sleep 0.05; done"
 UNTIL_TOLD = "while [ ! -e /tmp/end ]; do sleep 0.1; done; exit 7"
 

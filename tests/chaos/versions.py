@@ -7,7 +7,8 @@ from pathlib import Path
 from common.records import read_record
 from sandboxers.records import RECORD_FILE, SandboxRecord
 from tests.chaos.kubelet import Kubelet
-from tests.chaos.workload import RUNNING, Container, Pod, expect_lines
+from tests.chaos.workload import Container, Pod, expect_lines
+from tests.engine.cri import RUNNING
 from tests.engine.namespaces import wait_until
 
 PACKAGES = ("proto", "common", "vmm", "sandboxers")

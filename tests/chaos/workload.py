@@ -12,12 +12,10 @@ import grpc
 from common.process.exits import UNKNOWN_EXIT_CODE
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.chaos.kubelet import AGAIN_S, Kubelet
-from tests.engine.cri import container_config, log_lines, pod_config
+from tests.engine.cri import EXITED, READY, container_config, log_lines, pod_config
 from tests.engine.handlers import Programs
 from tests.engine.namespaces import wait_until
 
-EXITED = pb.ContainerState.CONTAINER_EXITED
-RUNNING = pb.ContainerState.CONTAINER_RUNNING
 # What an OCI runtime says into the container's own stream when the daemon whose descriptors it joins by path dies
 # under it; the container is then made again, on the same stream. Counted, since there should be none.
 _RUNTIMES_OWN = re.compile(r"open `/proc/\d+/fd/\d+`: No such file or directory")
@@ -156,7 +154,7 @@ class Pod:
     @property
     def is_ready(self) -> bool:
         status = self.kubelet.insist(lambda: self.kubelet.cri.pod(self.id))
-        return bool(status.state == pb.PodSandboxState.SANDBOX_READY)
+        return bool(status.state == READY)
 
 
 def expect_lines(writer: Container, programs: Programs) -> int:

@@ -17,11 +17,15 @@ from proto.gen.runtime.v1 import service_pb2_grpc as stubs
 from tests.engine.daemons import has_open, listener_of
 from tests.engine.images import BUSYBOX
 from tests.engine.namespaces import wait_until
+from tests.lines import complete_lines
 from tests.node import BOOTS, SLOWER
 
 TIMEOUT_S = 60.0 * SLOWER
 NODE = api.NamespaceMode.NODE
 CONTAINER = api.NamespaceMode.CONTAINER
+READY = pb.PodSandboxState.SANDBOX_READY
+RUNNING = pb.ContainerState.CONTAINER_RUNNING
+EXITED = pb.ContainerState.CONTAINER_EXITED
 _LOG_LINE = re.compile(r"\S+ (stdout|stderr) ([FP])\S* ?(.*)")
 _serial = itertools.count(1)
 
@@ -192,11 +196,6 @@ def container_config(
         envs=[pb.KeyValue(key=key, value=value.encode()) for key, value in (env or {}).items()],
         working_dir=working_dir,
     )
-
-
-def complete_lines(text: str) -> list[str]:
-    """The lines of a file that somebody may be writing: the last one only if it has its end."""
-    return text[: text.rfind("\n") + 1].splitlines()
 
 
 def log_lines(path: Path, stream: str = "") -> list[str]:

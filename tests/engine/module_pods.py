@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 from proto.gen.runtime.v1 import api_pb2 as api
 from proto.gen.runtime.v1 import service_pb2 as pb
-from tests.engine.cri import Cri, container_config, log_lines, matching, pod_config
+from tests.engine.cri import EXITED, Cri, container_config, log_lines, matching, pod_config
 from tests.engine.engine import Engine
 from tests.engine.handlers import WASM
 from tests.engine.images import MODULES
 from tests.engine.namespaces import wait_until
 
-EXITED = pb.ContainerState.CONTAINER_EXITED
 _serial = itertools.count(1)
 
 

@@ -11,15 +11,24 @@ import pytest
 from proto.gen.runtime.v1 import api_pb2 as api
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.engine.conftest import start_container
-from tests.engine.cri import CONTAINER, NODE, Cri, container_config, log_lines, matching, pod_config
+from tests.engine.cri import (
+    CONTAINER,
+    EXITED,
+    NODE,
+    READY,
+    RUNNING,
+    Cri,
+    container_config,
+    log_lines,
+    matching,
+    pod_config,
+)
 from tests.engine.daemons import stable_descriptors
 from tests.engine.demo import process_tree
 from tests.engine.engine import OURS, Engine
 from tests.engine.namespaces import wait_until
 
 POD = api.NamespaceMode.POD
-EXITED = pb.ContainerState.CONTAINER_EXITED
-RUNNING = pb.ContainerState.CONTAINER_RUNNING
 
 
 def shell(cri: Cri, container: str, script: str) -> str:
@@ -249,7 +258,7 @@ def test_a_program_that_does_not_exist_fails_the_start_and_disturbs_nobody(cri: 
         cri.start(container)
     assert "/no/such/program" in str(raised.value)
     assert cri.exec(neighbour, ["true"]).exit_code == 0
-    assert cri.pod(pod_id).state == pb.PodSandboxState.SANDBOX_READY
+    assert cri.pod(pod_id).state == READY
 
 
 def test_a_pod_can_be_stopped_twice_and_removed_twice(cri: Cri) -> None:

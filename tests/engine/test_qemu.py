@@ -15,7 +15,7 @@ import pytest
 from proto.gen.runtime.v1 import api_pb2 as api
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.children import children_of
-from tests.engine.cri import CONTAINER, NODE, Cri, container_config, log_lines, matching, pod_config
+from tests.engine.cri import CONTAINER, NODE, RUNNING, Cri, container_config, log_lines, matching, pod_config
 from tests.engine.engine import OURS_IN_QEMU, PYTHON, Engine
 from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
@@ -23,8 +23,6 @@ from tests.engine.qemu import add_container, information, machine_directory, sta
 from tests.engine.streaming import Stream, exec_piped
 from tests.engine.test_pods import ended, expect_nothing_more_than, remains, shell
 from tests.guest_image import guest_image
-
-RUNNING = pb.ContainerState.CONTAINER_RUNNING
 
 
 @pytest.fixture(scope="module")

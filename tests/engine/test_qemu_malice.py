@@ -10,9 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.engine.conftest import running_vms
-from tests.engine.cri import container_config, pod_config
+from tests.engine.cri import READY, container_config, pod_config
 from tests.engine.engine import OURS_IN_QEMU, Engine
 from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
@@ -21,7 +20,6 @@ from tests.engine.test_pods import expect_nothing_more_than, remains, shell
 from tests.guest_image import guest_image
 from vmm.image.manifest import load
 
-READY = pb.PodSandboxState.SANDBOX_READY
 LYING_GUEST = CHECKOUT / "tests/vm/lying_guest.py"
 
 

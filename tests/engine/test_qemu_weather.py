@@ -8,16 +8,13 @@ import grpc
 import pytest
 
 from proto.gen.runtime.v1 import service_pb2 as pb
-from tests.engine.cri import container_config, matching, pod_config
+from tests.engine.cri import READY, container_config, matching, pod_config
 from tests.engine.engine import OURS_IN_QEMU, Engine
 from tests.engine.namespaces import wait_until
 from tests.engine.qemu import information, machine_directory, start_vm_container
 from tests.engine.test_pods import ended, expect_nothing_more_than, remains, shell
 
 pytestmark = pytest.mark.slow
-
-READY = pb.PodSandboxState.SANDBOX_READY
-RUNNING = pb.ContainerState.CONTAINER_RUNNING
 
 
 @pytest.fixture(scope="module")

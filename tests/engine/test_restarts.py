@@ -5,16 +5,11 @@ import signal
 import grpc
 import pytest
 
-from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.engine.conftest import start_container
-from tests.engine.cri import pod_config
+from tests.engine.cri import EXITED, READY, RUNNING, pod_config
 from tests.engine.demo import process_tree
 from tests.engine.engine import OURS, STOCK_CRUN, Engine
 from tests.engine.namespaces import wait_until
-
-READY = pb.PodSandboxState.SANDBOX_READY
-RUNNING = pb.ContainerState.CONTAINER_RUNNING
-EXITED = pb.ContainerState.CONTAINER_EXITED
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.cri import Cri, container_config, log_lines, pod_config
+from tests.engine.cri import EXITED, Cri, container_config, log_lines, pod_config
 from tests.engine.engine import OURS, PYTHON, Engine
 from tests.engine.images import BUSYBOX, CHECKOUT
 from tests.engine.namespaces import wait_until
-from tests.engine.test_pods import EXITED
 
 
 class Operator:

@@ -11,10 +11,10 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.engine.conftest import start_container
-from tests.engine.cri import complete_lines
 from tests.engine.engine import Engine
 from tests.engine.handlers import RUNC
 from tests.integration.daemon import collector
+from tests.lines import complete_lines
 
 PORT = 4318
 EXPORT_S = 20.0

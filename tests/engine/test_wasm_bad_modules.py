@@ -7,8 +7,7 @@ import grpc
 import pytest
 
 from proto.gen.runtime.v1 import api_pb2 as api
-from proto.gen.runtime.v1 import service_pb2 as pb
-from tests.engine.cri import Cri
+from tests.engine.cri import RUNNING, Cri
 from tests.engine.engine import Engine
 from tests.engine.handlers import WASM
 from tests.engine.images import HUGE_MODULE
@@ -16,7 +15,6 @@ from tests.engine.module_pods import ModulePod
 from tests.engine.namespaces import wait_until
 
 HANDLER = WASM
-RUNNING = pb.ContainerState.CONTAINER_RUNNING
 TRAPPED = 134
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from proto.gen.runtime.v1 import api_pb2 as api
 from proto.gen.runtime.v1 import service_pb2 as pb
-from tests.engine.cri import Cri, pod_config
+from tests.engine.cri import RUNNING, Cri, pod_config
 from tests.engine.demo import process_tree
 from tests.engine.engine import Engine
 from tests.engine.handlers import WASM
@@ -23,7 +23,6 @@ from tests.engine.streaming import attach_stream, exec_piped, exec_stream
 from tests.engine.test_pods import expect_nothing_more_than, remains
 
 HANDLER = WASM
-RUNNING = pb.ContainerState.CONTAINER_RUNNING
 MIB = 1 << 20
 
 

@@ -18,10 +18,10 @@ from common.errors import Code
 from proto.gen.containerd.task.v3 import shim_pb2 as api
 from proto.gen.runtime.v1 import api_pb2 as cri
 from sandboxers.start_log import read_starts
-from tests.engine.cri import complete_lines
 from tests.integration.daemon.client import TASK, Controller, Pod, refused
 from tests.integration.daemon.lab import BASE, CHECKOUT, Daemon, Lab, until
 from tests.integration.daemon.specs import pod_config
+from tests.lines import complete_lines
 
 PORT = 4318
 SPANS = f"{BASE}/spans"

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.engine.cri import complete_lines
 from tests.integration.daemon.client import Container
 from tests.integration.daemon.lab import Lab, until
 from tests.integration.daemon.test_gc import CollectedNode
+from tests.lines import complete_lines
 
 SAY = ("sh", "-c", "echo out; echo err >&2; exit 7")
 

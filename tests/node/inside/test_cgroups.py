@@ -11,14 +11,12 @@ import pytest
 from proto.gen.runtime.v1 import api_pb2 as api
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.chaos.kubelet import Kubelet
-from tests.engine.cri import CONTAINER, container_config, matching, pod_config
+from tests.engine.cri import CONTAINER, EXITED, RUNNING, container_config, matching, pod_config
 from tests.engine.engine import OURS
 from tests.engine.namespaces import wait_until
 from tests.node.inside.systemd import Service, systemctl
 
 ROOT = Path("/sys/fs/cgroup")
-EXITED = pb.ContainerState.CONTAINER_EXITED
-RUNNING = pb.ContainerState.CONTAINER_RUNNING
 MIB = 1 << 20
 HOG = ("dd", "if=/dev/zero", "of=/dev/null", "bs=128M", "count=1")
 BUSY = ("sh", "-c", "i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done; touch /tmp/done; exec sleep 1000000")

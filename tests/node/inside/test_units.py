@@ -14,8 +14,8 @@ from common.process.exits import UNKNOWN_EXIT_CODE
 from proto.gen.runtime.v1 import service_pb2 as pb
 from tests.chaos.kubelet import Kubelet
 from tests.chaos.trial import LOST_CONNECTION
-from tests.chaos.workload import RUNNING, Container, Pod
-from tests.engine.cri import log_lines
+from tests.chaos.workload import Container, Pod
+from tests.engine.cri import RUNNING, log_lines
 from tests.engine.namespaces import wait_until
 from tests.node.inside.systemd import SUPERVISED, Service, journal, systemctl
 
