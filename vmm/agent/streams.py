@@ -247,37 +247,38 @@ class OutputStream:
 
     def _copy(self) -> None:
         for _ in range(_COPIES_PER_WAKEUP):
-            copied = self._copy_some()
-            if copied < 0:
+            if not self._copy_some():
                 break
-            if not copied:
-                self._end()
-                break
-            self._copied += copied
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
-    def _copy_some(self) -> int:
-        """Return how many bytes went; -1: none can go now; 0: no more will come."""
+    def _copy_some(self) -> bool:
+        """Tell whether more may go at once; if not, the loop looks at what has to change first."""
+        sent = 0
         try:
             if not self._unsent:
                 # Kernels before 6.5 splice each page into a packet of its own, for each of which the host is woken.
                 self._unsent = os.read(self._reader, WRITE_LIMIT_BYTES)
+                if not self._unsent:
+                    self._end()
+                    return False
             sent = len(self._unsent) if self._sock is None else self._sock.send(self._unsent)
-            self._unsent = self._unsent[sent:]
-            return sent
         except BlockingIOError:
-            if self._sock is not None and self._unsent:
-                self._blocked = True
-                self._loop.remove_reader(self._reader)
-                self._loop.add_writer(self._sock, self._go_on)
-            return -1
+            if not self._unsent:
+                return False
         except OSError as error:
             # The host has closed it: what still comes is thrown away, and the process goes on.
             if error.errno not in _CLOSED:
                 log.warning("stream.lost", error=error)
             self._close_connection()
-            return -1
+            return False
+        self._copied += sent
+        self._unsent = self._unsent[sent:]
+        if self._sock is not None and self._unsent:
+            self._blocked = True
+            self._loop.remove_reader(self._reader)
+            self._loop.add_writer(self._sock, self._go_on)
+        return not self._unsent
 
     def _go_on(self) -> None:
         self._blocked = False

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from common.errors import InvalidArgument, NotFound
 from common.readiness import has_input
 from common.transport.unix import UnixTransport
-from vmm.agent.streams import Streams
-from vmm.protocol import ACCEPTED, STREAM_PORT, open_port_line, open_stream_line
+from vmm.agent.streams import OutputStream, Streams
+from vmm.protocol import ACCEPTED, STREAM_PORT, WRITE_LIMIT_BYTES, open_port_line, open_stream_line
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 TIMEOUT_S = 20.0
 
@@ -177,6 +182,41 @@ async def fill(writer: int) -> bytes:
                 return written
             was_full = True
             await settled()
+
+
+class FilledSocket(socket.socket):
+    """A socket that takes only a part of what is sent with one of its calls, and keeps what it takes."""
+
+    calls_until_full = 0
+    taken = 0
+
+    def send(self, data: ReadableBuffer, _flags: int = 0, /) -> int:
+        self.calls_until_full -= 1
+        size = len(memoryview(data)) if self.calls_until_full else 100
+        self.taken += size
+        return size
+
+
+@pytest.mark.parametrize("calls", [1, 7, 8, 9])
+async def test_what_a_full_connection_does_not_take_follows_though_no_more_is_written(calls: int) -> None:
+    told: list[int] = []
+    host, guest = socket.socketpair()
+    sock = FilledSocket(fileno=guest.detach())
+    sock.setblocking(False)
+    sock.calls_until_full = calls
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    size = calls * WRITE_LIMIT_BYTES
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, size)
+    assert os.write(writer, bytes(size)) == size
+    stream = OutputStream(sock, reader, told.append)
+    with host:
+        async with asyncio.timeout(TIMEOUT_S):
+            await stream.pass_on()
+        assert sock.taken == size
+        os.close(writer)
+        await settled()
+    assert told == [size]
+    await settled()
 
 
 async def test_what_is_in_the_pipe_can_be_waited_for_while_others_write_on(ends: Ends) -> None:
