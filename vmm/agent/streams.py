@@ -300,6 +300,7 @@ class OutputStream:
         self._close_connection()
 
     def _close_connection(self) -> None:
+        self._unsent = b""
         if self._sock is not None:
             self._loop.remove_reader(self._sock)
             self._loop.remove_writer(self._sock)

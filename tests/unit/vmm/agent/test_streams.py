@@ -219,6 +219,26 @@ async def test_what_a_full_connection_does_not_take_follows_though_no_more_is_wr
     await settled()
 
 
+async def test_a_host_that_closes_a_full_connection_is_waited_for_no_more() -> None:
+    host, guest = socket.socketpair()
+    guest.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            guest.send(bytes(1 << 15))
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    stream = OutputStream(guest, reader, lambda _: None)
+    os.write(writer, b"the last for now")
+    passing = asyncio.ensure_future(stream.pass_on())
+    await settled()
+    assert not passing.done()
+    assert not has_input(reader)
+    host.close()
+    async with asyncio.timeout(TIMEOUT_S):
+        await passing
+    os.close(writer)
+    await settled()
+
+
 async def test_what_is_in_the_pipe_can_be_waited_for_while_others_write_on(ends: Ends) -> None:
     with await ends.open(open_stream_line("out")) as host:
         writer, stream = ends.streams.claim_output("out")
