@@ -23,7 +23,7 @@ class Transport(Protocol):
         """Return a connected, non-blocking socket.
 
         :raise OSError: nobody listens there, or the other side is gone.
-        :raise TimeoutError: no answer in time.
+        :raise TimeoutError: no answer in time, or none to so many others that this one was not asked for.
         """
         ...
 

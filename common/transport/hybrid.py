@@ -6,7 +6,8 @@ socket `PATH_<port>`. Source: Firecracker docs/vsock.md, which Cloud Hypervisor 
 Nobody hangs up between question and answer. vhost-device-vsock 0.3.0 does not survive it: when the guest has answered
 its only worker panics over the closed socket (VsockConnection::send_pkt), and whatever else goes through it waits for
 ever; if it had not read the question yet, it spins. So who gives up waiting leaves the socket to the event loop, and
-who dies leaves it to the next daemon, through the descriptor store.
+who dies leaves it to the next daemon, through the descriptor store. A guest that answers nothing must not fill that
+store, which all pods share: it is asked no more when too many questions have no answer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections import Counter
+from typing import Final
 
 from common.descriptors.store import DescriptorStore, NoStore, all_sent
 from common.failpoints import Failpoint, failpoint
@@ -21,6 +24,11 @@ from common.transport.streams import connect_to, listen_unix, receive_line, unix
 
 _ASKED_GROUP = "q"
 _ANSWER_LIMIT_BYTES = 32
+UNANSWERED_LIMIT: Final = 16
+"""How many connections behind one path may have been given up and not be answered."""
+
+# By path: what `_await_answer` has left to the event loop.
+_unanswered: Counter[str] = Counter()
 
 
 class HybridTransport:
@@ -34,7 +42,13 @@ class HybridTransport:
         self._store = store or NoStore()
 
     async def connect(self, port: int, timeout_s: float) -> socket.socket:
-        """Connect to a port of the guest, which must have announced itself before."""
+        """Connect to a port of the guest, which must have announced itself before.
+
+        :raise TimeoutError: no answer in time; or no question, as `UNANSWERED_LIMIT` others have no answer yet.
+        :raise OSError: the connection is refused.
+        """
+        if _unanswered[self._path] >= UNANSWERED_LIMIT:
+            raise TimeoutError(f"{UNANSWERED_LIMIT} connections behind {self._path} are unanswered")
         sock = unix_socket()
         name = self._store.new_name(_ASKED_GROUP)
         self._store.put(name, [sock.fileno()])
@@ -50,7 +64,7 @@ class HybridTransport:
                 failpoint(Failpoint.GUEST_ASKED)
                 answer = await receive_line(sock, _ANSWER_LIMIT_BYTES)
             except BaseException:
-                _await_answer(sock, name, self._store)
+                _await_answer(sock, self._path, name, self._store)
                 raise
         self._store.remove(name)
         if not is_accepted(answer):
@@ -72,7 +86,8 @@ def await_answers(store: DescriptorStore) -> None:
     for name in store.untaken():
         if name.startswith(_ASKED_GROUP):
             for fd in store.take(name):
-                _await_answer(socket.socket(fileno=fd), name, store)
+                sock = socket.socket(fileno=fd)
+                _await_answer(sock, _peer_path(sock), name, store)
 
 
 def is_accepted(answer: bytes) -> bool:
@@ -81,18 +96,30 @@ def is_accepted(answer: bytes) -> bool:
     return word == b"OK" and number.isdigit()
 
 
-def _await_answer(sock: socket.socket, name: str, store: DescriptorStore) -> None:
+def _await_answer(sock: socket.socket, path: str, name: str, store: DescriptorStore) -> None:
     """Close a connection that nobody wants any more when its answer, or its end, has come."""
     loop = asyncio.get_running_loop()
+    _unanswered[path] += 1
 
     def close() -> None:
         loop.remove_reader(sock)
+        _unanswered[path] -= 1
+        if not _unanswered[path]:
+            del _unanswered[path]
         # Unread it would make the end of the connection an error, which the daemon does not tell the guest.
         with contextlib.suppress(OSError):
             sock.recv(_ANSWER_LIMIT_BYTES)
         _let_go(sock, name, store)
 
     loop.add_reader(sock, close)
+
+
+def _peer_path(sock: socket.socket) -> str:
+    """Return the path that a socket is connected to, empty if it is not."""
+    try:
+        return str(sock.getpeername())
+    except OSError:
+        return ""
 
 
 def _let_go(sock: socket.socket, name: str, store: DescriptorStore) -> None:

@@ -209,22 +209,36 @@ class GuestPod:
         self._unmeasured_since_s = 0.0
 
     def doubt(self, timeout_s: float = _LAST_PATIENCE_S) -> None:
-        """Something was not answered in time: find out whether the guest answers anything."""
+        """Something was not answered in time: find out whether the guest answers, and accepts connections."""
         if self._probe is None and not self.ended:
             self._probe = asyncio.get_running_loop().create_task(self._ask(timeout_s))
 
     async def _ask(self, timeout_s: float) -> None:
         try:
-            await self._guest.stats(timeout_s)
-        except (DeadlineExceeded, Unavailable) as error:
-            self._on_frozen(f"it does not answer ({error})")
-        except SandboxdError:
-            # That it cannot tell is an answer.
-            self.note_figures()
-        else:
-            self.note_figures()
+            reason = await self._miss_answer(timeout_s)
         finally:
             self._probe = None
+        if reason:
+            self._on_frozen(reason)
+        else:
+            self.note_figures()
+
+    async def _miss_answer(self, timeout_s: float) -> str:
+        """Return what the guest does not do, empty if it answers. That it cannot, or refuses, is an answer."""
+        try:
+            await self._guest.stats(timeout_s)
+        except (DeadlineExceeded, Unavailable) as error:
+            return f"it does not answer ({error})"
+        except SandboxdError:
+            pass
+        # What stands already says nothing of what is asked for now.
+        try:
+            (await self._guest.open_tasks(timeout_s)).close()
+        except DeadlineExceeded as error:
+            return f"it does not accept connections ({error})"
+        except SandboxdError:
+            pass
+        return ""
 
     def _give_up(self, process: GuestProcess) -> None:
         if not self._is_over(process):

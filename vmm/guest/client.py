@@ -115,8 +115,9 @@ class GuestClient:
         try:
             async with asyncio.timeout(timeout_s):
                 return await task
-        except TimeoutError:
-            raise DeadlineExceeded(f"the guest does not answer within {timeout_s:g} s") from None
+        except TimeoutError as error:
+            text = str(error) or f"the guest does not answer within {timeout_s:g} s"
+            raise DeadlineExceeded(text) from None
         except asyncio.CancelledError:
             if self._lost is not None:
                 raise self._lost from None

@@ -11,11 +11,12 @@ import pytest
 
 from common.errors import InvalidArgument
 from common.transport import Transport, transport_of
-from common.transport.hybrid import HybridTransport, await_answers, is_accepted
+from common.transport.hybrid import UNANSWERED_LIMIT, HybridTransport, await_answers, is_accepted
 from common.transport.streams import connect_unix, listen_unix, receive_line
 from common.transport.unix import UnixTransport
 from common.transport.vsock import VsockTransport
 from tests.descriptor_store import KeptInMemory
+from tests.unit.common.ttrpc.peers import until
 
 PORT = 1024
 
@@ -135,6 +136,59 @@ async def test_what_a_daemon_had_asked_that_died_is_closed_when_it_is_answered(t
         with asked:
             await _expect_hang_up_after_answer(asked)
     assert store.kept == {}
+
+
+async def _give_up(transport: HybridTransport) -> None:
+    with pytest.raises(TimeoutError):
+        await transport.connect(PORT, 0.01)
+
+
+async def test_who_answers_nothing_is_asked_no_more_until_it_answers(tmp_path: Path) -> None:
+    store = KeptInMemory()
+    transport = HybridTransport(f"{tmp_path}/vsock", store)
+    loop = asyncio.get_running_loop()
+    with listen_unix(f"{tmp_path}/vsock") as listener, listen_unix(f"{tmp_path}/other"):
+        for _ in range(UNANSWERED_LIMIT):
+            await _give_up(transport)
+        asked = [(await loop.sock_accept(listener))[0] for _ in range(UNANSWERED_LIMIT)]
+        with pytest.raises(
+            TimeoutError, match=f"{UNANSWERED_LIMIT} connections behind {tmp_path}/vsock are unanswered"
+        ):
+            await transport.connect(PORT, 1)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        assert len(store.kept) == UNANSWERED_LIMIT
+        # Another machine has nothing to do with it.
+        await _give_up(HybridTransport(f"{tmp_path}/other", store))
+        asked[0].send(b"OK 1024\n")
+        await until(lambda: len(store.kept) == UNANSWERED_LIMIT)
+        connecting = asyncio.ensure_future(transport.connect(PORT, 5))
+        again, _ = await loop.sock_accept(listener)
+        again.send(b"OK 1024\n")
+        (await connecting).close()
+        for sock in (again, *asked):
+            sock.close()
+    await until(lambda: not store.kept)
+
+
+async def test_what_a_daemon_had_asked_that_died_counts_as_unanswered(tmp_path: Path) -> None:
+    store = KeptInMemory()
+    transport = HybridTransport(f"{tmp_path}/vsock", store)
+    with listen_unix(f"{tmp_path}/vsock") as listener:
+        for _ in range(UNANSWERED_LIMIT):
+            with await connect_unix(f"{tmp_path}/vsock", 5) as dead:
+                store.put(store.new_name("q"), [dead.fileno()])
+        # It had not been connected yet.
+        with socket.socket(socket.AF_UNIX) as early:
+            store.put(store.new_name("q"), [early.fileno()])
+        store.restart()
+        await_answers(store)
+        with pytest.raises(TimeoutError, match="are unanswered"):
+            await transport.connect(PORT, 1)
+        (await asyncio.get_running_loop().sock_accept(listener))[0].close()
+        await until(lambda: len(store.kept) == UNANSWERED_LIMIT - 1)
+        await _give_up(transport)
+    await until(lambda: not store.kept)
 
 
 async def test_what_cannot_be_asked_is_not_kept(tmp_path: Path) -> None:

@@ -18,12 +18,20 @@ class Guest:
         self.calls: list[tuple[str, Message]] = []
         self.refuses = False
         self.silent = False
+        self.deaf = False
         self.exhausted = False
+
+    async def open_tasks(self, timeout_s: float) -> socket.socket:
+        if self.deaf:
+            raise DeadlineExceeded("silence")
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return ours
 
     async def open_stream(self, stream_id: str, timeout_s: float) -> socket.socket:
         if self.refuses:
             raise Unavailable("no")
-        if self.silent:
+        if self.silent or self.deaf:
             raise DeadlineExceeded("silence")
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)

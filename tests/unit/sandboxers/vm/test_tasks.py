@@ -250,6 +250,14 @@ async def test_a_guest_that_opens_no_stream_is_asked_whether_it_is_there(pod: Po
     assert pod.frozen == ["it does not answer (silence)"]
 
 
+async def test_a_guest_that_answers_but_accepts_no_connection_is_ended(pod: Pod, engine: Client) -> None:
+    pod.guest.deaf = True
+    with pytest.raises(StatusError):
+        await create(pod, engine)
+    await until(lambda: bool(pod.frozen))
+    assert pod.frozen == ["it does not accept connections (silence)"]
+
+
 async def test_a_guest_that_answers_with_an_error_is_there(pod: Pod, engine: Client) -> None:
     await create(pod, engine)
     pod.guest.exhausted = True
