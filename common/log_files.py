@@ -71,9 +71,10 @@ class LogFiles:
 
 
 def shorten(path: str, limit_bytes: int = LIMIT_BYTES) -> None:
-    """Drop all but the last half of `limit_bytes` of a file that is longer than those.
+    """Drop all but the lines in the last half of `limit_bytes` of a file that is longer than those.
 
-    What is written in this very moment may be lost. Raises FileNotFoundError.
+    Not a part of a line, which might look like a whole one. What is written in this very moment may be lost.
+    Raises FileNotFoundError.
     """
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
@@ -81,6 +82,6 @@ def shorten(path: str, limit_bytes: int = LIMIT_BYTES) -> None:
         if size > limit_bytes:
             end = os.pread(fd, limit_bytes // 2, size - limit_bytes // 2)
             os.ftruncate(fd, 0)
-            os.pwrite(fd, end, 0)
+            os.pwrite(fd, end[end.find(b"\n") + 1 :], 0)
     finally:
         os.close(fd)

@@ -35,6 +35,13 @@ def test_of_a_long_file_the_end_stays(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new" * 10
 
 
+def test_no_part_of_a_line_stays(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"x" * 100 + b"part\nfirst\nlast\n")
+    shorten(str(path), 30)
+    assert path.read_bytes() == b"first\nlast\n"
+
+
 def test_whoever_appends_goes_on_at_the_new_end(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with path.open("ab", buffering=0) as writer:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from common.log_files import LIMIT_BYTES
 from common.process.exits import ExitStatus
 from vmm.hypervisors.last_words import described, last_words, panic_on, thread_has_panicked
+
+PANIC = b"thread 'vring_worker' (17616) panicked at src/vsock_conn.rs:238:64:\n"
 
 
 def test_the_end_of_a_log_is_one_printable_line(tmp_path: Path) -> None:
@@ -49,12 +52,28 @@ def test_the_last_panic_is_found_before_its_registers(tmp_path: Path) -> None:
         ("thread 'main' panicked at 'no', src/main.rs:1:1\n", True),
         ("[ERROR virtiofsd] cannot open 'thread ' panicked at '\n", False),
         ("thread 'main' has ended\n", False),
+        # A name that virtiofsd cannot open, with what other programs take for the end of a line.
+        ("[ERROR virtiofsd] cannot open a\rthread 'x' panicked at b\n", False),
+        ("[ERROR virtiofsd] cannot open a\x85thread 'x' panicked at b\n", False),
+        ("[ERROR virtiofsd] cannot open a\u2028thread 'x' panicked at b\n", False),
     ],
 )
 def test_the_panic_of_a_thread_is_seen(tmp_path: Path, words: str, panicked: bool) -> None:
     log = tmp_path / "log"
-    log.write_text(words)
+    log.write_bytes(words.encode())
     assert thread_has_panicked(str(log)) == panicked
+
+
+def test_the_panic_of_a_thread_does_not_scroll_away(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(PANIC + b"[WARN virtiofsd] no such file\n" * 5000)
+    assert thread_has_panicked(str(log))
+
+
+def test_a_line_whose_beginning_was_not_read_is_no_panic(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"[WARN virtiofsd] no file " + PANIC.ljust(LIMIT_BYTES, b"\n"))
+    assert not thread_has_panicked(str(log))
 
 
 @pytest.mark.parametrize(
