@@ -160,7 +160,9 @@ def _become_init(executable: int, report_fd: int, go_fd: int) -> NoReturn:
         _libc.execveat(executable, [_INIT_NAME], [])
     except BaseException as error:
         number = error.errno if isinstance(error, OSError) and error.errno else 0
-        os.write(report_fd, f"{number} {error}".encode())
+        # Nothing may leave this function: its caller is the parent's code.
+        with contextlib.suppress(OSError):
+            os.write(report_fd, f"{number} {error}".encode())
     os._exit(1)
 
 

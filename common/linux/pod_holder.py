@@ -68,7 +68,7 @@ async def hold_namespaces(
 ) -> HolderResult:
     """Make the namespaces of `request` and open them; all or nothing, in about 30 ms.
 
-    `on_held` may write down what there is: until it has returned, the init dies with this process.
+    `on_held` may write down what there is: until the confirmation that follows it, the init dies with this process.
     The init, when there is one, has become a child of the daemon: hand `pid` and `pidfd` to `watcher.watch`
     before the next await. Raises InvalidArgument for what the request got wrong, OSError for what the kernel
     refuses, DeadlineExceeded after 10 s.

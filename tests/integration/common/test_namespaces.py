@@ -424,6 +424,24 @@ async def test_an_init_that_nobody_has_confirmed_dies_with_its_helper(watcher: E
     assert watcher.watch_count == 0
 
 
+def test_an_init_whose_helper_is_gone_runs_nothing_of_its_code() -> None:
+    helper = """
+import os, sys
+
+sys.path.insert(0, sys.argv[1])
+from common.linux import _holder_main
+
+reports, report_fd = os.pipe()
+os.close(reports)
+try:
+    _holder_main._become_init(os.memfd_create("init"), report_fd, os.pipe()[0])
+finally:
+    os._exit(7)
+"""
+    init = subprocess.run([sys.executable, "-c", helper, str(CHECKOUT)], timeout=20)
+    assert init.returncode == 1
+
+
 async def test_too_few_descriptors_for_the_holder_leave_nothing(watcher: ExitWatcher) -> None:
     made = []
     for descriptors in range(12):
