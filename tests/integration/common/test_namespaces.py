@@ -411,9 +411,10 @@ async def test_a_caller_that_goes_away_leaves_nothing_at_any_moment(watcher: Exi
 
 async def test_an_init_that_nobody_has_confirmed_dies_with_its_helper(watcher: ExitWatcher) -> None:
     holding = asyncio.ensure_future(hold(watcher, HolderRequest([Kind.PID])))
-    await until(lambda: children_named(b"_holder_main"), 20, "the helper")
+    await asyncio.sleep(0)
+    # It has begun. From here on not with the event loop's help: nobody shall confirm it.
+    wait_until(lambda: children_named(b"_holder_main"), 20, "the helper")
     (helper,) = children_named(b"_holder_main")
-    # Not with the event loop's help: nobody shall confirm it.
     wait_until(lambda: children_of(helper), 20, "its init")
     (init,) = children_of(helper)
     os.kill(helper, signal.SIGKILL)
