@@ -19,6 +19,7 @@ from collections import Counter
 from typing import Final
 
 from common.descriptors.store import DescriptorStore, NoStore, all_sent
+from common.errors import ResourceExhausted
 from common.failpoints import Failpoint, failpoint
 from common.transport.streams import connect_to, listen_unix, receive_line, unix_socket
 
@@ -46,6 +47,7 @@ class HybridTransport:
 
         :raise TimeoutError: no answer in time; or no question, as `UNANSWERED_LIMIT` others have no answer yet.
         :raise OSError: the connection is refused.
+        :raise ResourceExhausted: nobody has taken it into the store within half of the time: not the guest's fault.
         """
         if _unanswered[self._path] >= UNANSWERED_LIMIT:
             raise TimeoutError(f"{UNANSWERED_LIMIT} connections behind {self._path} are unanswered")
@@ -54,7 +56,7 @@ class HybridTransport:
         self._store.put(name, [sock.fileno()])
         async with asyncio.timeout(timeout_s):
             try:
-                await all_sent(self._store)
+                await self._kept(timeout_s / 2)
                 await connect_to(sock, self._path)
             except BaseException:
                 _let_go(sock, name, self._store)
@@ -72,6 +74,15 @@ class HybridTransport:
             raise ConnectionRefusedError(f"port {port} behind {self._path} is refused: {answer!r}")
         return sock
 
+    async def _kept(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await all_sent(self._store)
+        except TimeoutError:
+            raise ResourceExhausted(
+                f"the service manager has not taken a connection to {self._path} within {timeout_s:g} s"
+            ) from None
+
     def listen(self, port: int) -> socket.socket:
         """Listen for what the guest connects to this port."""
         return listen_unix(f"{self._path}_{port}")
@@ -82,7 +93,11 @@ class HybridTransport:
 
 
 def await_answers(store: DescriptorStore) -> None:
-    """Let the event loop close what an earlier daemon has asked for, each when it is answered."""
+    """Let the event loop close what an earlier daemon has asked for, each when it is answered.
+
+    What that daemon had connected and not asked when it died, or whose answer it had read, gets no answer: that stays,
+    and counts (`UNANSWERED_LIMIT`), until the machine ends.
+    """
     for name in store.untaken():
         if name.startswith(_ASKED_GROUP):
             for fd in store.take(name):

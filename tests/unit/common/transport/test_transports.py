@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import InvalidArgument
+from common.errors import InvalidArgument, ResourceExhausted
 from common.transport import Transport, transport_of
 from common.transport.hybrid import UNANSWERED_LIMIT, HybridTransport, await_answers, is_accepted
 from common.transport.streams import connect_unix, listen_unix, receive_line
@@ -189,6 +189,16 @@ async def test_what_a_daemon_had_asked_that_died_counts_as_unanswered(tmp_path: 
         await until(lambda: len(store.kept) == UNANSWERED_LIMIT - 1)
         await _give_up(transport)
     await until(lambda: not store.kept)
+
+
+async def test_a_store_that_takes_nothing_is_not_the_fault_of_the_guest(tmp_path: Path) -> None:
+    store = KeptInMemory()
+    with listen_unix(f"{tmp_path}/vsock") as listener, store.busy():
+        with pytest.raises(ResourceExhausted, match="service manager"):
+            await HybridTransport(f"{tmp_path}/vsock", store).connect(PORT, 0.1)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert store.kept == {}
 
 
 async def test_what_cannot_be_asked_is_not_kept(tmp_path: Path) -> None:
