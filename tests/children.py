@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from pathlib import Path
 
-LIMIT_S = 20.0
+from tests.settling import async_settle
+
 PROC = Path("/proc")
 
 
@@ -44,7 +44,4 @@ async def reaped(before: set[int]) -> None:
 
     Not for ever: what is left then is found and told by the look at what every test leaves behind.
     """
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LIMIT_S):
-            while children() - before:  # noqa: ASYNC110 - nothing tells
-                await asyncio.sleep(0.005)
+    await async_settle(lambda: (f"child {pid}" for pid in children() - before))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +12,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from common.linux import procs
+from tests.settling import PROMPT_S, late, settle
 
 TESTS = Path(__file__).parent
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 TIERS = ("integration", "engine", "node", "vm", "chaos", "bench")
-SETTLE_S = 20.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,6 +56,14 @@ def pytest_make_collect_report(
     return report
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell what tests left behind that went by itself, but late."""
+    if late:
+        terminalreporter.section(f"left behind for longer than {PROMPT_S:g} s")
+        for line in late:
+            terminalreporter.write_line(line)
+
+
 def _reason(longrepr: Any) -> str:
     return str(longrepr[2] if isinstance(longrepr, tuple) else longrepr)
 
@@ -77,14 +84,9 @@ def _leaves_nothing_behind() -> Iterator[None]:
     """
     before = _holdings()
     yield
-    leaks = _leaks(before)
-    if leaks:
+    if _leaks(before):
         gc.collect()
-        deadline = time.monotonic() + SETTLE_S
-        while leaks and time.monotonic() < deadline:
-            time.sleep(0.02)
-            leaks = _leaks(before)
-    if leaks:
+    if leaks := settle(lambda: _leaks(before)):
         pytest.fail("left behind:\n  " + "\n  ".join(leaks), pytrace=False)
 
 

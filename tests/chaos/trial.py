@@ -18,6 +18,8 @@ from tests.engine.engine import Engine
 from tests.engine.handlers import RUNC
 from tests.engine.images import CHECKOUT
 from tests.engine.namespaces import wait_until
+from tests.node import SLOWER
+from tests.settling import settle
 
 HOOK = Path(__file__).with_name("hook")
 PLAIN_MANAGER = Path(__file__).with_name("service_manager.py")
@@ -156,22 +158,17 @@ class Trial(Kubelet):
         found |= {f"supervisor's {kind}" for kind in descriptors(self.engine.sandboxer_pid)}
         return found | {f"daemon's {kind}" for kind in stable_descriptors(self.engine.daemon_pid)}
 
-    def expect_nothing_more_than(self, before: set[str], timeout_s: float = 30) -> None:
+    def expect_nothing_more_than(self, before: set[str]) -> None:
         """Fail unless, soon, nothing is there that was not there before."""
-        left: set[str] = set()
 
-        def clean() -> bool:
+        def left() -> set[str]:
             try:
-                left.clear()
-                left.update(self.remains() - before)
-            except (FileNotFoundError, ProcessLookupError):
-                return False
-            return not left
+                return self.remains() - before
+            except (FileNotFoundError, ProcessLookupError) as error:
+                return {f"what goes while it is looked at: {error}"}
 
-        try:
-            wait_until(clean, timeout_s=timeout_s, what="the end of it all", interval_s=0.05)
-        except TimeoutError:
-            raise AssertionError("left behind:\n  " + "\n  ".join(sorted(left))) from None
+        if leaks := settle(left, 30 * SLOWER, interval_s=0.05):
+            raise AssertionError("left behind:\n  " + "\n  ".join(leaks))
 
     def lost_connections(self) -> list[str]:
         """The lines of containerd's log that tell of a connection that broke."""

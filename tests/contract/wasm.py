@@ -16,8 +16,9 @@ from sandboxers.wasm.cache import Cache
 from sandboxers.wasm.compiler import Compiler
 from sandboxers.wasm.config import ModulesConfig
 from sandboxers.wasm.fork_server import ForkServer
-from tests.children import LIMIT_S, command_lines
+from tests.children import command_lines
 from tests.modules import module
+from tests.settling import LIMIT_S
 
 APPLETS = ("sh", "sleep", "cat", "true")
 

@@ -1,6 +1,5 @@
 """What a pod of ours is, seen through a real engine."""
 
-import contextlib
 import os
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from tests.engine.daemons import stable_descriptors
 from tests.engine.demo import process_tree
 from tests.engine.engine import OURS, Engine
 from tests.engine.namespaces import wait_until
+from tests.settling import settle
 
 POD = api.NamespaceMode.POD
 
@@ -58,9 +58,7 @@ def remains(engine: Engine) -> set[str]:
 
 def expect_nothing_more_than(before: set[str], engine: Engine) -> None:
     """Fail unless, soon, nothing is left that was not there before: some of it ends after the engine has its answer."""
-    with contextlib.suppress(TimeoutError):
-        wait_until(lambda: remains(engine) <= before, timeout_s=20, what="what pods leave behind")
-    assert remains(engine) - before == set()
+    assert settle(lambda: remains(engine) - before) == []
 
 
 def test_a_pod_runs_without_a_shim_and_leaves_nothing_behind(engine: Engine, cri: Cri) -> None:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 from sandboxers.garbage import RECORD_FILE as GARBAGE_RECORD
 from sandboxers.start_log import FILE as START_LOG
 from tests.engine.namespaces import Namespaces
+from tests.settling import async_settle
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -49,7 +50,6 @@ ACCOUNTS = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bi
 # The daemons themselves, which tests start and stop: by the names of their processes.
 DAEMONS = ("python", Path(sys.executable).resolve().name[:15], Path(sys.executable).name[:15])
 
-_SETTLE_S = 20.0
 _UNSTABLE = re.compile(rf"anon_inode:\[(eventfd|eventpoll)\]|.*/{re.escape(START_LOG)}")
 
 
@@ -137,14 +137,12 @@ class Lab:
         return found
 
     async def expect_nothing_more_than(
-        self, before: Inventory, daemon_pid: int = 0, *state_dirs: str, grace_s: float = _SETTLE_S
+        self, before: Inventory, daemon_pid: int = 0, *state_dirs: str
     ) -> None:
         """Fail unless, soon, nothing exists that had not existed before."""
-        deadline = time.monotonic() + grace_s
-        while leaks := before.additions(self.inventory(daemon_pid, *state_dirs)):
-            if time.monotonic() > deadline:
-                raise AssertionError("left behind inside:\n  " + "\n  ".join(leaks))
-            await asyncio.sleep(0.02)
+        leaks = await async_settle(lambda: before.additions(self.inventory(daemon_pid, *state_dirs)))
+        if leaks:
+            raise AssertionError("left behind inside:\n  " + "\n  ".join(leaks))
 
     # -- means -------------------------------------------------------------------------------------
 
