@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from common.errors import Unavailable
 from common.process.exits import ExitWatcher
 from common.transport import transport_of
 from common.transport.streams import connect_unix
+from common.ttrpc import StatusCode
+from proto.gen.containerd.task.v3 import shim_pb2 as task
 from proto.gen.sandboxd.agent.v1 import agent_pb2 as api
 from tests.bench.census import cpu_ns
 from tests.contract.agent import AgentContract
-from tests.contract.guest import TAG, TIMEOUT_S, Guest, configuration, shell
+from tests.contract.guest import TAG, TIMEOUT_S, Guest, configuration, refused, shell
 from tests.guest_image import guest_image
 from tests.vm.qemu import new_hypervisor
 from tests.vm.tap import Tap
@@ -35,6 +37,8 @@ from vmm.protocol import TASK_PORT
 
 MEMORY_MIB = 256
 BOOT_TIMEOUT_S = 120.0
+ENGINE_TIMEOUT_S = 10.0
+"""Containerd's for all that it does about the end of a container (internal/cri/server/events.go)."""
 MAC = "52:54:00:12:34:56"
 GATEWAY_MAC = "52:54:00:00:00:01"
 
@@ -59,6 +63,20 @@ async def _idle(pid: int) -> None:
     while (now_ns := cpu_ns(pid)) != before_ns:
         before_ns = now_ns
         await asyncio.sleep(0.5)
+
+
+@contextlib.contextmanager
+def _stopped_share(guest: MachineGuest) -> Iterator[None]:
+    """Meanwhile the host does not answer for its files."""
+    parent = guest.machine.pids()[f"share-{TAG}"]
+    children = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    for pid in children:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGCONT)
 
 
 @asynccontextmanager
@@ -131,24 +149,38 @@ class TestMachine:
         (await guest.client.transport.connect(TASK_PORT, TIMEOUT_S)).close()
         await _idle(guest.machine.pids()["vsock"])
 
-    async def test_a_container_whose_files_are_stuck_holds_up_nobody_else(self, guest: MachineGuest) -> None:
-        parent = guest.machine.pids()[f"share-{TAG}"]
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        async with await guest.container("echo", "out") as container:
+    async def test_a_container_whose_files_are_stuck_holds_up_nobody_and_is_deleted(
+        self, guest: MachineGuest
+    ) -> None:
+        count = "cd /guest/1/task; while read _; do set -- *; echo $#; done"
+        proc = {"type": "bind", "source": "/proc", "destination": "/guest", "options": ["bind", "ro"]}
+        async with (
+            await guest.container(*shell(count), streams=("stdin", "stdout"), mounts=[proc]) as counter,
+            await guest.container("echo", "out") as container,
+        ):
+
+            async def threads() -> bytes:
+                await counter.write(b"\n", end=False)
+                return await counter.read("stdout", 2)
+
+            await counter.start()
             await container.start()
             assert await container.wait() == 0
-            for pid in children:
-                os.kill(int(pid), signal.SIGSTOP)
-            try:
-                deleting = asyncio.ensure_future(container.delete())
-                # Many, so that the last ones come when it is at its files.
-                for _ in range(50):
+            assert await threads() == b"1\n"
+            with _stopped_share(guest):
+                async with asyncio.timeout(ENGINE_TIMEOUT_S):
+                    deleting = asyncio.ensure_future(container.delete())
+                    while await threads() == b"1\n":
+                        assert not deleting.done()
                     await guest.client.stats(TIMEOUT_S)
-                assert not deleting.done()
-            finally:
-                for pid in children:
-                    os.kill(int(pid), signal.SIGCONT)
-            await deleting
+                    assert not deleting.done()
+                    await deleting
+                assert await threads() == b"2\n"
+                again = task.CreateTaskRequest(id=container.id, bundle=f"{guest.bundles}/{container.id}")
+                async with refused(StatusCode.FAILED_PRECONDITION, "are still open"):
+                    await guest.call("Create", again, task.CreateTaskResponse)
+            while await threads() == b"2\n":
+                pass
 
     async def test_a_sleeping_container_leaves_the_guest_most_of_its_memory(
         self, guest: MachineGuest

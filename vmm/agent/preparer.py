@@ -9,14 +9,14 @@ from contextlib import AsyncExitStack
 from typing import Final, NamedTuple
 
 from common.cgroup import Hierarchies
-from common.errors import DeadlineExceeded, InvalidArgument
+from common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from common.linux.mounts import unmount_all
 from common.log import get_logger
 from common.oci.spec import PodView, Spec
 from common.records import write_no_record
 from common.task.backend import ContainerRequest, PreparedContainer
 from common.task.host_preparer import HostPreparer
-from vmm.agent.aside import run_aside
+from vmm.agent.aside import Aside
 from vmm.agent.devices import settle_share
 from vmm.agent.runtime import MountNamespaces
 
@@ -29,7 +29,8 @@ _SHARED_NAMESPACES: Final = ("network", "ipc", "uts")
 _PROCESS_KEYS: Final = ("apparmorProfile", "selinuxLabel")
 _LINUX_KEYS: Final = ("mountLabel", "intelRdt")
 
-_LET_GO_TIMEOUT_S: Final = 10.0
+# Engines, and the host's part, have 10 s for all that the end of a container takes.
+_LET_GO_TIMEOUT_S: Final = 4.0
 
 log = get_logger()
 
@@ -60,7 +61,7 @@ class Directories(NamedTuple):
 class GuestPreparer(HostPreparer):
     """Prepares the containers of the guest's pod (`ContainerPreparer`)."""
 
-    __slots__ = ("_directories", "_namespaces", "_released")
+    __slots__ = ("_aside", "_directories", "_namespaces", "_released")
 
     def __init__(
         self,
@@ -75,13 +76,20 @@ class GuestPreparer(HostPreparer):
         super().__init__(view, shm, directories.tasks, hierarchies, may_raise_limits, write_no_record)
         self._directories = directories
         self._namespaces = namespaces
-        self._released: list[str] = []
+        self._released: set[str] = set()
+        self._aside = Aside()
 
     def check_request(self, request: ContainerRequest) -> None:
-        """Refuse a bundle that is not in a share, however it is spelled, and mounts from elsewhere.
+        """Refuse a bundle that is not in a share, however it is spelled, or that an earlier container still has.
 
-        :raise InvalidArgument: it is.
+        :raise InvalidArgument: it is not in a share.
+        :raise FailedPrecondition: the earlier container is let go of at this moment.
         """
+        if self._aside.is_busy(request.bundle):
+            raise FailedPrecondition(
+                f"the files of an earlier container in {request.bundle} are still open:"
+                " the host does not answer for them; try again when it does"
+            )
         shares = self._directories.shares
         if os.path.realpath(request.bundle) != request.bundle or not request.bundle.startswith(f"{shares}/"):
             raise InvalidArgument(f"the bundle {request.bundle[:200]!r} is not in a share below {shares}")
@@ -118,22 +126,27 @@ class GuestPreparer(HostPreparer):
             await self._let_go(os.path.basename(container.directory), bundle)
 
     async def _let_go(self, container_id: str, bundle: str) -> None:
-        released = list(self._released)
-
-        def let_go() -> set[str]:
-            settle_share(os.path.dirname(bundle))
-            self._namespaces.let_go(container_id)
-            unmount_all(bundle)
-            # It forgets what it looks for and does not find. The host removes a bundle after this: the next time, then.
-            return {path for path in released if not os.path.lexists(path)}
-
-        forgotten: set[str] = set()
+        if not self._aside.is_busy(bundle):
+            # Both names may be another container's by the time that the host answers: it has the descriptor alone.
+            namespace = self._namespaces.take(container_id)
+            self._aside.start(bundle, lambda: self._let_go_of_bundle(bundle, namespace))
         try:
-            forgotten = await run_aside(let_go, f"letting go of {bundle}", _LET_GO_TIMEOUT_S)
+            await self._aside.wait(bundle, _LET_GO_TIMEOUT_S)
         except DeadlineExceeded as error:
             # When the host answers again it is done: nothing of the container is left to wait for.
             log.warning("container.bundle_held", container_id=container_id, error=error)
-        self._released = [path for path in (*self._released, bundle) if path not in forgotten]
+
+    def _let_go_of_bundle(self, bundle: str, namespace: int | None) -> None:
+        """In a thread: of what is the loop's it uses the set alone, in steps that are each a whole one."""
+        try:
+            settle_share(os.path.dirname(bundle))
+        finally:
+            if namespace is not None:
+                os.close(namespace)
+        unmount_all(bundle)
+        # It forgets what it looks for and does not find. The host removes a bundle after this: the next time, then.
+        self._released.difference_update([path for path in list(self._released) if not os.path.lexists(path)])
+        self._released.add(bundle)
 
 
 def _mount_submounts(bundle: str, spec: Spec) -> None:

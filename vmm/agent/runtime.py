@@ -30,14 +30,14 @@ class MountNamespaces:
 
     def hold(self, container_id: str, pid: int) -> None:
         """Hold that of a container's first process; one that has ended already has come by nothing."""
-        self.let_go(container_id)
+        if (left := self.take(container_id)) is not None:
+            os.close(left)
         with contextlib.suppress(OSError):
             self._held[container_id] = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
-    def let_go(self, container_id: str) -> None:
-        """Let it end, if nobody lives in it. Idempotent."""
-        if (fd := self._held.pop(container_id, None)) is not None:
-            os.close(fd)
+    def take(self, container_id: str) -> int | None:
+        """Return the descriptor of a container's, if it is held: it is the caller's to close from now on."""
+        return self._held.pop(container_id, None)
 
 
 class GuestRuntime(OciRuntime):

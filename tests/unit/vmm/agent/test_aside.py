@@ -9,44 +9,72 @@ import threading
 import pytest
 
 from common.errors import DeadlineExceeded
-from vmm.agent.aside import run_aside
+from vmm.agent.aside import Aside
+
+TIMEOUT_S = 10.0
 
 
-async def test_the_result_comes_while_the_loop_goes_on() -> None:
-    asked = threading.Event()
+class Work:
+    """Something that takes as long as it is told, and counts who does it."""
 
-    def wait() -> int:
-        assert asked.wait(5)
-        return threading.get_ident()
+    def __init__(self) -> None:
+        self.threads: list[int] = []
+        self.may_end = threading.Event()
 
-    waiting = asyncio.ensure_future(run_aside(wait, "waiting", 5))
+    def __call__(self) -> None:
+        self.threads.append(threading.get_ident())
+        assert self.may_end.wait(TIMEOUT_S)
+
+
+async def test_it_is_done_while_the_loop_goes_on() -> None:
+    aside, work = Aside(), Work()
+    aside.start("it", work)
+    waiting = asyncio.ensure_future(aside.wait("it", TIMEOUT_S))
     await asyncio.sleep(0)
-    asked.set()
-    assert await waiting != threading.get_ident()
+    assert aside.is_busy("it")
+    assert not aside.is_busy("something else")
+    work.may_end.set()
+    await waiting
+    assert not aside.is_busy("it")
+    assert len(work.threads) == 1
+    assert work.threads != [threading.get_ident()]
 
 
-async def test_a_failure_is_the_callers() -> None:
+async def test_a_failure_is_the_waiters() -> None:
     def fail() -> None:
         raise FileNotFoundError("it")
 
+    aside = Aside()
+    aside.start("it", fail)
     with pytest.raises(FileNotFoundError, match="it"):
-        await run_aside(fail, "failing", 5)
+        await aside.wait("it", TIMEOUT_S)
+    assert not aside.is_busy("it")
 
 
-async def test_what_takes_too_long_goes_on_alone_and_leaves_nothing_open() -> None:
+async def test_what_takes_too_long_goes_on_alone_and_is_waited_for_again() -> None:
     before = set(os.listdir("/proc/self/fd"))
-    may_end, ended = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        may_end.wait(5)
-        ended.set()
-
-    with pytest.raises(DeadlineExceeded, match="waiting: not done within"):
-        await run_aside(wait, "waiting", 0.01)
-    may_end.set()
-    assert ended.wait(5)
-    for _ in range(500):
-        if set(os.listdir("/proc/self/fd")) == before:
-            break
-        await asyncio.sleep(0.01)
+    aside, work = Aside(), Work()
+    aside.start("it", work)
+    with pytest.raises(DeadlineExceeded, match="it: not done within"):
+        await aside.wait("it", 0.01)
+    assert aside.is_busy("it")
+    cancelled = asyncio.ensure_future(aside.wait("it", TIMEOUT_S))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert aside.is_busy("it")
+    work.may_end.set()
+    await aside.wait("it", TIMEOUT_S)
+    await aside.wait("it", TIMEOUT_S)
+    assert len(work.threads) == 1
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+async def test_with_a_busy_subject_nothing_else_is_done() -> None:
+    aside, work = Aside(), Work()
+    aside.start("it", work)
+    with pytest.raises(AssertionError, match="something is being done with it"):
+        aside.start("it", work)
+    work.may_end.set()
+    await aside.wait("it", TIMEOUT_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from common.cgroup import Hierarchies
 from common.errors import InvalidArgument
 from common.oci.spec import Spec, parse_spec
-from common.task.backend import ContainerRequest
+from common.task.backend import ContainerRequest, PreparedContainer
 from common.task.stdio import NO_STDIO
 from vmm.agent import boot, clock, devices, network, service
 from vmm.agent.identity import set_hostname
@@ -103,7 +104,12 @@ def test_figures_are_read_from_proc() -> None:
 
 
 @pytest.fixture
-def preparer(tmp_path: Path) -> GuestPreparer:
+def namespaces() -> MountNamespaces:
+    return MountNamespaces()
+
+
+@pytest.fixture
+def preparer(tmp_path: Path, namespaces: MountNamespaces) -> GuestPreparer:
     shm = SharedMemory("/run/shm")
     (tmp_path / "shares").mkdir()
     return GuestPreparer(
@@ -112,7 +118,7 @@ def preparer(tmp_path: Path) -> GuestPreparer:
         Directories(f"{tmp_path}/tasks", f"{tmp_path}/shares", "/pod"),
         Hierarchies({}),
         True,
-        MountNamespaces(),
+        namespaces,
     )
 
 
@@ -161,3 +167,15 @@ def test_a_pods_namespaces_are_the_machines() -> None:
     assert view.namespaces == {"network": None, "ipc": None, "uts": None, "pid": "/proc/7/ns/pid"}
     assert view.files["/etc/hosts"] == "/run/pod/hosts"
     assert "pid" not in pod_view("/run/pod", shm, None).namespaces
+
+
+async def test_a_namespace_ends_though_the_share_is_lost(
+    preparer: GuestPreparer, namespaces: MountNamespaces, tmp_path: Path
+) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    namespaces.hold("c1", os.getpid())
+    rootfs = f"{tmp_path}/shares/lost/c1/rootfs"
+    container = PreparedContainer(f"{tmp_path}/tasks/c1", rootfs, (0, 0), "", False, False, False, False)
+    with pytest.raises(FileNotFoundError, match="shares/lost"):
+        await preparer.release(container)
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -102,12 +102,13 @@ def test_a_mount_namespace_outlives_its_processes() -> None:
         namespaces.hold("one", process.pid)
         process.kill()
     held = [fd for fd in os.listdir("/proc/self/fd") if _link_of(fd).startswith("mnt:")]
-    assert len(held) == 1
-    namespaces.let_go("one")
-    namespaces.let_go("one")
-    assert not [fd for fd in os.listdir("/proc/self/fd") if _link_of(fd).startswith("mnt:")]
+    namespace = namespaces.take("one")
+    assert held == [str(namespace)]
+    assert namespaces.take("one") is None
+    assert namespace is not None
+    os.close(namespace)
     namespaces.hold("two", process.pid)
-    namespaces.let_go("two")
+    assert namespaces.take("two") is None
 
 
 def _link_of(fd: str) -> str:
