@@ -33,7 +33,6 @@ _PLAIN = MS_NOSUID | MS_NODEV | MS_NOEXEC
 MOUNTS: Final = (
     _Mount("proc", "/proc", _PLAIN),
     _Mount("sysfs", "/sys", _PLAIN),
-    _Mount("fusectl", "/sys/fs/fuse/connections", _PLAIN),
     _Mount("devtmpfs", "/dev", MS_NOSUID, "mode=755"),
     _Mount("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "mode=620,gid=5,ptmxmode=666"),
     _Mount("mqueue", "/dev/mqueue", _PLAIN),

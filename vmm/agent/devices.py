@@ -23,9 +23,6 @@ from vmm.protocol import share_path
 _BLOCK: Final = "/sys/block"
 _CPUS: Final = "/sys/devices/system/cpu"
 _MEMORY: Final = "/sys/devices/system/memory"
-_FUSE_CONNECTIONS: Final = "/sys/fs/fuse/connections"
-# In each a dozen requests that nobody waits for go on their way.
-_SETTLE_ROUNDS: Final = 32
 _TIMEOUT_S = 10.0
 _NETLINK_KOBJECT_UEVENT = 15  # linux/netlink.h; Python has no name for it
 _KERNEL_EVENTS = 1  # the multicast group of the kernel, as opposed to udev's
@@ -131,12 +128,8 @@ def settle_share(path: str) -> None:
     over a bug of Linux: "Busy inodes after unmount" (generic_shutdown_super in fs/super.c), which kills whoever
     unmounts.
     """
-    # Requests in the queue or on their way (Documentation/filesystems/fuse.rst). Others may make some all the time.
-    waiting = f"{_FUSE_CONNECTIONS}/{os.minor(os.stat(path).st_dev)}/waiting"
-    for _ in range(_SETTLE_ROUNDS):
-        os.statvfs(path)  # is answered behind all that was sent before
-        if read(waiting) in ("", "0"):
-            return
+    # Is answered behind all that was sent before. virtiofs has no file that tells what is under way (fuse_ctl).
+    os.statvfs(path)
 
 
 async def bring_online(cpus: int, memory_bytes: int) -> tuple[int, int]:
