@@ -36,11 +36,17 @@ DEVICES = (
 
 
 def emulator(image: Path) -> list[str]:
-    """Return the command of the QEMU beside a disk, which needs a newer libc than this machine may have."""
+    """Return the command of the QEMU beside a disk, which needs a newer libc than this machine may have.
+
+    :raise RuntimeError: it has no loader.
+    """
     tree = image / "emulator"
     libraries = tree / "libraries"
-    loader = [str(next(libraries.glob("ld-linux-*"))), "--library-path", str(libraries)]
-    return [*loader, str(tree / "qemu-system-x86_64"), "-L", str(tree / "qemu"), "-L", str(tree / "seabios")]
+    loader = next(libraries.glob("ld-linux-*"), None)
+    if loader is None:
+        raise RuntimeError(f"{libraries} has no ld-linux-*: build the node again (scripts/build-node)")
+    command = [str(loader), "--library-path", str(libraries), str(tree / "qemu-system-x86_64")]
+    return [*command, "-L", str(tree / "qemu"), "-L", str(tree / "seabios")]
 
 
 class Machine:
