@@ -218,7 +218,7 @@ class InputStream:
 class OutputStream:
     """A pipe that flows into a connection, until its last writer is gone; then it is the host's turn to close."""
 
-    __slots__ = ("_blocked", "_copied", "_idle", "_loop", "_on_end", "_reader", "_sock", "_unsent")
+    __slots__ = ("_copied", "_idle", "_loop", "_on_end", "_reader", "_sock", "_unsent")
 
     def __init__(self, sock: socket.socket, reader: int, on_end: Callable[[int], None]) -> None:
         """Takes over both; `on_end` is told how many bytes the stream has, once all of them are in the connection."""
@@ -227,8 +227,8 @@ class OutputStream:
         self._reader = reader
         self._on_end = on_end
         self._copied = 0
+        # What a full connection did not take; whoever waits for it to take more does not look at the pipe.
         self._unsent = b""
-        self._blocked = False
         self._idle: asyncio.Future[None] | None = None
         self._loop.add_reader(reader, self._copy)
 
@@ -239,7 +239,7 @@ class OutputStream:
 
     async def pass_on(self) -> None:
         """Return when what was in the pipe is in the connection."""
-        if self._reader >= 0 and not self._blocked:
+        if self._reader >= 0 and not self._unsent:
             self._copy()
         while self.is_behind:
             self._idle = self._loop.create_future()
@@ -275,13 +275,11 @@ class OutputStream:
         self._copied += sent
         self._unsent = self._unsent[sent:]
         if self._sock is not None and self._unsent:
-            self._blocked = True
             self._loop.remove_reader(self._reader)
             self._loop.add_writer(self._sock, self._go_on)
         return not self._unsent
 
     def _go_on(self) -> None:
-        self._blocked = False
         if self._sock is not None:
             self._loop.remove_writer(self._sock)
         self._loop.add_reader(self._reader, self._copy)
